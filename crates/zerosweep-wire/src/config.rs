@@ -1,0 +1,57 @@
+//! What a tool tells the agent, through the environment of the VMM.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// The environment variable that holds an [`AgentConfig`] as JSON.
+///
+/// An agent that does not find it is inert: it passes every call through unseen.
+pub const CONFIG_VARIABLE: &str = "ZEROSWEEP_AGENT_CONFIG";
+
+/// How the agent is to manage the guest memory of the VMM that it is loaded into.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentConfig {
+    /// Version of the messages, [`PROTOCOL`](crate::PROTOCOL).
+    pub protocol: u32,
+    /// Name of the guest.
+    pub name: String,
+    /// Size of the guest's memory in bytes; the mapping of this length is taken for guest RAM.
+    pub max_mem_bytes: u64,
+    /// What the guest may hold, in bytes.
+    pub target_bytes: u64,
+    /// Name of the policy, as `zerosweep` spells it (`xen-2016`, `zerosweep`, …).
+    pub policy: String,
+    /// What happens when no frame can be found for a fault.
+    pub on_exhaustion: OnExhaustion,
+    /// When cache slots give their host memory back.
+    pub return_mode: ReturnMode,
+    /// Where the agent listens.
+    pub socket: PathBuf,
+    /// Files that the agent unlinks when the VMM exits (its socket is one of them).
+    pub unlink_at_exit: Vec<PathBuf>,
+}
+
+/// What happens when the cache is empty and nothing can be reclaimed (rule R15).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnExhaustion {
+    /// The vCPU waits until frames come free or the target rises.
+    #[default]
+    Stall,
+    /// Host memory beyond the target is taken, and reported.
+    Borrow,
+    /// The VMM is ended, as Xen does.
+    Kill,
+}
+
+/// When cache slots give their host memory back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReturnMode {
+    /// Slots beyond a small stock give it back at once.
+    Eager,
+    /// Slots keep their host memory.
+    #[default]
+    Lazy,
+}

@@ -1,0 +1,115 @@
+//! Requests and responses.
+
+use serde::{Deserialize, Serialize};
+
+use crate::Status;
+
+/// The first line that an agent sends on a connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Version of the agent's messages.
+    pub protocol: u32,
+    /// Version of the agent itself.
+    pub version: String,
+    /// Name of the guest.
+    pub name: String,
+    /// Process of the VMM.
+    pub pid: u32,
+}
+
+/// A question to the agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// Chosen by the client, repeated in the response.
+    pub id: u64,
+    /// What is asked.
+    #[serde(flatten)]
+    pub operation: Operation,
+}
+
+/// What can be asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case")]
+pub enum Operation {
+    /// All figures of the guest.
+    Status,
+    /// Recount every figure from the tables (rule R19).
+    Audit,
+    /// Set what the guest may hold; the guest's balloon is the asking side's business.
+    SetTarget {
+        /// The new target in bytes.
+        target_bytes: u64,
+    },
+    /// Say which threads of the VMM run virtual CPUs: only these may stall (rule R15).
+    Vcpus {
+        /// Thread ids in the agent's PID namespace.
+        thread_ids: Vec<u32>,
+    },
+}
+
+/// The answer to the [`Request`] of the same id.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Response {
+    /// The request's id; 0 when it could not be read.
+    pub id: u64,
+    /// What came of it.
+    #[serde(flatten)]
+    pub answer: Answer,
+}
+
+/// What came of a request.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// Done. `Status`, `SetTarget` and `Vcpus` answer with the status after it; so does `Audit`
+    /// when no difference was found.
+    Ok(Box<Status>),
+    /// Not done.
+    Error(ErrorBody),
+}
+
+/// Why a request was not done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// For programs.
+    pub kind: ErrorKind,
+    /// For people: lowercase, with the value that was wrong.
+    pub message: String,
+}
+
+/// The kinds of [`ErrorBody`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorKind {
+    /// The line was not a request that this version knows.
+    BadRequest,
+    /// The value cannot be.
+    BadValue,
+    /// The guest's memory is not managed (yet, or any more).
+    NotManaging,
+    /// The audit found a difference.
+    AuditFailed,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_read_as_documented() {
+        let request: Request = serde_json::from_str(r#"{"id":1,"op":"status"}"#).unwrap();
+        assert_eq!(request, Request { id: 1, operation: Operation::Status });
+        let request: Request =
+            serde_json::from_str(r#"{"id":2,"op":"set_target","target_bytes":4096}"#).unwrap();
+        assert_eq!(request.operation, Operation::SetTarget { target_bytes: 4096 });
+    }
+
+    #[test]
+    fn a_response_is_ok_or_error() {
+        let error = ErrorBody { kind: ErrorKind::BadValue, message: "no".into() };
+        let response = Response { id: 7, answer: Answer::Error(error) };
+        let line = serde_json::to_string(&response).unwrap();
+        assert_eq!(line, r#"{"id":7,"error":{"kind":"bad_value","message":"no"}}"#);
+        assert_eq!(serde_json::from_str::<Response>(&line).unwrap(), response);
+    }
+}

@@ -1,0 +1,171 @@
+//! One guest's figures.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{OnExhaustion, ReturnMode};
+
+/// Everything that the agent says of its guest.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the messages, [`PROTOCOL`](crate::PROTOCOL).
+    pub protocol: u32,
+    /// Name of the guest.
+    pub name: String,
+    /// Process of the VMM.
+    pub pid: u32,
+    /// What the agent is doing.
+    pub state: State,
+    /// Why the state is `failed` or the cap is lifted; for people.
+    pub reason: Option<String>,
+    /// Size of the guest's memory in bytes.
+    pub max_mem_bytes: u64,
+    /// What the guest may hold, in bytes.
+    pub target_bytes: u64,
+    /// Name of the policy.
+    pub policy: String,
+    /// What happens on exhaustion.
+    pub on_exhaustion: OnExhaustion,
+    /// When cache slots give their host memory back.
+    pub return_mode: ReturnMode,
+    /// The quantities of the engine.
+    pub pages: Pages,
+    /// Superpages, by the engine and by the kernel.
+    pub superpages: Superpages,
+    /// What has been done since the start.
+    pub counters: Counters,
+    /// Fault service times: from the message's arrival to the answer.
+    pub fault_latency: FaultLatency,
+    /// What the host's kernel says.
+    pub host: HostMemory,
+    /// Threads that wait for a frame now.
+    pub stalled_threads: u32,
+    /// Pages held beyond the target.
+    pub borrowed_pages: u64,
+}
+
+/// What the agent is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// The VMM has not allocated guest RAM yet.
+    WaitingForRam,
+    /// Guest memory is populated on demand, within the target.
+    Managing,
+    /// Something of ours failed: the guest goes on, without the cap.
+    CapLifted,
+    /// Guest RAM could not be taken over: it is the VMM's own, unmanaged.
+    Failed,
+}
+
+/// The quantities of the engine, in pages of 4 KiB.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pages {
+    /// Pages that the guest could have.
+    pub max: u64,
+    /// Pages that the domain may hold.
+    pub target: u64,
+    /// Promised pages without a frame.
+    pub entries: u64,
+    /// Pages with a frame.
+    pub populated: u64,
+    /// Slots in the PoD cache.
+    pub cache: u64,
+    /// Pages that are out but whose frame stays in its superpage.
+    pub retained: u64,
+    /// populated + cache + retained.
+    pub total: u64,
+    /// Pages that are ballooned out.
+    pub ballooned_out: u64,
+    /// entries − cache − retained; what must be reclaimed or ballooned before all is backed.
+    pub debt: i64,
+    /// What the guest has still to give back.
+    pub owed: i64,
+    /// How much the guest can certainly still touch: cache and retained.
+    pub can_touch: u64,
+}
+
+/// Superpages of 2 MiB.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Superpages {
+    /// Whole in the guest, by the engine.
+    pub in_guest: u64,
+    /// Whole in the guest, by the kernel (`PAGEMAP_SCAN`), when it was asked.
+    pub in_guest_by_kernel: Option<u64>,
+    /// Whole in the cache.
+    pub in_cache: u64,
+    /// Ranges of the guest that are broken into 4 KiB entries and hold a frame.
+    pub broken: u64,
+    /// Cleared ahead and ready.
+    pub cleared_ahead: u64,
+}
+
+/// What has been done since the start. Pages are of 4 KiB.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    /// Faults answered.
+    pub faults: u64,
+    /// Populates of whole superpages.
+    pub populates_2m: u64,
+    /// Populates of single pages.
+    pub populates_4k: u64,
+    /// Superpage zero checks.
+    pub zero_checks_2m: u64,
+    /// Superpage zero checks that found a zero superpage.
+    pub zero_checks_2m_hit: u64,
+    /// Single-page zero checks.
+    pub zero_checks_4k: u64,
+    /// Single-page zero checks that found a zero page.
+    pub zero_checks_4k_hit: u64,
+    /// Bytes read by zero checks.
+    pub bytes_scanned: u64,
+    /// Bytes cleared.
+    pub bytes_cleared: u64,
+    /// Bytes copied.
+    pub bytes_copied: u64,
+    /// Ranges checked from the ring of recently populated ones.
+    pub eager_checks: u64,
+    /// Steps of emergency sweeps.
+    pub emergency_sweeps: u64,
+    /// PoD superpage entries broken.
+    pub splinters: u64,
+    /// Ram superpage entries broken.
+    pub shatters: u64,
+    /// Superpages reclaimed whole.
+    pub superpages_reclaimed: u64,
+    /// Singles reclaimed.
+    pub singles_reclaimed: u64,
+    /// Pages stolen for the cache when they were given back.
+    pub pages_stolen: u64,
+    /// Superpages returned to the host whole.
+    pub superpages_returned: u64,
+    /// Single pages returned to the host.
+    pub pages_returned_4k: u64,
+    /// Pages that the guest gave back.
+    pub pages_given_back: u64,
+    /// Times that no frame could be found.
+    pub exhaustions: u64,
+    /// Unmaps that had to be flushed from the TLBs.
+    pub unmap_flushes: u64,
+    /// Moves that the kernel refused because a page was in use.
+    pub busy: u64,
+    /// The largest total ever held, in pages.
+    pub peak_total_pages: u64,
+}
+
+/// Fault service times in nanoseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FaultLatency {
+    /// Median.
+    pub p50_ns: u64,
+    /// 99th percentile.
+    pub p99_ns: u64,
+    /// Longest.
+    pub max_ns: u64,
+}
+
+/// What the host's kernel says of the VMM.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostMemory {
+    /// `RssAnon` of the VMM, its own memory included.
+    pub rss_anon_bytes: u64,
+}
