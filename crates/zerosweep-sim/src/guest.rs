@@ -1,0 +1,134 @@
+//! A domain on the software machine, as its guest sees it.
+
+use std::fmt;
+
+use zerosweep::{
+    BuildError, Config, ConfigError, Domain, Exclusive, Fault, FaultError, Gfn, Order, Session,
+    TargetError,
+};
+
+use crate::SoftwareMachine;
+
+/// A touch that had no effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TouchError {
+    /// No frame could be found for the page.
+    Exhausted,
+    /// The touch could not be served.
+    Fault(FaultError),
+}
+
+impl fmt::Display for TouchError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exhausted => f.write_str("no frame is left, and none can be reclaimed"),
+            Self::Fault(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for TouchError {}
+
+/// A guest that could not be built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NewGuestError {
+    /// The domain cannot be.
+    Config(ConfigError),
+    /// Its memory could not be promised.
+    Build(BuildError),
+    /// Its cache could not be filled.
+    Target(TargetError),
+}
+
+impl fmt::Display for NewGuestError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Config(error) => error.fmt(f),
+            Self::Build(error) => error.fmt(f),
+            Self::Target(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for NewGuestError {}
+
+/// A guest all of whose memory is PoD at first, with a cache filled to the target.
+pub struct SoftwareGuest {
+    /// The domain.
+    pub domain: Domain,
+    /// The machine below it.
+    pub machine: SoftwareMachine,
+}
+
+impl SoftwareGuest {
+    /// A guest of `config.max_pages` on a host with just as many frames as its target.
+    ///
+    /// # Errors
+    /// When such a guest cannot be.
+    pub fn new(config: Config) -> Result<Self, NewGuestError> {
+        let machine = SoftwareMachine::new(config.target);
+        Self::on(machine, config)
+    }
+
+    /// A guest on `machine`.
+    ///
+    /// # Errors
+    /// When such a guest cannot be.
+    pub fn on(machine: SoftwareMachine, config: Config) -> Result<Self, NewGuestError> {
+        let domain = Domain::new(config).map_err(NewGuestError::Config)?;
+        let mut guest = Self { domain, machine };
+        let mut session = guest.session();
+        let mut at = 0;
+        while at < config.max_pages {
+            let left = config.max_pages - at;
+            let fits = |order: &Order| order.pages() <= left;
+            let order = [Order::MAX, Order::SUPERPAGE].into_iter().find(fits).unwrap_or_default();
+            session.populate_on_demand(Gfn::new(at), order).map_err(NewGuestError::Build)?;
+            at += order.pages();
+        }
+        session.set_target(config.target).map_err(NewGuestError::Target)?;
+        Ok(guest)
+    }
+
+    /// Operations on the domain.
+    pub fn session(&mut self) -> Session<Exclusive<'_, SoftwareMachine>> {
+        self.domain.with(&mut self.machine)
+    }
+
+    /// The guest reads the word at `offset` bytes into the page, a multiple of 8.
+    ///
+    /// # Errors
+    /// When the page has no frame and gets none.
+    pub fn read(&mut self, gfn: Gfn, offset: usize) -> Result<u64, TouchError> {
+        let mfn = self.touch(gfn)?;
+        Ok(self.machine.word(mfn, offset / 8))
+    }
+
+    /// The guest writes the word at `offset` bytes into the page, a multiple of 8.
+    ///
+    /// # Errors
+    /// When the page has no frame and gets none.
+    pub fn write(&mut self, gfn: Gfn, offset: usize, value: u64) -> Result<(), TouchError> {
+        let mfn = self.touch(gfn)?;
+        self.machine.set_word(mfn, offset / 8, value);
+        Ok(())
+    }
+
+    /// The guest touches a page; a fault is served until it has a frame.
+    ///
+    /// # Errors
+    /// When it gets none.
+    pub fn touch(&mut self, gfn: Gfn) -> Result<zerosweep::Mfn, TouchError> {
+        loop {
+            if let Some((mfn, _)) = self.machine.translate(gfn) {
+                return Ok(mfn);
+            }
+            match self.session().fault(gfn) {
+                Ok(Fault::Exhausted) => return Err(TouchError::Exhausted),
+                // With one thread nothing is in transit between two operations.
+                Ok(Fault::Present { .. } | Fault::InTransit | Fault::Again) => {}
+                Err(error) => return Err(TouchError::Fault(error)),
+            }
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! An arena of frames, and a table of what is mapped where.
+
+use std::collections::BTreeSet;
+
+use zerosweep::{
+    Allocated, Content, FramePool, Gfn, Machine, MapError, Mapped, Mfn, Order, OutOfFrames,
+    PAGE_BYTES, QUICK_CHECK_WORDS, SUPERPAGE_PAGES, Unmapped,
+};
+
+/// Words of 8 bytes in a page.
+const PAGE_WORDS: usize = (PAGE_BYTES / 8) as usize;
+/// What a frame is filled with when it comes from the host, on request.
+const POISON: u64 = 0xdead_beef_5eed_cafe;
+
+/// What the machine was asked to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MachineCounters {
+    /// Times that all CPUs had to be waited for.
+    pub flushes: u64,
+    /// Full zero checks.
+    pub zero_checks: u64,
+    /// Quick checks.
+    pub quick_checks: u64,
+    /// Runs cleared.
+    pub clears: u64,
+    /// Bytes cleared.
+    pub bytes_cleared: u64,
+    /// Runs mapped.
+    pub maps: u64,
+    /// Runs unmapped.
+    pub unmaps: u64,
+}
+
+/// A superpage of the machine's own table.
+#[derive(Clone, Default)]
+enum Slot {
+    #[default]
+    Empty,
+    Whole(u64),
+    Pages(Box<[Option<u64>; SUPERPAGE_PAGES as usize]>),
+}
+
+/// The machine. Memory that was never written to costs the process nothing.
+pub struct SoftwareMachine {
+    arena: Vec<u64>,
+    pool: FramePool,
+    table: Vec<Slot>,
+    busy: BTreeSet<u64>,
+    unflushed: bool,
+    poison: bool,
+    counters: MachineCounters,
+}
+
+impl SoftwareMachine {
+    /// A machine whose host has `pages` frames, rounded up to whole superframes.
+    ///
+    /// # Panics
+    /// When the host cannot tell so many frames apart, or the arena cannot be had.
+    #[must_use]
+    pub fn new(pages: u64) -> Self {
+        let superframes = pages.div_ceil(SUPERPAGE_PAGES);
+        let count = u32::try_from(superframes).expect("fewer than 2^32 superframes");
+        Self {
+            arena: vec![0; count as usize * SUPERPAGE_PAGES as usize * PAGE_WORDS],
+            pool: FramePool::new(count).expect("memory for the pool's tables"),
+            table: Vec::new(),
+            busy: BTreeSet::new(),
+            unflushed: false,
+            poison: false,
+            counters: MachineCounters::default(),
+        }
+    }
+
+    /// Fills each frame that the host gives out with rubbish, to show that it is cleared.
+    #[must_use]
+    pub fn with_poison(mut self) -> Self {
+        self.poison = true;
+        self
+    }
+
+    /// What it was asked to do so far.
+    #[must_use]
+    pub fn counters(&self) -> MachineCounters {
+        self.counters
+    }
+
+    /// The host's frames.
+    #[must_use]
+    pub fn pool(&self) -> &FramePool {
+        &self.pool
+    }
+
+    /// Makes a frame busy (as if a device had it pinned), or no longer.
+    pub fn set_busy(&mut self, mfn: Mfn, busy: bool) {
+        if busy {
+            self.busy.insert(mfn.raw());
+        } else {
+            self.busy.remove(&mfn.raw());
+        }
+    }
+
+    /// The frame that the guest reaches at `gfn`, and the order of its mapping.
+    #[must_use]
+    pub fn translate(&self, gfn: Gfn) -> Option<(Mfn, Order)> {
+        match self.table.get(gfn.superpage().index())? {
+            Slot::Empty => None,
+            Slot::Whole(mfn) => {
+                Some((Mfn::new(mfn + gfn.index_in_superpage() as u64), Order::SUPERPAGE))
+            }
+            Slot::Pages(pages) => {
+                pages[gfn.index_in_superpage()].map(|mfn| (Mfn::new(mfn), Order::PAGE))
+            }
+        }
+    }
+
+    /// One word of a frame.
+    #[must_use]
+    pub fn word(&self, mfn: Mfn, index: usize) -> u64 {
+        self.arena[word_index(mfn) + index]
+    }
+
+    /// Writes one word of a frame.
+    pub fn set_word(&mut self, mfn: Mfn, index: usize, value: u64) {
+        self.arena[word_index(mfn) + index] = value;
+    }
+
+    fn words(&self, mfn: Mfn, order: Order) -> &[u64] {
+        let first = word_index(mfn);
+        &self.arena[first..first + order.pages() as usize * PAGE_WORDS]
+    }
+
+    fn words_mut(&mut self, mfn: Mfn, order: Order) -> &mut [u64] {
+        let first = word_index(mfn);
+        &mut self.arena[first..first + order.pages() as usize * PAGE_WORDS]
+    }
+
+    fn slot(&mut self, gfn: Gfn) -> &mut Slot {
+        let index = gfn.superpage().index();
+        if self.table.len() <= index {
+            self.table.resize(index + 1, Slot::Empty);
+        }
+        &mut self.table[index]
+    }
+}
+
+fn word_index(mfn: Mfn) -> usize {
+    mfn.raw() as usize * PAGE_WORDS
+}
+
+/// The pages of a slot, broken up if it is whole.
+fn pages_of(slot: &mut Slot) -> &mut [Option<u64>; SUPERPAGE_PAGES as usize] {
+    let pages = match core::mem::take(slot) {
+        Slot::Empty => Box::new([None; SUPERPAGE_PAGES as usize]),
+        Slot::Whole(mfn) => Box::new(std::array::from_fn(|i| Some(mfn + i as u64))),
+        Slot::Pages(pages) => pages,
+    };
+    *slot = Slot::Pages(pages);
+    match slot {
+        Slot::Pages(pages) => pages,
+        Slot::Empty | Slot::Whole(_) => unreachable!("it was just made so"),
+    }
+}
+
+impl Machine for SoftwareMachine {
+    fn allocate(&mut self, order: Order) -> Result<Allocated, OutOfFrames> {
+        let mfn = self.pool.allocate(order)?;
+        if self.poison {
+            self.words_mut(mfn, order).fill(POISON);
+        }
+        Ok(Allocated { mfn, content: Content::Unknown })
+    }
+
+    fn free(&mut self, mfn: Mfn, order: Order) {
+        assert!(self.pool.free(mfn, order), "INV-1: {mfn:?} was given back twice");
+    }
+
+    fn map(&mut self, gfn: Gfn, mfn: Mfn, order: Order) -> Result<Mapped, MapError> {
+        self.counters.maps += 1;
+        let slot = self.slot(gfn);
+        if order == Order::SUPERPAGE {
+            let empty = match slot {
+                Slot::Empty => true,
+                Slot::Whole(_) => false,
+                Slot::Pages(pages) => pages.iter().all(Option::is_none),
+            };
+            assert!(empty, "INV-1: something is mapped at {gfn:?} already");
+            *slot = Slot::Whole(mfn.raw());
+        } else {
+            let page = &mut pages_of(slot)[gfn.index_in_superpage()];
+            assert!(page.is_none(), "INV-1: something is mapped at {gfn:?} already");
+            *page = Some(mfn.raw());
+        }
+        Ok(Mapped::Whole)
+    }
+
+    fn unmap(&mut self, gfn: Gfn, mfn: Mfn, order: Order) -> Unmapped {
+        let run = mfn.raw()..mfn.raw() + order.pages();
+        if self.busy.range(run.clone()).next().is_some() {
+            return Unmapped::Busy;
+        }
+        self.counters.unmaps += 1;
+        self.unflushed = true;
+        let slot = self.slot(gfn);
+        if order == Order::SUPERPAGE {
+            let all = match slot {
+                Slot::Empty => false,
+                Slot::Whole(first) => *first == mfn.raw(),
+                Slot::Pages(pages) => pages.iter().copied().eq(run.map(Some)),
+            };
+            assert!(all, "INV-1: {mfn:?} is not what is mapped at {gfn:?}");
+            *slot = Slot::Empty;
+        } else {
+            let page = pages_of(slot)[gfn.index_in_superpage()].take();
+            assert_eq!(page, Some(mfn.raw()), "INV-1: another frame is mapped at {gfn:?}");
+        }
+        Unmapped::Done
+    }
+
+    fn flush(&mut self) {
+        self.counters.flushes += 1;
+        self.unflushed = false;
+    }
+
+    fn quick_check(&mut self, _gfn: Gfn, mfn: Mfn, order: Order) -> Option<u32> {
+        self.counters.quick_checks += 1;
+        (0..order.pages()).find_map(|page| {
+            let first = page as usize * PAGE_WORDS;
+            let start = word_index(mfn) + first;
+            let words = &self.arena[start..start + QUICK_CHECK_WORDS as usize];
+            zerosweep_scan::first_nonzero(words).map(|word| (first + word) as u32)
+        })
+    }
+
+    fn peek(&mut self, _gfn: Gfn, mfn: Mfn, word: u32) -> u64 {
+        self.word(mfn, word as usize)
+    }
+
+    fn zero_check(&mut self, mfn: Mfn, order: Order) -> Option<u32> {
+        assert!(!self.unflushed, "INV-5: a check of what a CPU may still write");
+        self.counters.zero_checks += 1;
+        zerosweep_scan::first_nonzero(self.words(mfn, order)).map(|word| word as u32)
+    }
+
+    fn clear(&mut self, mfn: Mfn, order: Order) {
+        self.counters.clears += 1;
+        self.counters.bytes_cleared += order.bytes();
+        self.words_mut(mfn, order).fill(0);
+    }
+}

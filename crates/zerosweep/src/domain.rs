@@ -1,0 +1,362 @@
+//! A domain: its table, its cache, its quantities. It is only data: what is done with it is in
+//! [`Session`](crate::Session).
+
+use core::fmt;
+
+use crate::cache::Cache;
+use crate::frame::{FRAME_LIMIT, Mfn, Order, PAGE_BYTES};
+use crate::machine::{Exclusive, Machine};
+use crate::p2m::{OutOfTableMemory, P2m};
+use crate::policy::Policy;
+use crate::ring::Rings;
+use crate::session::Session;
+use crate::sweep::Cursors;
+
+/// How a domain is made.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// Pages that the guest is told of: gfns 0 to `max_pages`.
+    pub max_pages: u64,
+    /// Pages that the domain may hold.
+    pub target: u64,
+    /// How it decides.
+    pub policy: Policy,
+    /// What a touch of a page that is ballooned out means.
+    pub invalid_touch: InvalidTouch,
+    /// How many bytes one fault may scan under [`Policy::Zerosweep`] before others are served.
+    pub fault_budget_bytes: u64,
+}
+
+impl Config {
+    /// 8 MiB: four cold superpages, about a third of a millisecond.
+    pub const DEFAULT_FAULT_BUDGET_BYTES: u64 = 8 << 20;
+
+    /// The defaults, for so many pages.
+    #[must_use]
+    pub fn new(max_pages: u64, target: u64, policy: Policy) -> Self {
+        Self {
+            max_pages,
+            target,
+            policy,
+            invalid_touch: InvalidTouch::Refuse,
+            fault_budget_bytes: Self::DEFAULT_FAULT_BUDGET_BYTES,
+        }
+    }
+}
+
+/// What a touch of a page that is ballooned out means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InvalidTouch {
+    /// An error of the guest's, as under Xen.
+    Refuse,
+    /// The guest takes the page back without a word, as under QEMU: one more page is promised and
+    /// populated at once.
+    Increase,
+}
+
+/// A domain that cannot be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConfigError {
+    /// No pages, or more than frame numbers can tell.
+    MaxPages(u64),
+    /// 0, or above the maximum.
+    Target {
+        /// What was asked for, in pages.
+        target: u64,
+        /// The most that it can be.
+        max: u64,
+    },
+    /// The tables cannot be had.
+    TableMemory(OutOfTableMemory),
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::MaxPages(pages) => write!(f, "{pages} pages of guest memory cannot be"),
+            Self::Target { target, max } => {
+                write!(f, "a target of {target} pages cannot be: 1 to {max} are possible")
+            }
+            Self::TableMemory(error) => error.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for ConfigError {}
+
+/// The quantities of a domain, in pages.
+///
+/// `populated + entries` is B, what the guest has; `populated + cache + retained` is the total,
+/// what the domain holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Quantities {
+    /// M.
+    pub max: u64,
+    /// T.
+    pub target: u64,
+    /// P: pages with a frame.
+    pub populated: u64,
+    /// B − P: pages promised without one.
+    pub entries: u64,
+    /// Frames that back nothing.
+    pub cache: u64,
+    /// R: pages out whose frame stays in its superpage.
+    pub retained: u64,
+}
+
+impl Quantities {
+    /// P + cache + R.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.populated + self.cache + self.retained
+    }
+
+    /// B: what the guest has not given back.
+    #[must_use]
+    pub fn guest(&self) -> u64 {
+        self.populated + self.entries
+    }
+
+    /// entries − cache − R: what must be found before everything promised is backed.
+    #[must_use]
+    pub fn debt(&self) -> i64 {
+        self.entries as i64 - self.cache as i64 - self.retained as i64
+    }
+
+    /// B − T: what the guest has still to give back.
+    #[must_use]
+    pub fn owed(&self) -> i64 {
+        self.guest() as i64 - self.target as i64
+    }
+}
+
+/// What a domain has done since it was made. Bytes where it says so, else pages of 4 KiB or times.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names are those of the program's JSON output")]
+pub struct Statistics {
+    pub populates_2m: u64,
+    pub populates_4k: u64,
+    pub zero_checks_2m: u64,
+    pub zero_checks_2m_hit: u64,
+    pub zero_checks_4k: u64,
+    pub zero_checks_4k_hit: u64,
+    pub bytes_scanned: u64,
+    pub bytes_cleared: u64,
+    pub bytes_copied: u64,
+    pub eager_checks: u64,
+    pub emergency_sweeps: u64,
+    pub splinters: u64,
+    pub shatters: u64,
+    pub superpages_reclaimed: u64,
+    pub singles_reclaimed: u64,
+    pub pages_stolen: u64,
+    pub superpages_returned: u64,
+    pub pages_returned_4k: u64,
+    pub pages_given_back: u64,
+    pub exhaustions: u64,
+    pub unmap_flushes: u64,
+    pub busy: u64,
+    pub borrowed: u64,
+    pub peak_total: u64,
+}
+
+/// Before it happens: what the guest can still touch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Forecast {
+    /// Pages that can be touched without a scan.
+    pub certain: u64,
+    /// More pages that a sweep should find, going by how many of the recent checks found zeros.
+    /// 0 where nothing was checked.
+    pub likely: u64,
+    /// Pages promised beyond both: when the guest touches these, it is exhausted.
+    pub short: u64,
+}
+
+/// Pages in the hands of an operation, between the table and its quantities.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Flight {
+    /// Counted as populated; their entries still say PoD.
+    pub(crate) from_pod: u64,
+    /// Counted as populated; their entries still say invalid.
+    pub(crate) from_invalid: u64,
+    /// On their way from the host to the cache; not counted yet.
+    pub(crate) incoming: u64,
+}
+
+/// Where a domain is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Life {
+    /// It runs.
+    Alive,
+    /// [`Session::teardown`] has begun; the next superpage to take down.
+    Dying(u64),
+    /// Every frame is back with the host.
+    Dead,
+}
+
+/// A domain on populate-on-demand memory.
+///
+/// ```
+/// use zerosweep::{Config, Domain, Gfn, Order, Policy};
+/// use zerosweep_sim::SoftwareMachine;
+///
+/// let mut machine = SoftwareMachine::new(1024);
+/// let mut domain = Domain::new(Config::new(2048, 1024, Policy::Zerosweep)).unwrap();
+/// let mut session = domain.with(&mut machine);
+/// session.populate_on_demand(Gfn::new(0), Order::new(11).unwrap()).unwrap();
+/// session.set_target(1024).unwrap();
+/// session.fault(Gfn::new(700)).unwrap();
+/// assert_eq!(domain.quantities().populated, 512);
+/// assert_eq!(domain.quantities().total(), 1024);
+/// domain.audit().unwrap();
+/// ```
+pub struct Domain {
+    pub(crate) p2m: P2m,
+    pub(crate) cache: Cache,
+    pub(crate) policy: Policy,
+    pub(crate) invalid_touch: InvalidTouch,
+    pub(crate) fault_budget_bytes: u64,
+    pub(crate) target: u64,
+    pub(crate) populated: u64,
+    pub(crate) entries: u64,
+    pub(crate) flight: Flight,
+    pub(crate) rings: Rings,
+    pub(crate) cursors: Cursors,
+    pub(crate) swept_before_decrease: bool,
+    pub(crate) life: Life,
+    pub(crate) statistics: Statistics,
+}
+
+impl Domain {
+    /// A domain without a page: see [`Session::populate_on_demand`] and [`Session::set_target`].
+    ///
+    /// # Errors
+    /// When it cannot be, or its tables cannot be had.
+    pub fn new(config: Config) -> Result<Self, ConfigError> {
+        let Config { max_pages, target, policy, invalid_touch, fault_budget_bytes } = config;
+        if max_pages == 0 || max_pages > FRAME_LIMIT {
+            return Err(ConfigError::MaxPages(max_pages));
+        }
+        if target == 0 || target > max_pages {
+            return Err(ConfigError::Target { target, max: max_pages });
+        }
+        Ok(Self {
+            p2m: P2m::new(max_pages).map_err(ConfigError::TableMemory)?,
+            cache: Cache::default(),
+            policy,
+            invalid_touch,
+            fault_budget_bytes,
+            target,
+            populated: 0,
+            entries: 0,
+            flight: Flight::default(),
+            rings: Rings::default(),
+            cursors: Cursors::default(),
+            swept_before_decrease: false,
+            life: Life::Alive,
+            statistics: Statistics::default(),
+        })
+    }
+
+    /// Works on this domain and a machine that nobody else uses.
+    pub fn with<'a, M: Machine>(&'a mut self, machine: &'a mut M) -> Session<Exclusive<'a, M>> {
+        Session::new(Exclusive::new(self, machine))
+    }
+
+    /// The quantities, now.
+    #[must_use]
+    pub fn quantities(&self) -> Quantities {
+        Quantities {
+            max: self.p2m.pages(),
+            target: self.target,
+            populated: self.populated,
+            entries: self.entries,
+            cache: self.cache.pages(),
+            retained: 0,
+        }
+    }
+
+    /// What has been done so far.
+    #[must_use]
+    pub fn statistics(&self) -> &Statistics {
+        &self.statistics
+    }
+
+    /// The table.
+    #[must_use]
+    pub fn p2m(&self) -> &P2m {
+        &self.p2m
+    }
+
+    /// The cache.
+    #[must_use]
+    pub fn cache(&self) -> &Cache {
+        &self.cache
+    }
+
+    /// The policy.
+    #[must_use]
+    pub fn policy(&self) -> Policy {
+        self.policy
+    }
+
+    /// Where it is in its life.
+    #[must_use]
+    pub fn life(&self) -> Life {
+        self.life
+    }
+
+    /// How much the guest can still touch (rule R15).
+    #[must_use]
+    pub fn forecast(&self) -> Forecast {
+        let q = self.quantities();
+        let s = &self.statistics;
+        let found = s.superpages_reclaimed * 512 + s.singles_reclaimed;
+        let looked = (s.bytes_scanned / PAGE_BYTES).max(s.zero_checks_2m).max(found);
+        let share = if looked == 0 { 0 } else { q.populated.saturating_mul(found) / looked };
+        let certain = q.cache.min(q.entries);
+        let likely = share.min(q.entries - certain).min(q.populated);
+        Forecast { certain, likely, short: q.entries - certain - likely }
+    }
+
+    pub(crate) fn debt(&self) -> i64 {
+        self.quantities().debt()
+    }
+
+    pub(crate) fn total(&self) -> u64 {
+        self.quantities().total()
+    }
+
+    /// `pages` PoD entries are given frames from the cache: counted before they are mapped.
+    pub(crate) fn count_populate(&mut self, pages: u64) {
+        self.entries -= pages;
+        self.populated += pages;
+        self.note_peak();
+    }
+
+    /// `pages` populated pages become PoD.
+    pub(crate) fn count_unpopulate(&mut self, pages: u64) {
+        self.populated -= pages;
+        self.entries += pages;
+    }
+
+    pub(crate) fn note_peak(&mut self) {
+        self.statistics.peak_total = self.statistics.peak_total.max(self.total());
+    }
+
+    /// Puts a clean run into the cache; room was reserved.
+    pub(crate) fn put(&mut self, mfn: Mfn, order: Order) {
+        self.cache.put(mfn, order);
+        self.note_peak();
+    }
+}
+
+impl fmt::Debug for Domain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Domain")
+            .field("policy", &self.policy)
+            .field("quantities", &self.quantities())
+            .field("life", &self.life)
+            .finish_non_exhaustive()
+    }
+}

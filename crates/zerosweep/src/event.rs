@@ -1,0 +1,78 @@
+//! What happened, for whoever wants to know (rule R20).
+//!
+//! The engine hands each event to [`Host::event`](crate::Host::event); a host that does not
+//! implement it pays nothing.
+
+use crate::frame::{Gfn, Mfn, Order};
+
+/// Something that the engine did. An event's `gfn` is the first of its range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A PoD range got a frame.
+    Populate {
+        /// First gfn.
+        gfn: Gfn,
+        /// First frame.
+        mfn: Mfn,
+        /// Size.
+        order: Order,
+        /// The touched gfn.
+        fault: Gfn,
+    },
+    /// A zero range became PoD again; its frame went to the cache.
+    Reclaim {
+        /// First gfn.
+        gfn: Gfn,
+        /// First frame.
+        mfn: Mfn,
+        /// Size.
+        order: Order,
+    },
+    /// A PoD superpage entry was broken because no superpage was cached.
+    Splinter {
+        /// First gfn.
+        gfn: Gfn,
+        /// The touched gfn.
+        fault: Gfn,
+    },
+    /// A ram superpage entry was broken.
+    Shatter {
+        /// First gfn.
+        gfn: Gfn,
+    },
+    /// A range became invalid.
+    Remove {
+        /// First gfn.
+        gfn: Gfn,
+        /// Size.
+        order: Order,
+    },
+    /// The frame of a range that was given back went to the cache.
+    Steal {
+        /// First gfn.
+        gfn: Gfn,
+        /// First frame.
+        mfn: Mfn,
+        /// Size.
+        order: Order,
+    },
+    /// A frame went back to the host.
+    Return {
+        /// First frame.
+        mfn: Mfn,
+        /// Size.
+        order: Order,
+    },
+    /// No frame could be found.
+    Exhausted {
+        /// The touched gfn.
+        gfn: Gfn,
+    },
+    /// A step of a sweep ended.
+    Sweep {
+        /// Where it began.
+        gfn: Gfn,
+        /// Pages that it brought.
+        reclaimed: u64,
+    },
+}

@@ -1,0 +1,478 @@
+//! The table from guest frame to entry.
+//!
+//! ```text
+//!            records: one per superpage, 16 bytes               tables: one per broken range
+//! gfn >> 9 ─►┌──────────────────────────────┬───────────────┐
+//!            │ entry: invalid │ PoD │ ram   │ notes         │   gfn & 511 ─► 512 entries of
+//!            │        special │ table ──────┼───────────────┼──────────────► 8 bytes
+//!            └──────────────────────────────┴───────────────┘
+//! ```
+//!
+//! A whole superpage is one record; a look-up is at most two loads. A record's notes hold the bit
+//! *in transit* (rule R14), the remembered non-zero word (rule R10), and room for the number of a
+//! table of per-page bits.
+//!
+//! Invariant: a record that is in transit belongs to one operation, which alone changes it and its
+//! table. Invariant: an order 18 PoD range is 512 superpage entries: nothing that the engine does
+//! could tell the difference, because such an entry is split before it is used.
+//!
+//! Neighbours: [`crate::session`] changes it; [`crate::Domain::audit`] recounts it.
+
+use alloc::vec::Vec;
+
+use crate::frame::{FRAME_LIMIT, Gfn, Mfn, Order, SUPERPAGE_PAGES, Superpage};
+
+const PAGES: usize = SUPERPAGE_PAGES as usize;
+
+/// What stands behind a page or a superpage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// Nothing: ballooned out, or never there.
+    Invalid,
+    /// Promised; no frame yet.
+    Pod,
+    /// A frame, the first one if this is a superpage.
+    Ram {
+        /// The (first) frame.
+        mfn: Mfn,
+        /// Whether the frame may move.
+        hold: Hold,
+    },
+    /// Never reclaimed: MMIO, foreign, page tables. Outside all quantities.
+    Special,
+}
+
+/// Whether a ram frame may be checked, moved, stolen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hold {
+    /// Yes.
+    Free,
+    /// No: someone outside uses the frame (rule R16).
+    Pinned,
+    /// Yes, but it could not be mapped back after a check: the next touch maps it.
+    Detached,
+}
+
+/// The table memory that an operation needed could not be had. Nothing was changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutOfTableMemory;
+
+impl core::fmt::Display for OutOfTableMemory {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("no memory for the engine's own tables")
+    }
+}
+
+impl core::error::Error for OutOfTableMemory {}
+
+const KIND_MASK: u64 = 0xf;
+const INVALID: u64 = 0;
+const POD: u64 = 1;
+const RAM: u64 = 2;
+const RAM_PINNED: u64 = 3;
+const RAM_DETACHED: u64 = 4;
+const SPECIAL: u64 = 5;
+const TABLE: u64 = 6;
+const NUMBER_SHIFT: u32 = 16;
+const _: () = assert!(FRAME_LIMIT.ilog2() + NUMBER_SHIFT == 64);
+
+fn encode(entry: Entry) -> u64 {
+    match entry {
+        Entry::Invalid => INVALID,
+        Entry::Pod => POD,
+        Entry::Special => SPECIAL,
+        Entry::Ram { mfn, hold } => {
+            debug_assert!(mfn.raw() < FRAME_LIMIT);
+            let kind = match hold {
+                Hold::Free => RAM,
+                Hold::Pinned => RAM_PINNED,
+                Hold::Detached => RAM_DETACHED,
+            };
+            mfn.raw() << NUMBER_SHIFT | kind
+        }
+    }
+}
+
+fn decode(raw: u64) -> Entry {
+    let mfn = Mfn::new(raw >> NUMBER_SHIFT);
+    match raw & KIND_MASK {
+        POD => Entry::Pod,
+        SPECIAL => Entry::Special,
+        RAM => Entry::Ram { mfn, hold: Hold::Free },
+        RAM_PINNED => Entry::Ram { mfn, hold: Hold::Pinned },
+        RAM_DETACHED => Entry::Ram { mfn, hold: Hold::Detached },
+        _ => Entry::Invalid,
+    }
+}
+
+/// One superpage's record.
+#[derive(Clone, Copy, Default)]
+struct Record {
+    entry: u64,
+    notes: u64,
+}
+
+const _: () = assert!(size_of::<Record>() == 16);
+
+const NOTE_TRANSIT: u64 = 1 << 63;
+const NOTE_HINT: u64 = 1 << 62;
+/// Offset of a 64-bit word in a superpage: 18 bits.
+const NOTE_HINT_WORD: u64 = (1 << 18) - 1;
+
+/// How many entries of each kind a broken range has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// PoD pages.
+    pub pod: u64,
+    /// Pages with a frame.
+    pub ram: u64,
+    /// Special pages.
+    pub special: u64,
+}
+
+impl Tally {
+    fn slot(&mut self, entry: Entry) -> Option<&mut u64> {
+        match entry {
+            Entry::Invalid => None,
+            Entry::Pod => Some(&mut self.pod),
+            Entry::Ram { .. } => Some(&mut self.ram),
+            Entry::Special => Some(&mut self.special),
+        }
+    }
+
+    /// A tally of one kind only.
+    #[must_use]
+    pub fn of(entry: Entry, pages: u64) -> Self {
+        let mut tally = Self::default();
+        tally.add(entry, pages);
+        tally
+    }
+
+    fn add(&mut self, entry: Entry, pages: u64) {
+        if let Some(slot) = self.slot(entry) {
+            *slot += pages;
+        }
+    }
+
+    fn remove(&mut self, entry: Entry, pages: u64) {
+        if let Some(slot) = self.slot(entry) {
+            debug_assert!(*slot >= pages);
+            *slot -= pages;
+        }
+    }
+}
+
+struct Table {
+    entries: Vec<u64>,
+    tally: Tally,
+}
+
+/// The table gfn → entry. See the module's text.
+pub struct P2m {
+    records: Vec<Record>,
+    tables: Vec<Option<Table>>,
+    free_tables: Vec<u32>,
+    pages: u64,
+}
+
+impl P2m {
+    /// A table for gfns 0 to `pages`, all invalid.
+    ///
+    /// # Errors
+    /// When its memory cannot be had.
+    pub fn new(pages: u64) -> Result<Self, OutOfTableMemory> {
+        let count =
+            usize::try_from(pages.div_ceil(SUPERPAGE_PAGES)).map_err(|_| OutOfTableMemory)?;
+        let mut records = Vec::new();
+        records.try_reserve_exact(count).map_err(|_| OutOfTableMemory)?;
+        records.resize(count, Record::default());
+        Ok(Self { records, tables: Vec::new(), free_tables: Vec::new(), pages })
+    }
+
+    /// Number of gfns.
+    #[must_use]
+    pub fn pages(&self) -> u64 {
+        self.pages
+    }
+
+    /// Number of superpages, the last one perhaps partial.
+    #[must_use]
+    pub fn superpages(&self) -> u64 {
+        self.records.len() as u64
+    }
+
+    /// Whether all of `[gfn, gfn + 2^order)` is within the table.
+    #[must_use]
+    pub fn contains(&self, gfn: Gfn, order: Order) -> bool {
+        gfn.offset(order.pages()).raw() <= self.pages
+    }
+
+    /// Whether all 512 pages of `superpage` are within the table.
+    #[must_use]
+    pub fn is_full_superpage(&self, superpage: Superpage) -> bool {
+        self.contains(superpage.first(), Order::SUPERPAGE)
+    }
+
+    /// The entry of `gfn` and the order of it: 9 when one record says it for the whole superpage.
+    /// The mfn is that of `gfn` itself. Beyond the end all is invalid.
+    #[must_use]
+    pub fn get(&self, gfn: Gfn) -> (Entry, Order) {
+        let Some(record) = self.records.get(gfn.superpage().index()) else {
+            return (Entry::Invalid, Order::PAGE);
+        };
+        if record.entry & KIND_MASK == TABLE {
+            let table = self.table_at(record.entry);
+            return (decode(table.entries[gfn.index_in_superpage()]), Order::PAGE);
+        }
+        let entry = match decode(record.entry) {
+            Entry::Ram { mfn, hold } => {
+                Entry::Ram { mfn: mfn.offset(gfn.index_in_superpage() as u64), hold }
+            }
+            other => other,
+        };
+        (entry, Order::SUPERPAGE)
+    }
+
+    /// The entry of a superpage that is whole; `None` where it is broken.
+    #[must_use]
+    pub fn whole(&self, superpage: Superpage) -> Option<Entry> {
+        let record = self.records.get(superpage.index())?;
+        (record.entry & KIND_MASK != TABLE).then(|| decode(record.entry))
+    }
+
+    /// What is in a superpage, page by page.
+    #[must_use]
+    pub fn tally(&self, superpage: Superpage) -> Tally {
+        match self.records.get(superpage.index()) {
+            None => Tally::default(),
+            Some(record) if record.entry & KIND_MASK == TABLE => self.table_at(record.entry).tally,
+            Some(record) => Tally::of(decode(record.entry), SUPERPAGE_PAGES),
+        }
+    }
+
+    /// The first frame, if the superpage is 512 free ram entries of consecutive frames from an
+    /// aligned one: whole, or broken but in order.
+    #[must_use]
+    pub fn consecutive(&self, superpage: Superpage) -> Option<Mfn> {
+        match self.whole(superpage) {
+            Some(Entry::Ram { mfn, hold: Hold::Free }) => Some(mfn),
+            Some(_) => None,
+            None => {
+                let record = self.records.get(superpage.index())?;
+                let table = self.table_at(record.entry);
+                let first = table.entries[0];
+                let Entry::Ram { mfn, hold: Hold::Free } = decode(first) else { return None };
+                let in_order = || {
+                    let step = 1 << NUMBER_SHIFT;
+                    table.entries.iter().enumerate().all(|(i, &e)| e == first + i as u64 * step)
+                };
+                let possible = table.tally.ram == SUPERPAGE_PAGES;
+                (possible && mfn.is_aligned(Order::SUPERPAGE) && in_order()).then_some(mfn)
+            }
+        }
+    }
+
+    /// Makes a superpage one entry, whatever it was. A ram entry's mfn must be aligned.
+    pub fn set_whole(&mut self, superpage: Superpage, entry: Entry) {
+        debug_assert!(self.is_full_superpage(superpage) || entry == Entry::Invalid);
+        debug_assert!(
+            !matches!(entry, Entry::Ram { mfn, .. } if !mfn.is_aligned(Order::SUPERPAGE))
+        );
+        let record = &mut self.records[superpage.index()];
+        let old = core::mem::replace(&mut record.entry, encode(entry));
+        if old & KIND_MASK == TABLE {
+            let number = old >> NUMBER_SHIFT;
+            self.tables[number as usize] = None;
+            // There is room: `new_table` reserves a place for each table that exists.
+            self.free_tables.push(number as u32);
+        }
+    }
+
+    /// Breaks a superpage's record into 512 entries that say the same. Nothing to do if it is
+    /// broken already; a PoD or ram range beyond the end of the table stays invalid there.
+    ///
+    /// # Errors
+    /// When the memory cannot be had; nothing is changed then.
+    pub fn split(&mut self, superpage: Superpage) -> Result<(), OutOfTableMemory> {
+        let Some(entry) = self.whole(superpage) else { return Ok(()) };
+        let inside = (self.pages - superpage.first().raw()).min(SUPERPAGE_PAGES) as usize;
+        let number = self.new_table()?;
+        let table = self.tables[number as usize].as_mut().ok_or(OutOfTableMemory)?;
+        for (i, slot) in table.entries.iter_mut().take(inside).enumerate() {
+            *slot = encode(match entry {
+                Entry::Ram { mfn, hold } => Entry::Ram { mfn: mfn.offset(i as u64), hold },
+                other => other,
+            });
+        }
+        table.tally = Tally::of(entry, inside as u64);
+        self.records[superpage.index()].entry = u64::from(number) << NUMBER_SHIFT | TABLE;
+        Ok(())
+    }
+
+    /// Sets one page's entry. Its superpage must be broken ([`P2m::split`]). When that leaves
+    /// nothing but invalid entries, the table is given back.
+    pub fn set_page(&mut self, gfn: Gfn, entry: Entry) {
+        let superpage = gfn.superpage();
+        let record = self.records[superpage.index()].entry;
+        assert_eq!(record & KIND_MASK, TABLE, "set_page needs a broken superpage at {gfn:?}");
+        let number = (record >> NUMBER_SHIFT) as usize;
+        let Some(table) = self.tables[number].as_mut() else { return };
+        let slot = &mut table.entries[gfn.index_in_superpage()];
+        let old = decode(core::mem::replace(slot, encode(entry)));
+        table.tally.remove(old, 1);
+        table.tally.add(entry, 1);
+        self.drop_empty_table(superpage);
+    }
+
+    /// Gives a broken superpage's table back if nothing but invalid entries is in it.
+    pub fn drop_empty_table(&mut self, superpage: Superpage) {
+        if self.whole(superpage).is_none() && self.tally(superpage) == Tally::default() {
+            self.set_whole(superpage, Entry::Invalid);
+        }
+    }
+
+    /// Marks the superpage as in transit.
+    ///
+    /// # Errors
+    /// `Err(())` when another operation has it.
+    #[expect(clippy::result_unit_err, reason = "there is one way to fail, and the name says it")]
+    pub fn claim(&mut self, superpage: Superpage) -> Result<(), ()> {
+        let record = &mut self.records[superpage.index()];
+        if record.notes & NOTE_TRANSIT != 0 {
+            return Err(());
+        }
+        record.notes |= NOTE_TRANSIT;
+        Ok(())
+    }
+
+    /// Ends what [`P2m::claim`] began.
+    pub fn release(&mut self, superpage: Superpage) {
+        let record = &mut self.records[superpage.index()];
+        debug_assert!(record.notes & NOTE_TRANSIT != 0);
+        record.notes &= !NOTE_TRANSIT;
+    }
+
+    /// Whether an operation has claimed the superpage.
+    #[must_use]
+    pub fn in_transit(&self, superpage: Superpage) -> bool {
+        self.records.get(superpage.index()).is_some_and(|r| r.notes & NOTE_TRANSIT != 0)
+    }
+
+    /// The offset, in words of 8 bytes, where the last check found something non-zero.
+    #[must_use]
+    pub fn hint(&self, superpage: Superpage) -> Option<u32> {
+        let notes = self.records.get(superpage.index())?.notes;
+        (notes & NOTE_HINT != 0).then_some((notes & NOTE_HINT_WORD) as u32)
+    }
+
+    /// Remembers a non-zero word, or forgets it.
+    pub fn set_hint(&mut self, superpage: Superpage, word: Option<u32>) {
+        let notes = &mut self.records[superpage.index()].notes;
+        *notes &= !(NOTE_HINT | NOTE_HINT_WORD);
+        if let Some(word) = word {
+            *notes |= NOTE_HINT | u64::from(word) & NOTE_HINT_WORD;
+        }
+    }
+
+    /// Bytes that the table itself takes.
+    #[must_use]
+    pub fn table_bytes(&self) -> usize {
+        let broken = self.tables.iter().flatten().count();
+        self.records.len() * size_of::<Record>() + broken * PAGES * size_of::<u64>()
+    }
+
+    fn table_at(&self, record: u64) -> &Table {
+        let table = self.tables[(record >> NUMBER_SHIFT) as usize].as_ref();
+        table.expect("INV-1: a record names a table that exists")
+    }
+
+    fn new_table(&mut self) -> Result<u32, OutOfTableMemory> {
+        let mut entries = Vec::new();
+        entries.try_reserve_exact(PAGES).map_err(|_| OutOfTableMemory)?;
+        entries.resize(PAGES, INVALID);
+        let table = Some(Table { entries, tally: Tally::default() });
+        if let Some(number) = self.free_tables.pop() {
+            self.tables[number as usize] = table;
+            return Ok(number);
+        }
+        let number = u32::try_from(self.tables.len()).map_err(|_| OutOfTableMemory)?;
+        self.tables.try_reserve(1).map_err(|_| OutOfTableMemory)?;
+        let wanted = self.tables.len() + 1 - self.free_tables.len();
+        self.free_tables.try_reserve(wanted).map_err(|_| OutOfTableMemory)?;
+        self.tables.push(table);
+        Ok(number)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ram(n: u64) -> Entry {
+        Entry::Ram { mfn: Mfn::new(n), hold: Hold::Free }
+    }
+
+    #[test]
+    fn a_whole_superpage_costs_16_bytes() {
+        let mut p2m = P2m::new(1 << 20).unwrap();
+        for n in 0..p2m.superpages() {
+            p2m.set_whole(Superpage::new(n), Entry::Pod);
+        }
+        assert_eq!(p2m.table_bytes() as u64, p2m.superpages() * 16);
+    }
+
+    #[test]
+    fn splitting_keeps_every_page() {
+        let mut p2m = P2m::new(1024).unwrap();
+        let sp = Superpage::new(1);
+        p2m.set_whole(sp, ram(2048));
+        assert_eq!(p2m.get(Gfn::new(600)), (ram(2048 + 88), Order::SUPERPAGE));
+        p2m.split(sp).unwrap();
+        assert_eq!(p2m.get(Gfn::new(600)), (ram(2048 + 88), Order::PAGE));
+        assert_eq!(p2m.consecutive(sp), Some(Mfn::new(2048)));
+        p2m.set_page(Gfn::new(600), ram(7));
+        assert_eq!(p2m.consecutive(sp), None);
+        p2m.set_page(Gfn::new(600), Entry::Pod);
+        assert_eq!(p2m.tally(sp), Tally { pod: 1, ram: 511, special: 0 });
+    }
+
+    #[test]
+    fn a_table_of_nothing_is_given_back_and_used_again() {
+        let mut p2m = P2m::new(1024).unwrap();
+        p2m.set_whole(Superpage::new(0), Entry::Pod);
+        p2m.split(Superpage::new(0)).unwrap();
+        for g in 0..512 {
+            p2m.set_page(Gfn::new(g), Entry::Invalid);
+        }
+        assert_eq!(p2m.whole(Superpage::new(0)), Some(Entry::Invalid));
+        assert_eq!(p2m.table_bytes(), 32);
+        p2m.set_whole(Superpage::new(1), Entry::Pod);
+        p2m.split(Superpage::new(1)).unwrap();
+        assert_eq!(p2m.tables.len(), 1);
+    }
+
+    #[test]
+    fn a_partial_last_superpage_ends_where_the_guest_ends() {
+        let mut p2m = P2m::new(512 + 3).unwrap();
+        p2m.split(Superpage::new(1)).unwrap();
+        p2m.set_page(Gfn::new(514), Entry::Pod);
+        assert_eq!(p2m.tally(Superpage::new(1)).pod, 1);
+        assert!(!p2m.contains(Gfn::new(514), Order::new(1).unwrap()));
+        assert!(!p2m.contains(Gfn::new(u64::MAX), Order::MAX));
+        assert_eq!(p2m.get(Gfn::new(u64::MAX)).0, Entry::Invalid);
+    }
+
+    #[test]
+    fn notes_do_not_disturb_each_other() {
+        let mut p2m = P2m::new(512).unwrap();
+        let sp = Superpage::new(0);
+        p2m.set_hint(sp, Some((1 << 18) - 1));
+        assert!(p2m.claim(sp).is_ok());
+        assert!(p2m.claim(sp).is_err());
+        assert_eq!(p2m.hint(sp), Some((1 << 18) - 1));
+        p2m.set_hint(sp, None);
+        assert!(p2m.in_transit(sp));
+        p2m.release(sp);
+        assert_eq!((p2m.hint(sp), p2m.in_transit(sp)), (None, false));
+    }
+}

@@ -1,0 +1,194 @@
+//! The policies that the experiments compare: when to check, when to sweep, what to keep whole.
+//!
+//! The historical ones follow Xen's behaviour of their day exactly, its weaknesses included;
+//! `zerosweep` is ours. The functions here are the whole difference between them.
+
+use core::fmt;
+use core::str::FromStr;
+
+/// How a domain decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Policy {
+    /// Steals under debt, and never looks at memory.
+    None,
+    /// As `None` on a decrease, with the two emergency sweeps of 2011, and a full superpage sweep
+    /// just before the first page is given back: a reconstruction of the hypercall that the Citrix
+    /// PV drivers made, which Xen's public headers never had.
+    Hypercall2011,
+    /// The proposal of March 2011 on xen-devel: the superpage around a page that is given back is
+    /// checked, and shattered when it is not zero.
+    Rfc2011(Gate),
+    /// What Xen committed: the check on a decrease, and on the superpages populated 128 ago.
+    Xen2012,
+    /// Today's Xen: a ring of 32 recent populates, equal chunks on a decrease.
+    Xen2016,
+    /// Ours: superpages first, a remembered non-zero word, bounded steps.
+    #[default]
+    Zerosweep,
+}
+
+/// When `rfc-2011` checks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gate {
+    /// While there is debt: Tim Deegan's condition.
+    Debt,
+    /// At every decrease.
+    Always,
+}
+
+/// What a policy does at a fault before it takes a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BeforeFrame {
+    Nothing,
+    /// 2M sweep for want of a superpage, then 4K sweep for want of anything.
+    BothSweeps,
+    /// 4K sweep if the cache is empty.
+    SweepIfEmpty,
+    /// The ring first, then the 4K sweep if the cache is empty.
+    RingThenSweep,
+    /// A bounded step, superpages first, if the cache is empty.
+    BoundedSweep,
+}
+
+/// When a decrease checks the superpage around it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DecreaseCheck {
+    Never,
+    /// Inside a whole ram superpage; a failed check shatters it.
+    WholeOrShatter(Gate),
+    /// Under debt, unless the whole range is PoD; then everything is counted again.
+    AroundFirst,
+    /// Under debt, if the whole chunk is ram and less than a superpage.
+    RamChunk,
+    /// While pages are owed, if it has not lately been seen to be non-zero.
+    WhileOwed,
+}
+
+impl Policy {
+    /// Every policy, in order of age.
+    pub const ALL: [Self; 7] = [
+        Self::None,
+        Self::Hypercall2011,
+        Self::Rfc2011(Gate::Debt),
+        Self::Rfc2011(Gate::Always),
+        Self::Xen2012,
+        Self::Xen2016,
+        Self::Zerosweep,
+    ];
+
+    pub(crate) fn before_frame(self) -> BeforeFrame {
+        match self {
+            Self::None => BeforeFrame::Nothing,
+            Self::Hypercall2011 | Self::Rfc2011(_) => BeforeFrame::BothSweeps,
+            Self::Xen2012 => BeforeFrame::SweepIfEmpty,
+            Self::Xen2016 => BeforeFrame::RingThenSweep,
+            Self::Zerosweep => BeforeFrame::BoundedSweep,
+        }
+    }
+
+    pub(crate) fn decrease_check(self) -> DecreaseCheck {
+        match self {
+            Self::None | Self::Hypercall2011 => DecreaseCheck::Never,
+            Self::Rfc2011(gate) => DecreaseCheck::WholeOrShatter(gate),
+            Self::Xen2012 => DecreaseCheck::AroundFirst,
+            Self::Xen2016 => DecreaseCheck::RamChunk,
+            Self::Zerosweep => DecreaseCheck::WhileOwed,
+        }
+    }
+
+    /// Whether a decrease works in equal chunks and steals each at its entry's order.
+    pub(crate) fn chunked_decrease(self) -> bool {
+        matches!(self, Self::Xen2016 | Self::Zerosweep)
+    }
+
+    /// Whether the whole of memory is swept just before the first page is given back.
+    pub(crate) fn sweeps_before_first_decrease(self) -> bool {
+        self == Self::Hypercall2011
+    }
+
+    /// Whether frames that were just found zero are cleared all the same, as Xen does.
+    pub(crate) fn clears_verified(self) -> bool {
+        self != Self::Zerosweep
+    }
+
+    /// Whether 512 PoD singles become one entry again, and non-zero words are remembered.
+    pub(crate) fn keeps_whole(self) -> bool {
+        self == Self::Zerosweep
+    }
+}
+
+impl fmt::Display for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::None => "none",
+            Self::Hypercall2011 => "hypercall-2011",
+            Self::Rfc2011(Gate::Debt) => "rfc-2011:gate=debt",
+            Self::Rfc2011(Gate::Always) => "rfc-2011:gate=always",
+            Self::Xen2012 => "xen-2012",
+            Self::Xen2016 => "xen-2016",
+            Self::Zerosweep => "zerosweep",
+        })
+    }
+}
+
+/// A name that no policy has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnknownPolicy;
+
+impl fmt::Display for UnknownPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("unknown policy; there are ")?;
+        for (i, policy) in Policy::ALL.iter().enumerate() {
+            write!(f, "{}{policy}", if i == 0 { "" } else { ", " })?;
+        }
+        Ok(())
+    }
+}
+
+impl core::error::Error for UnknownPolicy {}
+
+impl FromStr for Policy {
+    type Err = UnknownPolicy;
+
+    fn from_str(name: &str) -> Result<Self, UnknownPolicy> {
+        if name == "rfc-2011" {
+            return Ok(Self::Rfc2011(Gate::Debt));
+        }
+        let named = |policy: &&Self| NameIs(name).matches(policy);
+        Self::ALL.iter().find(named).copied().ok_or(UnknownPolicy)
+    }
+}
+
+/// Compares a `Display` with a string without an allocation.
+struct NameIs<'a>(&'a str);
+
+impl NameIs<'_> {
+    fn matches(mut self, policy: &Policy) -> bool {
+        use fmt::Write;
+        write!(self, "{policy}").is_ok() && self.0.is_empty()
+    }
+}
+
+impl fmt::Write for NameIs<'_> {
+    fn write_str(&mut self, part: &str) -> fmt::Result {
+        self.0 = self.0.strip_prefix(part).ok_or(fmt::Error)?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::string::ToString;
+
+    #[test]
+    fn names_round_trip() {
+        for policy in Policy::ALL {
+            assert_eq!(policy.to_string().parse(), Ok(policy));
+        }
+        assert_eq!("rfc-2011".parse(), Ok(Policy::Rfc2011(Gate::Debt)));
+        for wrong in ["", "xen", "xen-20166", "zerosweep "] {
+            assert_eq!(wrong.parse::<Policy>(), Err(UnknownPolicy), "{wrong:?}");
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! A fixed pool of machine frames, as a host would give them out.
+//!
+//! For machines to build on: it knows which frames are with the host and which are out, keeps
+//! superframes whole as long as it can, and puts them together again. It holds no memory.
+
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+
+use crate::frame::{Mfn, Order, SUPERPAGE_PAGES};
+use crate::machine::OutOfFrames;
+use crate::p2m::OutOfTableMemory;
+
+/// Frames 0 to a number, and who has them.
+pub struct FramePool {
+    /// Superframes that are wholly here, oldest first.
+    whole: VecDeque<u32>,
+    /// Superframes of which some pages are here, in no order.
+    partial: Vec<u32>,
+    frames: Vec<Superframe>,
+    free_pages: u64,
+}
+
+#[derive(Clone, Copy)]
+struct Superframe {
+    /// A bit for each page that is here.
+    here: [u64; 8],
+    count: u16,
+    /// Its place in `partial`.
+    place: u32,
+}
+
+const NOWHERE: u32 = u32::MAX;
+const ALL: [u64; 8] = [u64::MAX; 8];
+
+impl FramePool {
+    /// A pool of `superpages` superframes, all here, given out in ascending order.
+    ///
+    /// # Errors
+    /// When its tables cannot be had.
+    pub fn new(superpages: u32) -> Result<Self, OutOfTableMemory> {
+        let count = superpages as usize;
+        let (mut whole, mut partial, mut frames) = (VecDeque::new(), Vec::new(), Vec::new());
+        whole.try_reserve_exact(count).map_err(|_| OutOfTableMemory)?;
+        partial.try_reserve_exact(count).map_err(|_| OutOfTableMemory)?;
+        frames.try_reserve_exact(count).map_err(|_| OutOfTableMemory)?;
+        whole.extend(0..superpages);
+        frames.resize(count, Superframe { here: ALL, count: 512, place: NOWHERE });
+        let free_pages = u64::from(superpages) * SUPERPAGE_PAGES;
+        Ok(Self { whole, partial, frames, free_pages })
+    }
+
+    /// Pages that are here.
+    #[must_use]
+    pub fn free_pages(&self) -> u64 {
+        self.free_pages
+    }
+
+    /// Superframes that are wholly here.
+    #[must_use]
+    pub fn free_superpages(&self) -> u64 {
+        self.whole.len() as u64
+    }
+
+    /// Whether all of a superframe is here.
+    #[must_use]
+    pub fn is_wholly_free(&self, superframe: u64) -> bool {
+        self.frames.get(superframe as usize).is_some_and(|f| f.count == 512)
+    }
+
+    /// Gives out a page or a superframe. Pages come from superframes that are broken already.
+    ///
+    /// # Errors
+    /// When there is none of that order.
+    pub fn allocate(&mut self, order: Order) -> Result<Mfn, OutOfFrames> {
+        if order == Order::SUPERPAGE {
+            let n = self.whole.pop_front().ok_or(OutOfFrames)?;
+            self.frames[n as usize] = Superframe { here: [0; 8], count: 0, place: NOWHERE };
+            self.free_pages -= SUPERPAGE_PAGES;
+            return Ok(Mfn::new(u64::from(n) * SUPERPAGE_PAGES));
+        }
+        if order != Order::PAGE {
+            return Err(OutOfFrames);
+        }
+        if self.partial.is_empty() {
+            let n = self.whole.pop_front().ok_or(OutOfFrames)?;
+            self.add_partial(n);
+        }
+        let n = *self.partial.last().ok_or(OutOfFrames)?;
+        let frame = &mut self.frames[n as usize];
+        let word = frame.here.iter().position(|&bits| bits != 0).ok_or(OutOfFrames)?;
+        let bit = frame.here[word].trailing_zeros();
+        frame.here[word] &= !(1 << bit);
+        frame.count -= 1;
+        if frame.count == 0 {
+            self.remove_partial(n);
+        }
+        self.free_pages -= 1;
+        Ok(Mfn::new(u64::from(n) * SUPERPAGE_PAGES + word as u64 * 64 + u64::from(bit)))
+    }
+
+    /// Takes a page or a superframe back. False, and nothing changes, if it was here already.
+    #[must_use = "a frame that comes back twice is a defect"]
+    pub fn free(&mut self, mfn: Mfn, order: Order) -> bool {
+        let n = (mfn.raw() / SUPERPAGE_PAGES) as u32;
+        let Some(frame) = self.frames.get_mut(n as usize) else { return false };
+        if order == Order::SUPERPAGE {
+            if frame.count != 0 {
+                return false;
+            }
+            *frame = Superframe { here: ALL, count: 512, place: NOWHERE };
+            self.whole.push_back(n);
+            self.free_pages += SUPERPAGE_PAGES;
+            return true;
+        }
+        let index = mfn.raw() % SUPERPAGE_PAGES;
+        let (word, bit) = ((index / 64) as usize, 1 << (index % 64));
+        if frame.here[word] & bit != 0 {
+            return false;
+        }
+        frame.here[word] |= bit;
+        frame.count += 1;
+        self.free_pages += 1;
+        match frame.count {
+            1 => self.add_partial(n),
+            512 => {
+                self.remove_partial(n);
+                self.whole.push_back(n);
+            }
+            _ => {}
+        }
+        true
+    }
+
+    fn add_partial(&mut self, n: u32) {
+        self.frames[n as usize].place = self.partial.len() as u32;
+        self.partial.push(n);
+    }
+
+    fn remove_partial(&mut self, n: u32) {
+        let place = core::mem::replace(&mut self.frames[n as usize].place, NOWHERE);
+        if place == NOWHERE {
+            return;
+        }
+        self.partial.swap_remove(place as usize);
+        if let Some(&moved) = self.partial.get(place as usize) {
+            self.frames[moved as usize].place = place;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn singles_come_home_to_a_whole_superframe() {
+        let mut pool = FramePool::new(2).unwrap();
+        let singles: Vec<_> = (0..600).map(|_| pool.allocate(Order::PAGE).unwrap()).collect();
+        assert_eq!(singles[0], Mfn::new(0));
+        assert_eq!(pool.free_superpages(), 0);
+        assert_eq!(pool.allocate(Order::SUPERPAGE), Err(OutOfFrames));
+        for mfn in singles {
+            assert!(pool.free(mfn, Order::PAGE));
+            assert!(!pool.free(mfn, Order::PAGE), "{mfn:?} twice");
+        }
+        assert_eq!((pool.free_superpages(), pool.free_pages()), (2, 1024));
+    }
+
+    #[test]
+    fn an_empty_pool_says_so() {
+        let mut pool = FramePool::new(1).unwrap();
+        let mfn = pool.allocate(Order::SUPERPAGE).unwrap();
+        assert_eq!(pool.allocate(Order::PAGE), Err(OutOfFrames));
+        assert!(pool.free(mfn, Order::SUPERPAGE));
+        assert!(!pool.free(mfn, Order::SUPERPAGE));
+        assert!(!pool.free(Mfn::new(9999), Order::PAGE));
+    }
+}

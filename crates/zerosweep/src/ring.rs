@@ -1,0 +1,63 @@
+//! Rings of recently populated ranges, for eager checks.
+
+use crate::frame::{Gfn, Order};
+
+/// A range that was populated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Recent {
+    pub(crate) gfn: Gfn,
+    pub(crate) order: Order,
+}
+
+/// `N` places that are overwritten in turn.
+pub(crate) struct Ring<const N: usize> {
+    slots: [Option<Recent>; N],
+    next: usize,
+}
+
+impl<const N: usize> Default for Ring<N> {
+    fn default() -> Self {
+        Self { slots: [None; N], next: 0 }
+    }
+}
+
+impl<const N: usize> Ring<N> {
+    pub(crate) const LEN: usize = N;
+
+    /// Writes to the next place, and returns what was there.
+    pub(crate) fn record(&mut self, recent: Recent) -> Option<Recent> {
+        let old = self.slots[self.next].replace(recent);
+        self.next = (self.next + 1) % N;
+        old
+    }
+
+    /// Empties the place `ahead` of the one that the next record will overwrite.
+    pub(crate) fn take(&mut self, ahead: usize) -> Option<Recent> {
+        self.slots[(self.next + ahead) % N].take()
+    }
+}
+
+/// Each policy's ring.
+#[derive(Default)]
+pub(crate) struct Rings {
+    pub(crate) xen_2012: Ring<128>,
+    pub(crate) xen_2016: Ring<32>,
+    pub(crate) zerosweep: Ring<16>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_comes_out() {
+        let mut ring = Ring::<2>::default();
+        let recent = |n| Recent { gfn: Gfn::new(n), order: Order::PAGE };
+        assert_eq!(ring.record(recent(1)), None);
+        assert_eq!(ring.record(recent(2)), None);
+        assert_eq!(ring.record(recent(3)), Some(recent(1)));
+        assert_eq!(ring.take(0), Some(recent(2)));
+        assert_eq!(ring.take(0), None);
+        assert_eq!(ring.take(1), Some(recent(3)));
+    }
+}

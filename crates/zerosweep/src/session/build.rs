@@ -1,0 +1,384 @@
+//! Building a domain: what is promised, what is populated, what is special (rules R1, R16).
+
+use alloc::vec::Vec;
+use core::fmt;
+
+use super::Session;
+use crate::frame::{Gfn, Mfn, Order, SUPERPAGE_PAGES, Superpage};
+use crate::machine::{Content, Host, Machine, Mapped, Unmapped};
+use crate::p2m::{Entry, Hold, OutOfTableMemory, P2m};
+
+/// A range could not be built. Nothing was changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BuildError {
+    /// The range ends beyond the guest's memory.
+    OutOfRange,
+    /// Ram or special is in the way at this gfn.
+    Busy(Gfn),
+    /// Another operation is at work in the range: try again.
+    InTransit,
+    /// The domain would hold more than its target.
+    OverTarget,
+    /// The host has no frame, or the machine refused to map it.
+    OutOfFrames,
+    /// There is no memory for the tables.
+    TableMemory,
+    /// The domain is being taken down.
+    Dying,
+}
+
+impl fmt::Display for BuildError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OutOfRange => f.write_str("the range ends beyond the guest's memory"),
+            Self::Busy(gfn) => write!(f, "ram or special is in the way at gfn {gfn}"),
+            Self::InTransit => f.write_str("the range is in transit"),
+            Self::OverTarget => f.write_str("the domain would hold more than its target"),
+            Self::OutOfFrames => f.write_str("the host has no frame to give"),
+            Self::TableMemory => OutOfTableMemory.fmt(f),
+            Self::Dying => f.write_str("the domain is being taken down"),
+        }
+    }
+}
+
+impl core::error::Error for BuildError {}
+
+impl From<OutOfTableMemory> for BuildError {
+    fn from(_: OutOfTableMemory) -> Self {
+        Self::TableMemory
+    }
+}
+
+impl<H: Host> Session<H> {
+    /// Promises `[gfn, gfn + 2^order)`: a touch will populate it. What is PoD already stays so and
+    /// is not counted again.
+    ///
+    /// # Errors
+    /// Ram or special in the range; nothing is changed then. (Xen:
+    /// `guest_physmap_mark_populate_on_demand`.)
+    pub fn populate_on_demand(&mut self, gfn: Gfn, order: Order) -> Result<(), BuildError> {
+        let fresh = self.claim_for_build(gfn, order, |entry| {
+            matches!(entry, Entry::Ram { .. } | Entry::Special)
+        })?;
+        let done = self.set_run(gfn, order, Entry::Pod);
+        if done.is_ok() {
+            self.domain().entries += fresh.invalid;
+        }
+        self.release_run(gfn, order);
+        Ok(done?)
+    }
+
+    /// Marks a range as never to be reclaimed (MMIO, foreign, page tables). What was promised
+    /// there no longer is.
+    ///
+    /// # Errors
+    /// Ram in the range; nothing is changed then.
+    pub fn set_special(&mut self, gfn: Gfn, order: Order) -> Result<(), BuildError> {
+        let fresh = self.claim_for_build(gfn, order, |entry| matches!(entry, Entry::Ram { .. }))?;
+        let done = self.set_run(gfn, order, Entry::Special);
+        if done.is_ok() {
+            self.domain().entries -= fresh.pod;
+        }
+        self.release_run(gfn, order);
+        Ok(done?)
+    }
+
+    /// Populates a range with frames from the host, all or nothing. What is PoD there is replaced.
+    ///
+    /// # Errors
+    /// Ram or special in the way, a total above the target, no frames; nothing is changed then.
+    /// (Xen: `populate_physmap`.)
+    pub fn populate_physmap(&mut self, gfn: Gfn, order: Order) -> Result<(), BuildError> {
+        self.claim_for_build(gfn, order, |entry| {
+            matches!(entry, Entry::Ram { .. } | Entry::Special)
+        })?;
+        let outcome = self.populate_claimed(gfn, order);
+        self.release_run(gfn, order);
+        outcome
+    }
+
+    fn populate_claimed(&mut self, gfn: Gfn, order: Order) -> Result<(), BuildError> {
+        let domain = self.host.domain();
+        if domain.total() + order.pages() > domain.target {
+            return Err(BuildError::OverTarget);
+        }
+        let before = PodBits::of(&domain.p2m, gfn, order)?;
+        let mut done = 0;
+        while done < order.pages() {
+            match self.populate_from_host(gfn.offset(done), order.pages() - done) {
+                Ok(pages) => done += pages,
+                Err(error) => {
+                    self.unpopulate(gfn, done, &before);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Pins or unpins a ram page: a pinned frame is never checked, moved or reclaimed (R16).
+    ///
+    /// # Errors
+    /// When the page has no frame, or another operation is at work on it.
+    pub fn pin(&mut self, gfn: Gfn, hold: Hold) -> Result<(), BuildError> {
+        let superpage = gfn.superpage();
+        if !self.domain().p2m.contains(gfn, Order::PAGE) {
+            return Err(BuildError::OutOfRange);
+        }
+        if !self.claim(superpage) {
+            return Err(BuildError::InTransit);
+        }
+        let pinned = match self.domain().p2m.get(gfn) {
+            (Entry::Ram { mfn, .. }, _) => self.split(superpage).map(|()| {
+                self.domain().p2m.set_page(gfn, Entry::Ram { mfn, hold });
+            }),
+            _ => {
+                self.release(superpage);
+                return Err(BuildError::Busy(gfn));
+            }
+        };
+        self.release(superpage);
+        Ok(pinned?)
+    }
+
+    /// Claims a whole range, unless `refuse` says no to one of its entries. Returns what is there.
+    fn claim_for_build(
+        &mut self,
+        gfn: Gfn,
+        order: Order,
+        refuse: impl Fn(Entry) -> bool,
+    ) -> Result<Present, BuildError> {
+        if !self.is_alive() {
+            return Err(BuildError::Dying);
+        }
+        if !self.domain().p2m.contains(gfn, order) {
+            return Err(BuildError::OutOfRange);
+        }
+        if !self.claim_run(gfn, order) {
+            return Err(BuildError::InTransit);
+        }
+        let mut present = Present::default();
+        let p2m = &self.host.domain().p2m;
+        let mut at = gfn;
+        let end = gfn.offset(order.pages());
+        while at < end {
+            let (entry, entry_order) = p2m.get(at);
+            if refuse(entry) {
+                self.release_run(gfn, order);
+                return Err(BuildError::Busy(at));
+            }
+            let next = at.align_down(entry_order).offset(entry_order.pages()).min(end);
+            let pages = next.raw() - at.raw();
+            match entry {
+                Entry::Invalid => present.invalid += pages,
+                Entry::Pod => present.pod += pages,
+                Entry::Ram { .. } | Entry::Special => {}
+            }
+            at = next;
+        }
+        Ok(present)
+    }
+
+    /// Claims every superpage of a range, or none.
+    pub(crate) fn claim_run(&mut self, gfn: Gfn, order: Order) -> bool {
+        let p2m = &mut self.host.domain().p2m;
+        for superpage in superpages(gfn, order) {
+            if p2m.claim(superpage).is_err() {
+                let taken = superpages(gfn, order).take_while(|&s| s != superpage);
+                taken.for_each(|s| p2m.release(s));
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Ends what [`Session::claim_run`] began.
+    pub(crate) fn release_run(&mut self, gfn: Gfn, order: Order) {
+        let p2m = &mut self.host.domain().p2m;
+        superpages(gfn, order).for_each(|superpage| p2m.release(superpage));
+    }
+
+    /// Makes every entry of a claimed range `entry`; splits what it must before it sets anything.
+    fn set_run(&mut self, gfn: Gfn, order: Order, entry: Entry) -> Result<(), OutOfTableMemory> {
+        let end = gfn.offset(order.pages());
+        let p2m = &mut self.host.domain().p2m;
+        let whole = |s: Superpage| s.first() >= gfn && s.page(512) <= end;
+        for superpage in superpages(gfn, order).filter(|&s| !whole(s)) {
+            p2m.split(superpage)?;
+        }
+        for superpage in superpages(gfn, order) {
+            if whole(superpage) {
+                p2m.set_whole(superpage, entry);
+            } else {
+                let first = superpage.first().max(gfn).raw();
+                let last = superpage.page(512).min(end).raw();
+                (first..last).for_each(|g| p2m.set_page(Gfn::new(g), entry));
+            }
+        }
+        Ok(())
+    }
+
+    /// Populates the superpage or page at `at` in a claimed range. Returns its pages.
+    fn populate_from_host(&mut self, at: Gfn, left: u64) -> Result<u64, BuildError> {
+        let domain = self.host.domain();
+        let is_whole = at.is_aligned(Order::SUPERPAGE)
+            && left >= SUPERPAGE_PAGES
+            && domain.p2m.whole(at.superpage()).is_some();
+        let order = if is_whole { Order::SUPERPAGE } else { Order::PAGE };
+        if !is_whole {
+            self.host.domain().p2m.split(at.superpage())?;
+        }
+        let was = self.domain().p2m.get(at).0;
+        self.count_from_host(was, order);
+        let allocated = self.host.machine(|m| m.allocate(order));
+        let Ok(run) = allocated else {
+            self.uncount_from_host(was, order);
+            return Err(BuildError::OutOfFrames);
+        };
+        if run.content == Content::Unknown {
+            self.clear(run.mfn, order);
+        }
+        match self.host.machine(|m| m.map(at, run.mfn, order)) {
+            Ok(mapped) => {
+                self.commit_from_host(was, at, run.mfn, order, mapped);
+                Ok(order.pages())
+            }
+            Err(_) => {
+                self.host.machine(|m| m.free(run.mfn, order));
+                self.uncount_from_host(was, order);
+                Err(BuildError::OutOfFrames)
+            }
+        }
+    }
+
+    /// Counts a run that comes from the host as populated, before it is mapped.
+    pub(crate) fn count_from_host(&mut self, was: Entry, order: Order) {
+        let domain = self.host.domain();
+        let pages = order.pages();
+        if was == Entry::Pod {
+            domain.entries -= pages;
+            domain.flight.from_pod += pages;
+        } else {
+            domain.flight.from_invalid += pages;
+        }
+        domain.populated += pages;
+        domain.note_peak();
+    }
+
+    /// Takes [`Session::count_from_host`] back.
+    pub(crate) fn uncount_from_host(&mut self, was: Entry, order: Order) {
+        let domain = self.host.domain();
+        let pages = order.pages();
+        domain.populated -= pages;
+        if was == Entry::Pod {
+            domain.entries += pages;
+            domain.flight.from_pod -= pages;
+        } else {
+            domain.flight.from_invalid -= pages;
+        }
+    }
+
+    /// The run is mapped: its entries say so.
+    pub(crate) fn commit_from_host(
+        &mut self,
+        was: Entry,
+        at: Gfn,
+        mfn: Mfn,
+        order: Order,
+        mapped: Mapped,
+    ) {
+        let domain = self.host.domain();
+        if was == Entry::Pod {
+            domain.flight.from_pod -= order.pages();
+        } else {
+            domain.flight.from_invalid -= order.pages();
+        }
+        self.set_mapped(at, mfn, order, mapped);
+    }
+
+    /// Sets the entries of a run that was just mapped: one, or one for each page.
+    pub(crate) fn set_mapped(&mut self, at: Gfn, mfn: Mfn, order: Order, mapped: Mapped) {
+        let entry = Entry::Ram { mfn, hold: Hold::Free };
+        let p2m = &mut self.host.domain().p2m;
+        if order == Order::PAGE {
+            p2m.set_page(at, entry);
+            return;
+        }
+        p2m.set_whole(at.superpage(), entry);
+        if mapped == Mapped::Pieces {
+            // Without table memory the entry stays whole: one count is off, no page is.
+            let _ = p2m.split(at.superpage());
+        }
+    }
+
+    /// Takes back the first `pages` of a claimed range that was being populated.
+    fn unpopulate(&mut self, gfn: Gfn, pages: u64, before: &PodBits) {
+        let mut at = gfn;
+        let end = gfn.offset(pages);
+        while at < end {
+            let (entry, order) = self.domain().p2m.get(at);
+            let Entry::Ram { mfn, .. } = entry else {
+                at = at.offset(1);
+                continue;
+            };
+            if self.unmap_flushed(at, mfn, order) == Unmapped::Done {
+                self.restore(at, order, gfn, before);
+                self.free(mfn, order);
+            }
+            at = at.offset(order.pages());
+        }
+    }
+
+    /// Sets the entries of a run that was unmapped again to what they were.
+    fn restore(&mut self, at: Gfn, order: Order, start: Gfn, before: &PodBits) {
+        let domain = self.host.domain();
+        domain.populated -= order.pages();
+        let entry = |page: Gfn| {
+            if before.get(page.raw() - start.raw()) { Entry::Pod } else { Entry::Invalid }
+        };
+        if order == Order::SUPERPAGE {
+            domain.p2m.set_whole(at.superpage(), entry(at));
+        } else {
+            domain.p2m.set_page(at, entry(at));
+        }
+        if entry(at) == Entry::Pod {
+            domain.entries += order.pages();
+        }
+    }
+}
+
+/// Which pages of a range are PoD.
+struct PodBits(Vec<u64>);
+
+impl PodBits {
+    fn of(p2m: &P2m, gfn: Gfn, order: Order) -> Result<Self, OutOfTableMemory> {
+        let words = order.pages().div_ceil(64) as usize;
+        let mut bits = Vec::new();
+        bits.try_reserve_exact(words).map_err(|_| OutOfTableMemory)?;
+        bits.resize(words, 0);
+        for i in 0..order.pages() {
+            if p2m.get(gfn.offset(i)).0 == Entry::Pod {
+                bits[(i / 64) as usize] |= 1 << (i % 64);
+            }
+        }
+        Ok(Self(bits))
+    }
+
+    fn get(&self, i: u64) -> bool {
+        self.0[(i / 64) as usize] >> (i % 64) & 1 == 1
+    }
+}
+
+/// What was in a range.
+#[derive(Clone, Copy, Debug, Default)]
+struct Present {
+    invalid: u64,
+    pod: u64,
+}
+
+/// The superpages that a range touches.
+pub(crate) fn superpages(gfn: Gfn, order: Order) -> impl Iterator<Item = Superpage> + Clone {
+    let first = gfn.superpage().number();
+    let last = gfn.offset(order.pages() - 1).superpage().number();
+    (first..=last).map(Superpage::new)
+}

@@ -1,0 +1,229 @@
+//! Zero checks: is a range all zero, and if so, take its frame back (rules R5, R10, R11).
+//!
+//! The order matters for INV-5. A quick check of the mapped range is a hint and saves most of the
+//! work; then the range is unmapped and flushed; only what is found after that is the truth.
+
+use super::Session;
+use crate::event::Event;
+use crate::frame::{Gfn, Mfn, Order, PAGE_BYTES, SUPERPAGE_BYTES, SUPERPAGE_PAGES, Superpage};
+use crate::machine::{Host, Machine, QUICK_CHECK_WORDS, Unmapped};
+use crate::p2m::{Entry, Hold};
+
+/// What a superpage check found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Check {
+    /// Zero: it is PoD now, and its frame is in the cache.
+    Reclaimed,
+    /// Something in it is not zero.
+    NotZero,
+    /// It is not 512 free ram pages of one superframe, it is in use, or in transit.
+    NotEligible,
+}
+
+/// Singles are checked this many at a time, with one flush.
+pub(crate) const BATCH: usize = 16;
+
+const WORDS_PER_PAGE: u32 = (PAGE_BYTES / 8) as u32;
+const QUICK_BYTES: u64 = QUICK_CHECK_WORDS as u64 * 8;
+
+impl<H: Host> Session<H> {
+    /// Checks a superpage that nobody has claimed; one that is in transit is not eligible.
+    pub(crate) fn check_superpage(&mut self, superpage: Superpage) -> Check {
+        if superpage.number() >= self.domain().p2m.superpages() || !self.claim(superpage) {
+            return Check::NotEligible;
+        }
+        let check = self.check_claimed_superpage(superpage);
+        self.release(superpage);
+        check
+    }
+
+    /// Checks a superpage that this operation has claimed. (Xen:
+    /// `p2m_pod_zero_check_superpage`.)
+    pub(crate) fn check_claimed_superpage(&mut self, superpage: Superpage) -> Check {
+        let domain = self.host.domain();
+        let Some(mfn) = domain.p2m.consecutive(superpage) else { return Check::NotEligible };
+        if domain.cache.reserve(1, 0).is_err() {
+            return Check::NotEligible;
+        }
+        domain.statistics.zero_checks_2m += 1;
+        let (gfn, order) = (superpage.first(), Order::SUPERPAGE);
+        if self.is_known_not_zero(superpage, mfn) {
+            return Check::NotZero;
+        }
+        let quick = self.host.machine(|m| m.quick_check(gfn, mfn, order));
+        self.count_quick(quick, SUPERPAGE_PAGES);
+        if quick.is_some() {
+            self.remember(superpage, quick);
+            return Check::NotZero;
+        }
+        if self.unmap_flushed(gfn, mfn, order) == Unmapped::Busy {
+            return Check::NotEligible;
+        }
+        let found = self.host.machine(|m| m.zero_check(mfn, order));
+        let scanned = found.map_or(SUPERPAGE_BYTES, |word| u64::from(word + 1) * 8);
+        self.domain().statistics.bytes_scanned += scanned;
+        if found.is_some() {
+            self.remember(superpage, found);
+            self.map_back_superpage(superpage, mfn);
+            return Check::NotZero;
+        }
+        self.reclaim_superpage(superpage, mfn);
+        Check::Reclaimed
+    }
+
+    /// Looks where the last check found something, if the policy remembers it.
+    fn is_known_not_zero(&mut self, superpage: Superpage, mfn: Mfn) -> bool {
+        let domain = self.host.domain();
+        if !domain.policy.keeps_whole() {
+            return false;
+        }
+        let Some(word) = domain.p2m.hint(superpage) else { return false };
+        domain.statistics.bytes_scanned += 8;
+        if self.host.machine(|m| m.peek(superpage.first(), mfn, word)) != 0 {
+            return true;
+        }
+        self.domain().p2m.set_hint(superpage, None);
+        false
+    }
+
+    fn remember(&mut self, superpage: Superpage, word: Option<u32>) {
+        let domain = self.host.domain();
+        if domain.policy.keeps_whole() {
+            domain.p2m.set_hint(superpage, word);
+        }
+    }
+
+    fn count_quick(&mut self, found: Option<u32>, pages: u64) {
+        let bytes = found.map_or(pages * QUICK_BYTES, |word| {
+            u64::from(word / WORDS_PER_PAGE) * QUICK_BYTES
+                + u64::from(word % WORDS_PER_PAGE + 1) * 8
+        });
+        self.domain().statistics.bytes_scanned += bytes;
+    }
+
+    /// The check failed: one superpage entry again, as Xen leaves it.
+    fn map_back_superpage(&mut self, superpage: Superpage, mfn: Mfn) {
+        let (gfn, order) = (superpage.first(), Order::SUPERPAGE);
+        match self.host.machine(|m| m.map(gfn, mfn, order)) {
+            Ok(mapped) => self.set_mapped(gfn, mfn, order, mapped),
+            Err(_) => {
+                let entry = Entry::Ram { mfn, hold: Hold::Detached };
+                self.domain().p2m.set_whole(superpage, entry);
+            }
+        }
+    }
+
+    fn reclaim_superpage(&mut self, superpage: Superpage, mfn: Mfn) {
+        if self.domain().policy.clears_verified() {
+            self.clear(mfn, Order::SUPERPAGE);
+        }
+        let domain = self.host.domain();
+        domain.p2m.set_whole(superpage, Entry::Pod);
+        domain.p2m.set_hint(superpage, None);
+        domain.count_unpopulate(SUPERPAGE_PAGES);
+        domain.put(mfn, Order::SUPERPAGE);
+        domain.statistics.zero_checks_2m_hit += 1;
+        domain.statistics.superpages_reclaimed += 1;
+        let event = Event::Reclaim { gfn: superpage.first(), mfn, order: Order::SUPERPAGE };
+        self.host.event(event);
+    }
+
+    /// Checks up to [`BATCH`] single pages, with one flush. Returns how many were reclaimed.
+    /// (Xen: `p2m_pod_zero_check`.)
+    pub(crate) fn check_singles(&mut self, gfns: &[Gfn]) -> u64 {
+        debug_assert!(gfns.len() <= BATCH);
+        if self.domain().cache.reserve(0, BATCH as u64).is_err() {
+            return 0;
+        }
+        let mut claims = Claims::default();
+        let mut batch = [None; BATCH];
+        for (slot, &gfn) in batch.iter_mut().zip(gfns) {
+            if self.claim_for_batch(&mut claims, gfn.superpage()) {
+                *slot = self.detach_single(gfn);
+            }
+        }
+        let mut reclaimed = 0;
+        if batch.iter().any(Option::is_some) {
+            self.host.machine(Machine::flush);
+            self.domain().statistics.unmap_flushes += 1;
+            for (gfn, mfn) in batch.into_iter().flatten() {
+                reclaimed += u64::from(self.settle_single(gfn, mfn));
+            }
+        }
+        claims.iter().for_each(|superpage| self.release(superpage));
+        reclaimed
+    }
+
+    fn claim_for_batch(&mut self, claims: &mut Claims, superpage: Superpage) -> bool {
+        claims.iter().any(|s| s == superpage)
+            || (self.claim(superpage) && {
+                claims.push(superpage);
+                true
+            })
+    }
+
+    /// Unmaps one page of a claimed superpage if a quick check has nothing against it.
+    fn detach_single(&mut self, gfn: Gfn) -> Option<(Gfn, Mfn)> {
+        let domain = self.host.domain();
+        let (Entry::Ram { mfn, hold: Hold::Free }, _) = domain.p2m.get(gfn) else { return None };
+        domain.statistics.zero_checks_4k += 1;
+        let quick = self.host.machine(|m| m.quick_check(gfn, mfn, Order::PAGE));
+        self.count_quick(quick, 1);
+        if quick.is_some() || self.split(gfn.superpage()).is_err() {
+            return None;
+        }
+        match self.host.machine(|m| m.unmap(gfn, mfn, Order::PAGE)) {
+            Unmapped::Done => Some((gfn, mfn)),
+            Unmapped::Busy => {
+                self.domain().statistics.busy += 1;
+                None
+            }
+        }
+    }
+
+    /// The full check of a page that nobody can reach: reclaimed, or mapped back.
+    fn settle_single(&mut self, gfn: Gfn, mfn: Mfn) -> bool {
+        let found = self.host.machine(|m| m.zero_check(mfn, Order::PAGE));
+        let scanned = found.map_or(PAGE_BYTES, |word| u64::from(word + 1) * 8);
+        self.domain().statistics.bytes_scanned += scanned;
+        if found.is_some() {
+            if self.host.machine(|m| m.map(gfn, mfn, Order::PAGE)).is_err() {
+                let entry = Entry::Ram { mfn, hold: Hold::Detached };
+                self.domain().p2m.set_page(gfn, entry);
+            }
+            return false;
+        }
+        if self.domain().policy.clears_verified() {
+            self.clear(mfn, Order::PAGE);
+        }
+        let domain = self.host.domain();
+        domain.p2m.set_page(gfn, Entry::Pod);
+        domain.count_unpopulate(1);
+        domain.put(mfn, Order::PAGE);
+        domain.statistics.zero_checks_4k_hit += 1;
+        domain.statistics.singles_reclaimed += 1;
+        if domain.policy.keeps_whole() && domain.p2m.tally(gfn.superpage()).pod == SUPERPAGE_PAGES {
+            domain.p2m.set_whole(gfn.superpage(), Entry::Pod);
+        }
+        self.host.event(Event::Reclaim { gfn, mfn, order: Order::PAGE });
+        true
+    }
+}
+
+/// The superpages that a batch has claimed.
+#[derive(Default)]
+struct Claims {
+    superpages: [Option<Superpage>; BATCH],
+    len: usize,
+}
+
+impl Claims {
+    fn push(&mut self, superpage: Superpage) {
+        self.superpages[self.len] = Some(superpage);
+        self.len += 1;
+    }
+
+    fn iter(&self) -> impl Iterator<Item = Superpage> + '_ {
+        self.superpages.iter().flatten().copied()
+    }
+}

@@ -1,0 +1,377 @@
+//! The guest gives pages back, or only their content (rules R4, R5).
+
+use core::fmt;
+
+use super::Session;
+use super::check::Check;
+use crate::event::Event;
+use crate::frame::{Gfn, Mfn, Order, SUPERPAGE_PAGES, Superpage};
+use crate::machine::{Host, Unmapped};
+use crate::p2m::{Entry, Hold};
+use crate::policy::{DecreaseCheck, Gate};
+
+/// A range that cannot be given back. Nothing was changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DecreaseError {
+    /// The range ends beyond the guest's memory.
+    OutOfRange,
+    /// Another operation is at work in the range: wait, then call again.
+    InTransit,
+    /// The domain is being taken down.
+    Dying,
+}
+
+impl fmt::Display for DecreaseError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::OutOfRange => "the range ends beyond the guest's memory",
+            Self::InTransit => "the range is in transit",
+            Self::Dying => "the domain is being taken down",
+        })
+    }
+}
+
+impl core::error::Error for DecreaseError {}
+
+/// What is in a range, in pages; pinned pages are neither.
+#[derive(Clone, Copy, Debug, Default)]
+struct Content {
+    pod: u64,
+    ram: u64,
+}
+
+/// Where the frame of a page that is given back goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Destination {
+    Cache,
+    Host,
+}
+
+impl<H: Host> Session<H> {
+    /// The guest gives `[gfn, gfn + 2^order)` back. Returns how many pages it had there: pages
+    /// given back before, special and pinned ones change nothing and do not count, nor does a page
+    /// that the machine says is busy. (Xen: `p2m_pod_decrease_reservation`, and what the caller
+    /// does with the rest.)
+    ///
+    /// # Errors
+    /// See [`DecreaseError`].
+    pub fn decrease(&mut self, gfn: Gfn, order: Order) -> Result<u64, DecreaseError> {
+        self.admit(gfn, order)?;
+        let domain = self.host.domain();
+        let policy = domain.policy;
+        if policy.sweeps_before_first_decrease() && !domain.swept_before_decrease {
+            domain.swept_before_decrease = true;
+            self.release_run(gfn, order);
+            self.sweep_all_superpages();
+            self.admit(gfn, order)?;
+        }
+        let chunk = if policy.chunked_decrease() { order.chunk_at(gfn) } else { order };
+        let mut given = 0;
+        for n in 0..order.pages() >> chunk.raw() {
+            given += self.decrease_chunk(gfn.offset(n << chunk.raw()), chunk);
+        }
+        self.domain().statistics.pages_given_back += given;
+        self.release_run(gfn, order);
+        Ok(given)
+    }
+
+    fn admit(&mut self, gfn: Gfn, order: Order) -> Result<(), DecreaseError> {
+        if !self.is_alive() {
+            return Err(DecreaseError::Dying);
+        }
+        if !self.domain().p2m.contains(gfn, order) {
+            return Err(DecreaseError::OutOfRange);
+        }
+        if !self.claim_run(gfn, order) {
+            return Err(DecreaseError::InTransit);
+        }
+        Ok(())
+    }
+
+    fn decrease_chunk(&mut self, gfn: Gfn, order: Order) -> u64 {
+        let mut content = self.content(gfn, order);
+        if self.check_on_decrease(gfn, order, content) {
+            content = self.content(gfn, order);
+        }
+        let mut given = 0;
+        let domain = self.host.domain();
+        if domain.entries > 0 && (content.pod > 0 || domain.debt() > 0) {
+            given += self.decrease_under_pod(gfn, order, content);
+            self.return_excess();
+        }
+        given + self.give_run(gfn, order, Destination::Host)
+    }
+
+    fn content(&mut self, gfn: Gfn, order: Order) -> Content {
+        let p2m = &self.host.domain().p2m;
+        let mut content = Content::default();
+        let mut at = gfn;
+        let end = gfn.offset(order.pages());
+        while at < end {
+            let (entry, entry_order) = p2m.get(at);
+            let next = at.align_down(entry_order).offset(entry_order.pages()).min(end);
+            let pages = next.raw() - at.raw();
+            match entry {
+                Entry::Pod => content.pod += pages,
+                Entry::Ram { hold, .. } if hold != Hold::Pinned => content.ram += pages,
+                _ => {}
+            }
+            at = next;
+        }
+        content
+    }
+
+    /// Checks the superpage around the range if the policy says so. True if a check was made.
+    fn check_on_decrease(&mut self, gfn: Gfn, order: Order, content: Content) -> bool {
+        let domain = self.host.domain();
+        let debt = domain.debt() > 0;
+        let superpage = gfn.superpage();
+        let pages = order.pages();
+        let is_whole_ram = matches!(domain.p2m.whole(superpage), Some(Entry::Ram { .. }));
+        let wanted = match domain.policy.decrease_check() {
+            DecreaseCheck::Never => false,
+            DecreaseCheck::WholeOrShatter(gate) => {
+                (debt || gate == Gate::Always) && order < Order::SUPERPAGE && is_whole_ram
+            }
+            DecreaseCheck::AroundFirst => debt && domain.entries > 0 && content.pod < pages,
+            DecreaseCheck::RamChunk => {
+                debt && domain.entries > 0 && order < Order::SUPERPAGE && content.ram == pages
+            }
+            DecreaseCheck::WhileOwed => {
+                domain.quantities().owed() > 0 && order < Order::SUPERPAGE && content.ram > 0
+            }
+        };
+        if !wanted {
+            return false;
+        }
+        let shatters = matches!(domain.policy.decrease_check(), DecreaseCheck::WholeOrShatter(_));
+        if self.check_claimed_superpage(superpage) != Check::Reclaimed && shatters {
+            // Without table memory it stays whole, and is checked again the next time.
+            let _ = self.split(superpage);
+        }
+        true
+    }
+
+    /// PoD pages lose their entries; ram is stolen for the cache while there is debt.
+    fn decrease_under_pod(&mut self, gfn: Gfn, order: Order, mut content: Content) -> u64 {
+        let end = gfn.offset(order.pages());
+        let chunked = self.domain().policy.chunked_decrease();
+        let mut at = gfn;
+        let mut given = 0;
+        while at < end && (content.pod > 0 || (self.domain().debt() > 0 && content.ram > 0)) {
+            let (entry, entry_order) = self.domain().p2m.get(at);
+            let within = at.align_down(entry_order).offset(entry_order.pages()).min(end);
+            let pages = match entry {
+                Entry::Pod => {
+                    let pages = self.drop_pod(at, within.raw() - at.raw());
+                    content.pod -= pages;
+                    given += pages;
+                    pages
+                }
+                Entry::Ram { hold, .. } if hold != Hold::Pinned && self.domain().debt() > 0 => {
+                    // A chunk never reaches beyond an entry of its own order or more.
+                    let run = if chunked { order.min(entry_order) } else { Order::PAGE };
+                    given += self.give_run(at, run, Destination::Cache);
+                    content.ram -= run.pages().min(content.ram);
+                    run.pages()
+                }
+                _ => 1,
+            };
+            at = at.offset(pages.max(1));
+        }
+        given
+    }
+
+    /// Makes a run within one PoD entry invalid. Returns its pages, 0 without table memory.
+    fn drop_pod(&mut self, gfn: Gfn, pages: u64) -> u64 {
+        let domain = self.host.domain();
+        let superpage = gfn.superpage();
+        let order = if pages == SUPERPAGE_PAGES { Order::SUPERPAGE } else { Order::PAGE };
+        if order == Order::SUPERPAGE {
+            domain.p2m.set_whole(superpage, Entry::Invalid);
+            domain.entries -= pages;
+            self.host.event(Event::Remove { gfn, order });
+            return pages;
+        }
+        if domain.p2m.split(superpage).is_err() {
+            return 0;
+        }
+        for page in (0..pages).map(|i| gfn.offset(i)) {
+            let domain = self.host.domain();
+            domain.p2m.set_page(page, Entry::Invalid);
+            domain.entries -= 1;
+            self.host.event(Event::Remove { gfn: page, order });
+        }
+        pages
+    }
+
+    /// Takes every free ram page of a run away from the guest. Returns how many.
+    fn give_run(&mut self, gfn: Gfn, order: Order, to: Destination) -> u64 {
+        let mut given = 0;
+        let mut done = 0;
+        while done < order.pages() {
+            let at = gfn.offset(done);
+            let left = order.pages() - done;
+            let (whole, pages) = self.whole_ram_at(at, left);
+            done += pages;
+            given += match whole {
+                Some(mfn) => self.give_superpage(at.superpage(), mfn, to),
+                None => self.give_single(at, to),
+            };
+        }
+        given
+    }
+
+    fn whole_ram_at(&mut self, at: Gfn, left: u64) -> (Option<Mfn>, u64) {
+        if at.is_aligned(Order::SUPERPAGE) && left >= SUPERPAGE_PAGES {
+            match self.domain().p2m.whole(at.superpage()) {
+                Some(Entry::Ram { mfn, hold }) if hold != Hold::Pinned => {
+                    return (Some(mfn), SUPERPAGE_PAGES);
+                }
+                Some(_) => return (None, SUPERPAGE_PAGES),
+                None => {}
+            }
+        }
+        (None, 1)
+    }
+
+    fn give_superpage(&mut self, superpage: Superpage, mfn: Mfn, to: Destination) -> u64 {
+        let (gfn, order) = (superpage.first(), Order::SUPERPAGE);
+        if !self.detach_to(gfn, mfn, order, to) {
+            return 0;
+        }
+        let domain = self.host.domain();
+        domain.p2m.set_whole(superpage, Entry::Invalid);
+        domain.p2m.set_hint(superpage, None);
+        domain.populated -= order.pages();
+        self.deliver(gfn, mfn, order, to);
+        order.pages()
+    }
+
+    fn give_single(&mut self, gfn: Gfn, to: Destination) -> u64 {
+        let (Entry::Ram { mfn, hold }, _) = self.domain().p2m.get(gfn) else { return 0 };
+        if hold == Hold::Pinned || self.split(gfn.superpage()).is_err() {
+            return 0;
+        }
+        if !self.detach_to(gfn, mfn, Order::PAGE, to) {
+            return 0;
+        }
+        let domain = self.host.domain();
+        domain.p2m.set_page(gfn, Entry::Invalid);
+        domain.populated -= 1;
+        self.deliver(gfn, mfn, Order::PAGE, to);
+        1
+    }
+
+    /// Unmaps a run, and makes it ready for where it goes. Its entry still says ram.
+    fn detach_to(&mut self, gfn: Gfn, mfn: Mfn, order: Order, to: Destination) -> bool {
+        let superpages = u64::from(order == Order::SUPERPAGE);
+        if self.domain().cache.reserve(superpages, order.pages()).is_err() {
+            return false;
+        }
+        let detached =
+            matches!(self.domain().p2m.get(gfn), (Entry::Ram { hold: Hold::Detached, .. }, _));
+        if !detached && self.unmap_flushed(gfn, mfn, order) == Unmapped::Busy {
+            return false;
+        }
+        if to == Destination::Cache {
+            self.clear(mfn, order);
+        }
+        true
+    }
+
+    /// Brings a run that was just made invalid to its new place.
+    fn deliver(&mut self, gfn: Gfn, mfn: Mfn, order: Order, to: Destination) {
+        match to {
+            Destination::Cache => {
+                let cached = self.cached_order(order);
+                let domain = self.host.domain();
+                if cached == order {
+                    domain.put(mfn, order);
+                } else {
+                    (0..order.pages()).for_each(|i| domain.put(mfn.offset(i), Order::PAGE));
+                }
+                self.host.event(Event::Remove { gfn, order });
+                self.note_steal(gfn, mfn, order);
+            }
+            Destination::Host => {
+                self.host.event(Event::Remove { gfn, order });
+                self.free(mfn, order);
+            }
+        }
+    }
+
+    /// The older policies steal singles only.
+    fn cached_order(&mut self, order: Order) -> Order {
+        if self.domain().policy.chunked_decrease() { order } else { Order::PAGE }
+    }
+
+    /// The guest gives up the content of `pages` from `gfn`, and keeps the pages: they read as
+    /// zero from now on. A free page report, or any `MADV_DONTNEED` that is not a balloon's.
+    /// Frames go to the cache, whole superpages whole; pinned and busy pages are left alone.
+    /// Returns how many pages became PoD.
+    ///
+    /// # Errors
+    /// See [`DecreaseError`]; ranges before the one in transit are done then, and doing them again
+    /// is harmless.
+    pub fn discard(&mut self, gfn: Gfn, pages: u64) -> Result<u64, DecreaseError> {
+        if !self.is_alive() {
+            return Err(DecreaseError::Dying);
+        }
+        let end = gfn.offset(pages);
+        if end.raw() > self.domain().p2m.pages() {
+            return Err(DecreaseError::OutOfRange);
+        }
+        let mut at = gfn;
+        let mut discarded = 0;
+        while at < end {
+            let superpage = at.superpage();
+            let next = superpage.page(SUPERPAGE_PAGES as usize).min(end);
+            if !self.claim(superpage) {
+                return Err(DecreaseError::InTransit);
+            }
+            discarded += self.discard_claimed(at, next.raw() - at.raw());
+            self.release(superpage);
+            at = next;
+        }
+        self.return_excess();
+        Ok(discarded)
+    }
+
+    /// Discards a run within one claimed superpage.
+    fn discard_claimed(&mut self, gfn: Gfn, pages: u64) -> u64 {
+        let superpage = gfn.superpage();
+        if let (Some(mfn), _) = self.whole_ram_at(gfn, pages) {
+            if !self.detach_to(gfn, mfn, Order::SUPERPAGE, Destination::Cache) {
+                return 0;
+            }
+            let domain = self.host.domain();
+            domain.p2m.set_whole(superpage, Entry::Pod);
+            domain.p2m.set_hint(superpage, None);
+            domain.count_unpopulate(SUPERPAGE_PAGES);
+            domain.put(mfn, Order::SUPERPAGE);
+            self.host.event(Event::Reclaim { gfn, mfn, order: Order::SUPERPAGE });
+            return SUPERPAGE_PAGES;
+        }
+        (0..pages).map(|i| self.discard_single(gfn.offset(i))).sum()
+    }
+
+    fn discard_single(&mut self, gfn: Gfn) -> u64 {
+        let (Entry::Ram { mfn, hold }, _) = self.domain().p2m.get(gfn) else { return 0 };
+        if hold == Hold::Pinned
+            || self.split(gfn.superpage()).is_err()
+            || !self.detach_to(gfn, mfn, Order::PAGE, Destination::Cache)
+        {
+            return 0;
+        }
+        let domain = self.host.domain();
+        domain.p2m.set_page(gfn, Entry::Pod);
+        domain.count_unpopulate(1);
+        domain.put(mfn, Order::PAGE);
+        if domain.policy.keeps_whole() && domain.p2m.tally(gfn.superpage()).pod == SUPERPAGE_PAGES {
+            domain.p2m.set_whole(gfn.superpage(), Entry::Pod);
+        }
+        self.host.event(Event::Reclaim { gfn, mfn, order: Order::PAGE });
+        1
+    }
+}

@@ -1,0 +1,432 @@
+//! A guest touched a page (rules R3, R9, R15).
+
+use core::fmt;
+
+use super::Session;
+use super::check::Check;
+use crate::domain::InvalidTouch;
+use crate::event::Event;
+use crate::frame::{Gfn, Mfn, Order, SUPERPAGE_PAGES};
+use crate::machine::{Allocated, Content, Host, Machine, Mapped};
+use crate::p2m::{Entry, Hold};
+use crate::policy::BeforeFrame;
+use crate::ring::Recent;
+use crate::sweep::Step;
+
+/// What came of a touch.
+#[must_use = "the guest waits for an answer"]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The range around the page has a frame; whoever waits for it can go on.
+    Present {
+        /// First gfn of the range.
+        gfn: Gfn,
+        /// Its size.
+        order: Order,
+    },
+    /// Another operation is at work on the range: wait until it is done, then call again.
+    InTransit,
+    /// The byte budget is used up: serve others, then call again.
+    Again,
+    /// No frame can be found (rule R15): stall, [borrow](Session::fault_borrowing), or end it.
+    Exhausted,
+}
+
+/// A touch that cannot be served. Nothing was changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultError {
+    /// The page is ballooned out, or beyond the guest's memory.
+    Unmapped,
+    /// The page is special: not ours.
+    Special,
+    /// The machine could not map the frame.
+    Map,
+    /// There is no memory for the tables.
+    TableMemory,
+    /// The domain is being taken down.
+    Dying,
+}
+
+impl fmt::Display for FaultError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unmapped => "the page is not the guest's",
+            Self::Special => "the page is special",
+            Self::Map => "the frame could not be mapped",
+            Self::TableMemory => "no memory for the engine's own tables",
+            Self::Dying => "the domain is being taken down",
+        })
+    }
+}
+
+impl core::error::Error for FaultError {}
+
+/// What may be done when there is no frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Beyond {
+    Stop,
+    Borrow,
+}
+
+impl<H: Host> Session<H> {
+    /// The guest touched `gfn`. (Xen: `p2m_pod_demand_populate`.)
+    ///
+    /// # Errors
+    /// When the touch cannot be served; nothing is changed then.
+    pub fn fault(&mut self, gfn: Gfn) -> Result<Fault, FaultError> {
+        self.serve(gfn, Beyond::Stop)
+    }
+
+    /// As [`Session::fault`], but takes a single from the host beyond the target instead of
+    /// [`Fault::Exhausted`] (INV-3: borrowing is counted). Exhausted still, if the host has none.
+    ///
+    /// # Errors
+    /// As [`Session::fault`].
+    pub fn fault_borrowing(&mut self, gfn: Gfn) -> Result<Fault, FaultError> {
+        self.serve(gfn, Beyond::Borrow)
+    }
+
+    fn serve(&mut self, gfn: Gfn, beyond: Beyond) -> Result<Fault, FaultError> {
+        loop {
+            let domain = self.host.domain();
+            if domain.life != crate::Life::Alive {
+                return Err(FaultError::Dying);
+            }
+            if !domain.p2m.contains(gfn, Order::PAGE) {
+                return Err(FaultError::Unmapped);
+            }
+            if domain.p2m.in_transit(gfn.superpage()) {
+                return Ok(Fault::InTransit);
+            }
+            let (entry, order) = domain.p2m.get(gfn);
+            let served = match entry {
+                Entry::Special => return Err(FaultError::Special),
+                Entry::Ram { hold: Hold::Detached, .. } => Some(self.remap(gfn)?),
+                Entry::Ram { .. } => Some(Fault::Present { gfn: gfn.align_down(order), order }),
+                Entry::Pod => self.populate(gfn, order, beyond)?,
+                Entry::Invalid if domain.invalid_touch == InvalidTouch::Increase => {
+                    self.increase(gfn, beyond)?
+                }
+                Entry::Invalid => return Err(FaultError::Unmapped),
+            };
+            if let Some(fault) = served {
+                return Ok(fault);
+            }
+        }
+    }
+
+    /// A frame that a failed check could not map back is mapped now.
+    fn remap(&mut self, gfn: Gfn) -> Result<Fault, FaultError> {
+        let superpage = gfn.superpage();
+        if !self.claim(superpage) {
+            return Ok(Fault::InTransit);
+        }
+        let (entry, order) = self.domain().p2m.get(gfn);
+        let at = gfn.align_down(order);
+        let outcome = if let (Entry::Ram { mfn, hold: Hold::Detached }, _) = (entry, order) {
+            let mfn = mfn.align_down(order);
+            let mapped = self.host.machine(|m| m.map(at, mfn, order));
+            mapped.map(|mapped| self.set_mapped(at, mfn, order, mapped))
+        } else {
+            Ok(())
+        };
+        self.release(superpage);
+        outcome.map_err(|_| FaultError::Map)?;
+        Ok(Fault::Present { gfn: at, order })
+    }
+
+    /// Populates a PoD entry. `None`: it changed, look again.
+    fn populate(
+        &mut self,
+        gfn: Gfn,
+        order: Order,
+        beyond: Beyond,
+    ) -> Result<Option<Fault>, FaultError> {
+        if let Some(fault) = self.find_frames(gfn, order, beyond) {
+            return Ok(Some(fault));
+        }
+        let superpage = gfn.superpage();
+        if !self.claim(superpage) {
+            return Ok(Some(Fault::InTransit));
+        }
+        let outcome = self.populate_claimed_entry(gfn, order);
+        self.release(superpage);
+        let populated = outcome?;
+        if let Some(Fault::Present { gfn: at, order }) = populated {
+            self.after_populate(at, order);
+        }
+        Ok(populated)
+    }
+
+    fn populate_claimed_entry(
+        &mut self,
+        gfn: Gfn,
+        order: Order,
+    ) -> Result<Option<Fault>, FaultError> {
+        let domain = self.host.domain();
+        if domain.p2m.get(gfn) != (Entry::Pod, order) {
+            return Ok(None);
+        }
+        let taken = match order {
+            Order::SUPERPAGE => domain.cache.take_superpage(),
+            _ => domain.cache.take_single(),
+        };
+        let Some(mfn) = taken else {
+            if order == Order::SUPERPAGE && domain.cache.pages() > 0 {
+                self.splinter(gfn)?;
+            }
+            return Ok(None);
+        };
+        self.map_from_cache(gfn, mfn, order)?;
+        let at = gfn.align_down(order);
+        let (_, mapped) = self.domain().p2m.get(gfn);
+        self.host.event(Event::Populate { gfn: at, mfn, order, fault: gfn });
+        Ok(Some(Fault::Present { gfn: at, order: order.max(mapped) }))
+    }
+
+    /// Maps a frame that was just taken from the cache.
+    fn map_from_cache(&mut self, gfn: Gfn, mfn: Mfn, order: Order) -> Result<(), FaultError> {
+        let at = gfn.align_down(order);
+        let domain = self.host.domain();
+        // The frame is out of the cache: it must be counted as populated in the same breath.
+        domain.count_populate(order.pages());
+        domain.flight.from_pod += order.pages();
+        let mapped = self.host.machine(|m| m.map(at, mfn, order));
+        let domain = self.host.domain();
+        domain.flight.from_pod -= order.pages();
+        match mapped {
+            Ok(mapped) => {
+                self.set_mapped(at, mfn, order, mapped);
+                self.count_mapped(order);
+                Ok(())
+            }
+            Err(_) => {
+                domain.count_unpopulate(order.pages());
+                domain.put(mfn, order);
+                Err(FaultError::Map)
+            }
+        }
+    }
+
+    fn count_mapped(&mut self, order: Order) {
+        let statistics = &mut self.domain().statistics;
+        if order == Order::SUPERPAGE {
+            statistics.populates_2m += 1;
+        } else {
+            statistics.populates_4k += 1;
+        }
+    }
+
+    /// Breaks a PoD superpage entry, because there are only singles.
+    fn splinter(&mut self, gfn: Gfn) -> Result<(), FaultError> {
+        let domain = self.host.domain();
+        domain.p2m.split(gfn.superpage()).map_err(|_| FaultError::TableMemory)?;
+        domain.statistics.splinters += 1;
+        let first = gfn.superpage().first();
+        self.host.event(Event::Splinter { gfn: first, fault: gfn });
+        Ok(())
+    }
+
+    /// A touch of an invalid page: one more page is promised and populated at once, by the host
+    /// while the target allows, else from the cache. `None`: it changed, look again.
+    fn increase(&mut self, gfn: Gfn, beyond: Beyond) -> Result<Option<Fault>, FaultError> {
+        let superpage = gfn.superpage();
+        if !self.claim(superpage) {
+            return Ok(Some(Fault::InTransit));
+        }
+        let from_host = self.increase_from_host(gfn);
+        self.release(superpage);
+        if let Some(fault) = from_host? {
+            return Ok(Some(fault));
+        }
+        if let Some(fault) = self.find_frames(gfn, Order::PAGE, beyond) {
+            return Ok(Some(fault));
+        }
+        if !self.claim(superpage) {
+            return Ok(Some(Fault::InTransit));
+        }
+        let from_cache = self.increase_from_cache(gfn);
+        self.release(superpage);
+        from_cache
+    }
+
+    fn increase_from_host(&mut self, gfn: Gfn) -> Result<Option<Fault>, FaultError> {
+        let domain = self.host.domain();
+        let q = domain.quantities();
+        let room = q.total() + domain.flight.incoming < q.target;
+        if !room || domain.p2m.get(gfn).0 != Entry::Invalid {
+            return Ok(None);
+        }
+        domain.p2m.split(gfn.superpage()).map_err(|_| FaultError::TableMemory)?;
+        self.populate_single_from_host(gfn, Entry::Invalid)
+    }
+
+    fn increase_from_cache(&mut self, gfn: Gfn) -> Result<Option<Fault>, FaultError> {
+        let domain = self.host.domain();
+        if domain.p2m.get(gfn).0 != Entry::Invalid || domain.cache.pages() == 0 {
+            return Ok(None);
+        }
+        domain.p2m.split(gfn.superpage()).map_err(|_| FaultError::TableMemory)?;
+        let Some(mfn) = domain.cache.take_single() else { return Ok(None) };
+        domain.p2m.set_page(gfn, Entry::Pod);
+        domain.entries += 1;
+        self.map_from_cache(gfn, mfn, Order::PAGE)?;
+        self.host.event(Event::Populate { gfn, mfn, order: Order::PAGE, fault: gfn });
+        Ok(Some(Fault::Present { gfn, order: Order::PAGE }))
+    }
+
+    /// Populates one page of a claimed, broken superpage from the host; `None` if it has none.
+    fn populate_single_from_host(
+        &mut self,
+        gfn: Gfn,
+        was: Entry,
+    ) -> Result<Option<Fault>, FaultError> {
+        let order = Order::PAGE;
+        self.count_from_host(was, order);
+        let allocated = self.host.machine(|m| m.allocate(order));
+        let Ok(Allocated { mfn, content }) = allocated else {
+            self.uncount_from_host(was, order);
+            self.domain().p2m.drop_empty_table(gfn.superpage());
+            return Ok(None);
+        };
+        if content == Content::Unknown {
+            self.clear(mfn, order);
+        }
+        if self.host.machine(|m| m.map(gfn, mfn, order)).is_err() {
+            self.host.machine(|m| m.free(mfn, order));
+            self.uncount_from_host(was, order);
+            self.domain().p2m.drop_empty_table(gfn.superpage());
+            return Err(FaultError::Map);
+        }
+        self.commit_from_host(was, gfn, mfn, order, Mapped::Whole);
+        self.count_mapped(order);
+        self.host.event(Event::Populate { gfn, mfn, order, fault: gfn });
+        Ok(Some(Fault::Present { gfn, order }))
+    }
+
+    /// Does what the policy does before it takes a frame. `Some`: there is none to take.
+    fn find_frames(&mut self, gfn: Gfn, order: Order, beyond: Beyond) -> Option<Fault> {
+        let step = self.before_frame(order);
+        let domain = self.host.domain();
+        if domain.cache.pages() > 0 {
+            domain.cursors.note_fault(gfn);
+            return None;
+        }
+        if step == Step::Again {
+            return Some(Fault::Again);
+        }
+        if beyond == Beyond::Borrow {
+            return self.borrow_page(gfn);
+        }
+        domain.statistics.exhaustions += 1;
+        self.host.event(Event::Exhausted { gfn });
+        Some(Fault::Exhausted)
+    }
+
+    fn before_frame(&mut self, order: Order) -> Step {
+        let domain = self.host.domain();
+        let debt = domain.debt() > 0;
+        let before = domain.policy.before_frame();
+        match before {
+            BeforeFrame::Nothing => {}
+            BeforeFrame::BothSweeps if debt => {
+                if order == Order::SUPERPAGE && self.domain().cache.superpages() == 0 {
+                    self.sweep_superpages_down();
+                }
+                let cache = &self.host.domain().cache;
+                if cache.singles() == 0 && (order == Order::PAGE || cache.superpages() == 0) {
+                    self.sweep_singles_down();
+                }
+            }
+            BeforeFrame::BothSweeps => {}
+            BeforeFrame::SweepIfEmpty | BeforeFrame::RingThenSweep => {
+                if before == BeforeFrame::RingThenSweep && debt {
+                    self.check_ring_2016();
+                }
+                if self.domain().cache.pages() == 0 {
+                    self.sweep_singles_down();
+                }
+            }
+            BeforeFrame::BoundedSweep if self.domain().cache.pages() == 0 => {
+                return self.sweep_step();
+            }
+            BeforeFrame::BoundedSweep => {}
+        }
+        Step::Ended
+    }
+
+    /// Looks at the ring's next place, and on while the cache is empty.
+    fn check_ring_2016(&mut self) {
+        for ahead in 0..crate::ring::Ring::<32>::LEN {
+            if let Some(recent) = self.domain().rings.xen_2016.take(ahead) {
+                self.domain().statistics.eager_checks += 1;
+                self.check_recent(recent);
+            }
+            if self.domain().cache.pages() > 0 {
+                break;
+            }
+        }
+    }
+
+    fn check_recent(&mut self, recent: Recent) {
+        if recent.order < Order::SUPERPAGE {
+            self.check_singles(&[recent.gfn]);
+        } else if self.check_superpage(recent.gfn.superpage()) != Check::Reclaimed {
+            for index in 0..SUPERPAGE_PAGES {
+                self.check_singles(&[recent.gfn.offset(index)]);
+            }
+        }
+    }
+
+    /// Records the populate, and checks what the policy checks after one (rule R6, its first half).
+    fn after_populate(&mut self, gfn: Gfn, order: Order) {
+        let recent = Recent { gfn, order };
+        let domain = self.host.domain();
+        let debt = domain.debt() > 0;
+        let superpage = order >= Order::SUPERPAGE;
+        let old = match domain.policy {
+            crate::Policy::Xen2016 => {
+                domain.rings.xen_2016.record(recent);
+                None
+            }
+            crate::Policy::Xen2012 if debt && superpage => domain.rings.xen_2012.record(recent),
+            crate::Policy::Zerosweep if debt && superpage => domain.rings.zerosweep.record(recent),
+            _ => None,
+        };
+        if let Some(old) = old {
+            self.domain().statistics.eager_checks += 1;
+            let _ = self.check_superpage(old.gfn.superpage());
+        }
+    }
+
+    /// Takes one page from the host beyond the target.
+    fn borrow_page(&mut self, gfn: Gfn) -> Option<Fault> {
+        let superpage = gfn.superpage();
+        if !self.claim(superpage) {
+            return Some(Fault::InTransit);
+        }
+        let domain = self.host.domain();
+        let was = domain.p2m.get(gfn).0;
+        let splinters = was == Entry::Pod && domain.p2m.whole(superpage).is_some();
+        let populated = match was {
+            Entry::Pod | Entry::Invalid => {
+                let split = if splinters {
+                    self.splinter(gfn)
+                } else {
+                    domain.p2m.split(superpage).map_err(|_| FaultError::TableMemory)
+                };
+                split.and_then(|()| self.populate_single_from_host(gfn, was)).ok().flatten()
+            }
+            _ => None,
+        };
+        if populated.is_some() {
+            self.domain().statistics.borrowed += 1;
+        }
+        self.release(superpage);
+        populated.or_else(|| {
+            self.domain().statistics.exhaustions += 1;
+            self.host.event(Event::Exhausted { gfn });
+            Some(Fault::Exhausted)
+        })
+    }
+}

@@ -1,0 +1,162 @@
+//! The target, the cache that follows from it, and frames going back (rules R2, R4).
+
+use core::fmt;
+
+use super::{Progress, Session};
+use crate::event::Event;
+use crate::frame::{Mfn, Order, SUPERPAGE_PAGES};
+use crate::machine::{Allocated, Content, Host, Machine};
+use crate::p2m::OutOfTableMemory;
+use crate::policy::Policy;
+
+/// The cache could not be filled; what was got so far stays, and the target stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FillError {
+    /// The host has no frame to give.
+    OutOfFrames,
+    /// There is no memory for the cache's own lists.
+    TableMemory,
+}
+
+/// A target that was not taken, or not filled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TargetError {
+    /// 0, or above the maximum; nothing was changed.
+    OutOfRange {
+        /// What was asked for, in pages.
+        target: u64,
+        /// The most that it can be.
+        max: u64,
+    },
+    /// The domain is being taken down.
+    Dying,
+    /// The target is set, but the cache is not full.
+    Fill(FillError),
+}
+
+impl fmt::Display for FillError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OutOfFrames => f.write_str("the host has no frame to give"),
+            Self::TableMemory => OutOfTableMemory.fmt(f),
+        }
+    }
+}
+
+impl fmt::Display for TargetError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OutOfRange { target, max } => {
+                write!(f, "a target of {target} pages cannot be: 1 to {max} are possible")
+            }
+            Self::Dying => f.write_str("the domain is being taken down"),
+            Self::Fill(error) => write!(f, "the target is set, but the cache is not full: {error}"),
+        }
+    }
+}
+
+impl core::error::Error for FillError {}
+impl core::error::Error for TargetError {}
+
+/// How many steps [`Session::set_target`] takes at a time.
+const FILL_STEPS: u64 = 1024;
+
+impl<H: Host> Session<H> {
+    /// Sets the target and fills the cache up to it. (Xen: `p2m_pod_set_mem_target`.)
+    ///
+    /// # Errors
+    /// See [`TargetError`]. After [`TargetError::Fill`] a call of [`Session::fill`] goes on.
+    pub fn set_target(&mut self, target: u64) -> Result<(), TargetError> {
+        self.begin_target(target)?;
+        while self.fill(FILL_STEPS).map_err(TargetError::Fill)? == Progress::More {}
+        Ok(())
+    }
+
+    /// Sets the target only: [`Session::fill`] fills the cache in steps.
+    ///
+    /// # Errors
+    /// When the target cannot be; nothing is changed then.
+    pub fn begin_target(&mut self, target: u64) -> Result<(), TargetError> {
+        if !self.is_alive() {
+            return Err(TargetError::Dying);
+        }
+        let domain = self.domain();
+        let max = domain.p2m.pages();
+        if target == 0 || target > max {
+            return Err(TargetError::OutOfRange { target, max });
+        }
+        domain.target = target;
+        Ok(())
+    }
+
+    /// Takes frames from the host until cache + R = min(T − P, entries), at most `steps` runs.
+    ///
+    /// # Errors
+    /// When there are none; what was got stays in the cache.
+    pub fn fill(&mut self, steps: u64) -> Result<Progress, FillError> {
+        for _ in 0..steps {
+            let domain = self.host.domain();
+            let q = domain.quantities();
+            let room = q.target.saturating_sub(q.populated).min(q.entries);
+            let wanted = room.saturating_sub(q.cache + q.retained + domain.flight.incoming);
+            if wanted == 0 {
+                return Ok(Progress::Done);
+            }
+            if wanted < SUPERPAGE_PAGES || !self.fill_run(Order::SUPERPAGE)? {
+                let got = self.fill_run(Order::PAGE)?;
+                if !got {
+                    return Err(FillError::OutOfFrames);
+                }
+            }
+        }
+        Ok(Progress::More)
+    }
+
+    fn fill_run(&mut self, order: Order) -> Result<bool, FillError> {
+        let domain = self.host.domain();
+        domain.cache.reserve(1, order.pages()).map_err(|_| FillError::TableMemory)?;
+        domain.flight.incoming += order.pages();
+        let allocated = self.host.machine(|m| m.allocate(order));
+        if let Ok(Allocated { mfn, content: Content::Unknown }) = allocated {
+            self.clear(mfn, order);
+        }
+        let domain = self.host.domain();
+        domain.flight.incoming -= order.pages();
+        match allocated {
+            Ok(Allocated { mfn, .. }) => domain.put(mfn, order),
+            Err(_) => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// Gives back to the host what the cache has beyond the entries, by policy.
+    pub(crate) fn return_excess(&mut self) {
+        while let Some((mfn, order)) = self.take_excess() {
+            self.free(mfn, order);
+        }
+    }
+
+    fn take_excess(&mut self) -> Option<(Mfn, Order)> {
+        let domain = self.host.domain();
+        let q = domain.quantities();
+        let excess = (q.cache + q.retained).checked_sub(q.entries).filter(|&pages| pages > 0)?;
+        let superpage_cached = domain.cache.superpages() > 0;
+        let superpage = match domain.policy {
+            Policy::Zerosweep => superpage_cached && excess >= SUPERPAGE_PAGES,
+            _ => superpage_cached && excess > SUPERPAGE_PAGES,
+        };
+        if superpage {
+            return domain.cache.take_superpage().map(|mfn| (mfn, Order::SUPERPAGE));
+        }
+        if domain.policy == Policy::Zerosweep && q.total() <= q.target {
+            return None;
+        }
+        domain.cache.take_single().map(|mfn| (mfn, Order::PAGE))
+    }
+
+    /// An event for a range whose frame went to the cache.
+    pub(crate) fn note_steal(&mut self, gfn: crate::Gfn, mfn: Mfn, order: Order) {
+        self.domain().statistics.pages_stolen += order.pages();
+        self.host.event(Event::Steal { gfn, mfn, order });
+    }
+}

@@ -1,0 +1,104 @@
+//! The domain's end (rule R18): every frame goes back, in steps.
+
+use super::{Progress, Session};
+use crate::domain::Life;
+use crate::frame::{Gfn, Mfn, Order, Superpage};
+use crate::machine::{Host, Machine, Unmapped};
+use crate::p2m::{Entry, Hold};
+
+impl<H: Host> Session<H> {
+    /// Takes down up to `superpages` superpages, then as many runs of the cache. No other operation
+    /// is accepted from the first call on; those under way are waited for by [`Progress::More`].
+    /// A busy frame is tried again at the next call.
+    pub fn teardown(&mut self, superpages: u64) -> Progress {
+        let domain = self.host.domain();
+        let first = match domain.life {
+            Life::Alive => 0,
+            Life::Dying(next) => next,
+            Life::Dead => return Progress::Done,
+        };
+        let all = domain.p2m.superpages();
+        let last = first.saturating_add(superpages).min(all);
+        domain.life = Life::Dying(first);
+        for superpage in (first..last).map(Superpage::new) {
+            if !self.take_down(superpage) {
+                return Progress::More;
+            }
+            self.domain().life = Life::Dying(superpage.number() + 1);
+        }
+        if last < all {
+            return Progress::More;
+        }
+        for _ in 0..superpages {
+            let domain = self.host.domain();
+            let run = match domain.cache.take_superpage() {
+                Some(mfn) => Some((mfn, Order::SUPERPAGE)),
+                None => domain.cache.take_single().map(|mfn| (mfn, Order::PAGE)),
+            };
+            let Some((mfn, order)) = run else {
+                if domain.flight.incoming > 0 {
+                    return Progress::More;
+                }
+                domain.life = Life::Dead;
+                return Progress::Done;
+            };
+            self.free(mfn, order);
+        }
+        Progress::More
+    }
+
+    fn take_down(&mut self, superpage: Superpage) -> bool {
+        if !self.claim(superpage) {
+            return false;
+        }
+        let gone = match self.domain().p2m.whole(superpage) {
+            Some(Entry::Ram { mfn, hold }) => {
+                self.take_down_run(superpage.first(), mfn, Order::SUPERPAGE, hold)
+            }
+            Some(entry) => {
+                self.take_down_nothing(superpage, entry);
+                true
+            }
+            None => (0..512).all(|index| self.take_down_page(superpage.page(index))),
+        };
+        self.release(superpage);
+        gone
+    }
+
+    fn take_down_nothing(&mut self, superpage: Superpage, entry: Entry) {
+        let domain = self.host.domain();
+        if entry == Entry::Pod {
+            domain.entries -= domain.p2m.tally(superpage).pod;
+        }
+        domain.p2m.set_whole(superpage, Entry::Invalid);
+    }
+
+    fn take_down_page(&mut self, gfn: Gfn) -> bool {
+        let domain = self.host.domain();
+        match domain.p2m.get(gfn).0 {
+            Entry::Invalid => true,
+            Entry::Ram { mfn, hold } => self.take_down_run(gfn, mfn, Order::PAGE, hold),
+            entry => {
+                domain.entries -= u64::from(entry == Entry::Pod);
+                domain.p2m.set_page(gfn, Entry::Invalid);
+                true
+            }
+        }
+    }
+
+    fn take_down_run(&mut self, gfn: Gfn, mfn: Mfn, order: Order, hold: Hold) -> bool {
+        let detached = hold == Hold::Detached;
+        if !detached && self.unmap_flushed(gfn, mfn, order) == Unmapped::Busy {
+            return false;
+        }
+        let domain = self.host.domain();
+        if order == Order::SUPERPAGE {
+            domain.p2m.set_whole(gfn.superpage(), Entry::Invalid);
+        } else {
+            domain.p2m.set_page(gfn, Entry::Invalid);
+        }
+        domain.populated -= order.pages();
+        self.host.machine(|m| m.free(mfn, order));
+        true
+    }
+}

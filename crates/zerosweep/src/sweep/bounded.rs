@@ -1,0 +1,136 @@
+//! The bounded sweep: superpages first, then the singles of broken ranges, then, as the last
+//! resort, single pages out of superpages that are still whole. A step ends when something was
+//! found or the byte budget is used up; the next one goes on where it stopped. Only a full round
+//! in which nothing was found and nothing was passed over is exhaustion.
+
+use crate::event::Event;
+use crate::frame::{Gfn, SUPERPAGE_PAGES, Superpage};
+use crate::machine::Host;
+use crate::p2m::Entry;
+use crate::session::{BATCH, Check, Session};
+
+/// What a step came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// The cache has something now, or a full round found nothing.
+    Ended,
+    /// The budget is used up.
+    Again,
+}
+
+/// What is looked at in this round.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Phase {
+    #[default]
+    Superpages,
+    BrokenRanges,
+    WholeRanges,
+}
+
+/// Where the sweep is.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Cursor {
+    phase: Phase,
+    next: u64,
+    /// Ranges seen in this phase since something was found.
+    seen: u64,
+    /// Whether one of them was in transit.
+    passed_over: bool,
+}
+
+/// Looking at a range costs at least a few cache lines: so much is taken off the budget for it.
+const MIN_COST_BYTES: u64 = 256;
+
+impl<H: Host> Session<H> {
+    /// One step of the emergency sweep.
+    pub(crate) fn sweep_step(&mut self) -> Step {
+        let domain = self.host.domain();
+        domain.statistics.emergency_sweeps += 1;
+        let budget = domain.fault_budget_bytes;
+        let start = Superpage::new(domain.cursors.bounded.next).first();
+        let mut spent = 0;
+        let mut reclaimed = 0;
+        let step = loop {
+            let Some((superpage, phase)) = self.next_range() else { break Step::Ended };
+            let before = self.domain().statistics.bytes_scanned;
+            reclaimed += self.sweep_range(superpage, phase);
+            let scanned = self.domain().statistics.bytes_scanned - before;
+            spent += scanned.max(MIN_COST_BYTES);
+            if reclaimed > 0 || self.domain().cache.pages() > 0 {
+                self.domain().cursors.bounded.restart();
+                break Step::Ended;
+            }
+            if spent >= budget {
+                break Step::Again;
+            }
+        };
+        self.host.event(Event::Sweep { gfn: start, reclaimed });
+        step
+    }
+
+    /// The next range to look at; `None` after a full round.
+    fn next_range(&mut self) -> Option<(Superpage, Phase)> {
+        let domain = self.host.domain();
+        let all = domain.p2m.superpages();
+        let cursor = &mut domain.cursors.bounded;
+        if cursor.seen >= all {
+            cursor.seen = 0;
+            cursor.phase = match cursor.phase {
+                Phase::Superpages => Phase::BrokenRanges,
+                Phase::BrokenRanges => Phase::WholeRanges,
+                Phase::WholeRanges => {
+                    let again = cursor.passed_over;
+                    cursor.restart();
+                    if !again {
+                        return None;
+                    }
+                    Phase::Superpages
+                }
+            };
+        }
+        let superpage = Superpage::new(cursor.next % all);
+        cursor.next = (cursor.next + 1) % all;
+        cursor.seen += 1;
+        cursor.passed_over |= domain.p2m.in_transit(superpage);
+        Some((superpage, cursor.phase))
+    }
+
+    fn sweep_range(&mut self, superpage: Superpage, phase: Phase) -> u64 {
+        let is_whole = self.domain().p2m.whole(superpage).is_some();
+        match phase {
+            Phase::Superpages => match self.check_superpage(superpage) {
+                Check::Reclaimed => SUPERPAGE_PAGES,
+                Check::NotZero | Check::NotEligible => 0,
+            },
+            Phase::BrokenRanges if !is_whole => self.sweep_singles(superpage),
+            Phase::WholeRanges if is_whole => self.sweep_singles(superpage),
+            _ => 0,
+        }
+    }
+
+    fn sweep_singles(&mut self, superpage: Superpage) -> u64 {
+        if self.domain().p2m.tally(superpage).ram == 0 {
+            return 0;
+        }
+        let mut reclaimed = 0;
+        let mut batch = [Gfn::default(); BATCH];
+        let mut len = 0;
+        for gfn in (0..SUPERPAGE_PAGES as usize).map(|index| superpage.page(index)) {
+            if matches!(self.domain().p2m.get(gfn).0, Entry::Ram { .. }) {
+                batch[len] = gfn;
+                len += 1;
+            }
+            if len == BATCH {
+                reclaimed += self.check_singles(&batch);
+                len = 0;
+            }
+        }
+        reclaimed + self.check_singles(&batch[..len])
+    }
+}
+
+impl Cursor {
+    fn restart(&mut self) {
+        *self = Self { next: self.next, ..Self::default() };
+    }
+}
