@@ -1,1 +1,42 @@
-//! .
+//! Populate-on-demand memory on Linux: userfaultfd with `UFFDIO_MOVE` and huge pages under the
+//! zerosweep engine. [`GuestMemory`] is the whole of it; the other modules are what it is made of.
+//!
+//! | module | what |
+//! | --- | --- |
+//! | [`sys::raw`] | system calls without the C library's `mmap`, `madvise` and friends |
+//! | [`sys::uffd`] | userfaultfd: faults in, moves, write-protection |
+//! | [`sys::pagemap`] | which ranges are whole superpages, asked of the page tables |
+//! | [`sys::region`] | [`Region`]: memory without Rust references into it; [`Span`]: a part of one |
+//! | [`sys::poll`] | waiting for faults and for a wake-up call |
+//! | [`memory`] | [`GuestMemory`]: a guest's memory under the engine, and what can be done with it |
+//! | `machine`, `slots` | the engine's machine: frames are slots of a pool, pages move |
+//! | `service`, `ahead` | the thread that answers faults, the one that gets huge pages ready |
+//! | [`vma`] | whether memory that someone else mapped can be managed |
+//! | [`probe`] | what this machine allows, and the command that mends each gap |
+//!
+//! Invariant: everything in `sys` that a fault thread calls makes raw system calls only and
+//! allocates nothing; `vma` and `probe` allocate and are for start-up.
+//!
+//! Known holes: pages gifted to a pipe (`vmsplice`) or sent with `MSG_ZEROCOPY` are not reported
+//! as busy by the kernel when they move.
+#![cfg(target_os = "linux")]
+#![deny(unsafe_op_in_unsafe_fn)]
+
+pub mod addr;
+mod ahead;
+pub mod error;
+mod machine;
+pub mod memory;
+pub mod probe;
+mod service;
+mod slots;
+pub mod sys;
+pub mod vma;
+
+pub use addr::{HostAddr, PAGE_BYTES, SUPERPAGE_BYTES, SUPERPAGE_PAGES};
+pub use error::{Errno, OpenError, RegionError, SpanError, SysError, Unsuitable};
+pub use machine::{LinuxMachine, MachineCounters, MachineRef, Parking};
+pub use memory::{AdoptError, GuestMemory, OnExhaustion, Options, Snapshot};
+pub use sys::pagemap::Pagemap;
+pub use sys::region::{Region, Span};
+pub use sys::uffd::{Fault, FaultBuffer, FaultKind, MoveOutcome, Uffd};

@@ -96,6 +96,12 @@ pub trait Machine {
 
     /// Fills a run that is not mapped with zeros.
     fn clear(&mut self, mfn: Mfn, order: Order);
+
+    /// A superpage that is all zero goes to the cache: until it is mapped again nobody looks at it,
+    /// and the machine may take back what stands behind it, or make it whole again.
+    fn park(&mut self, mfn: Mfn) {
+        let _ = mfn;
+    }
 }
 
 /// A machine and the domain on it, as one thread sees them.

@@ -117,6 +117,7 @@ impl<H: Host> Session<H> {
         if self.domain().policy.clears_verified() {
             self.clear(mfn, Order::SUPERPAGE);
         }
+        self.host.machine(|m| m.park(mfn));
         let domain = self.host.domain();
         domain.p2m.set_whole(superpage, Entry::Pod);
         domain.p2m.set_hint(superpage, None);

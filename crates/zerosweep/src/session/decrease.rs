@@ -6,7 +6,7 @@ use super::Session;
 use super::check::Check;
 use crate::event::Event;
 use crate::frame::{Gfn, Mfn, Order, SUPERPAGE_PAGES, Superpage};
-use crate::machine::{Host, Unmapped};
+use crate::machine::{Host, Machine, Unmapped};
 use crate::p2m::{Entry, Hold};
 use crate::policy::{DecreaseCheck, Gate};
 
@@ -276,6 +276,9 @@ impl<H: Host> Session<H> {
         }
         if to == Destination::Cache {
             self.clear(mfn, order);
+            if order == Order::SUPERPAGE && self.cached_order(order) == order {
+                self.host.machine(|m| m.park(mfn));
+            }
         }
         true
     }

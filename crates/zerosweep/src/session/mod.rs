@@ -27,7 +27,7 @@ use crate::domain::{Domain, Life};
 use crate::event::Event;
 use crate::frame::{Gfn, Mfn, Order, Superpage};
 use crate::machine::{Host, Machine, Unmapped};
-use crate::p2m::{Entry, OutOfTableMemory};
+use crate::p2m::{Entry, Hold, OutOfTableMemory};
 
 /// Whether a long operation has come to its end.
 #[must_use = "work may be left"]
@@ -57,6 +57,23 @@ impl<H: Host> Session<H> {
 
     pub(crate) fn domain(&mut self) -> &mut Domain {
         self.host.domain()
+    }
+
+    /// Runs `work` on the machine while the superpage around `gfn` is claimed, if `gfn` has a
+    /// frame there that is mapped. False, and nothing is run, if not or if it is in transit.
+    pub fn settle(&mut self, gfn: Gfn, work: impl FnOnce(&mut H::Machine)) -> bool {
+        let superpage = gfn.superpage();
+        let domain = self.host.domain();
+        let mapped = match domain.p2m.get(gfn).0 {
+            Entry::Ram { hold, .. } => hold != Hold::Detached,
+            _ => false,
+        };
+        if !mapped || domain.p2m.claim(superpage).is_err() {
+            return false;
+        }
+        self.host.machine(work);
+        self.release(superpage);
+        true
     }
 
     pub(crate) fn is_alive(&mut self) -> bool {

@@ -1,0 +1,180 @@
+//! The arguments of the program.
+
+use std::ffi::OsString;
+use std::time::Duration;
+
+use clap::builder::PossibleValuesParser;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use zerosweep_wire::{OnExhaustion, ReturnMode};
+
+use crate::size::Size;
+
+/// Names of the policies, as the engine spells them.
+const POLICIES: [&str; 8] = [
+    "zerosweep",
+    "none",
+    "hypercall-2011",
+    "rfc-2011",
+    "rfc-2011:gate=debt",
+    "rfc-2011:gate=always",
+    "xen-2012",
+    "xen-2016",
+];
+
+/// Guests on populate-on-demand memory that keeps superpages whole.
+///
+/// Sizes are written as 512M or 2G. Exit status: 0 done, 1 the work failed, 2 wrong usage; `run`
+/// passes on the VMM's.
+#[derive(Debug, Parser)]
+#[command(name = "zerosweep", version, arg_required_else_help = true)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// One variant a command; each has a file in `commands`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run an unmodified VMM (QEMU) with guest memory that is populated on demand
+    Run(Box<RunArguments>),
+    /// Show one guest's figures
+    Status(GuestArguments),
+    /// List the running guests
+    Ps(ListArguments),
+    /// Recount all figures of a guest and compare
+    Audit(GuestArguments),
+    // demo, doctor, guest-image: a variant here, a file in `commands`, a line in `dispatch`.
+}
+
+/// Arguments of `run`.
+#[derive(Args, Debug)]
+pub(crate) struct RunArguments {
+    /// Name of the guest [default: the VMM's -name, else guest-PID]
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// What the guest may hold of the host's memory; a multiple of 4K
+    #[arg(long, value_name = "SIZE", value_parser = Size::parse)]
+    pub(crate) target: Size,
+    /// What the guest is told that it has [default: the VMM's -m]
+    #[arg(long, value_name = "SIZE", value_parser = Size::parse)]
+    pub(crate) max_mem: Option<Size>,
+    /// How zero pages are found and superpages kept
+    #[arg(long, default_value = "zerosweep", value_parser = PossibleValuesParser::new(POLICIES))]
+    pub(crate) policy: String,
+    /// When no frame can be found: let the vCPU wait, exceed the target, or end the guest
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) on_exhaustion: Exhaustion,
+    /// When cached memory goes back to the host
+    #[arg(long = "return", value_name = "WHEN", value_enum, default_value_t)]
+    pub(crate) return_mode: Return,
+    /// Warn when the guest has given nothing back for so many seconds
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = parse_seconds)]
+    pub(crate) wait_balloon: Duration,
+    /// How long the agent may take to answer, in seconds
+    #[arg(long, hide = true, value_name = "SECONDS", default_value = "10")]
+    #[arg(value_parser = parse_seconds)]
+    pub(crate) wait_agent: Duration,
+    /// Say every step on standard error
+    #[arg(short, long)]
+    pub(crate) verbose: bool,
+    /// The VMM and its arguments
+    #[arg(last = true, required = true, value_name = "VMM ARGS")]
+    pub(crate) vmm: Vec<OsString>,
+}
+
+/// Arguments of commands on one guest.
+#[derive(Args, Debug)]
+pub(crate) struct GuestArguments {
+    /// Name of the guest; `zerosweep ps` lists them
+    pub(crate) name: String,
+    /// Print one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Arguments of `ps`.
+#[derive(Args, Debug)]
+pub(crate) struct ListArguments {
+    /// Print one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// [`OnExhaustion`] on the command line.
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+pub(crate) enum Exhaustion {
+    /// The vCPU waits until frames come free or the target rises
+    #[default]
+    Stall,
+    /// Host memory beyond the target is taken, and reported
+    Borrow,
+    /// The VMM is ended
+    Kill,
+}
+
+impl From<Exhaustion> for OnExhaustion {
+    fn from(given: Exhaustion) -> Self {
+        match given {
+            Exhaustion::Stall => Self::Stall,
+            Exhaustion::Borrow => Self::Borrow,
+            Exhaustion::Kill => Self::Kill,
+        }
+    }
+}
+
+/// [`ReturnMode`] on the command line.
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+pub(crate) enum Return {
+    /// At once, but for a small stock
+    Eager,
+    /// When the target is lowered
+    #[default]
+    Lazy,
+}
+
+impl From<Return> for ReturnMode {
+    fn from(given: Return) -> Self {
+        match given {
+            Return::Eager => Self::Eager,
+            Return::Lazy => Self::Lazy,
+        }
+    }
+}
+
+fn parse_seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
+    match Duration::try_from_secs_f64(seconds) {
+        Ok(time) if time <= Duration::from_secs(86_400) => Ok(time),
+        _ => Err("not a number of seconds from 0 to 86400".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        use clap::CommandFactory as _;
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn run_takes_the_vmm_behind_two_dashes() {
+        let words = "zerosweep run --target 1G --policy rfc-2011:gate=always -- qemu -m 2G -S";
+        let Command::Run(run) = Arguments::try_parse_from(words.split(' ')).unwrap().command else {
+            panic!("not run");
+        };
+        assert_eq!(run.target, Size(1 << 30));
+        assert_eq!(run.vmm, ["qemu", "-m", "2G", "-S"]);
+        assert_eq!(run.wait_balloon, Duration::from_secs(60));
+    }
+
+    #[test]
+    fn seconds() {
+        assert_eq!(parse_seconds("0.25"), Ok(Duration::from_millis(250)));
+        for text in ["", "-1", "NaN", "1e99", "soon"] {
+            assert!(parse_seconds(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,42 @@
+//! The commands, one file each.
+//!
+//! To add one: a variant in [`crate::cli::Command`], a module here, a line in [`dispatch`].
+
+mod audit;
+mod ps;
+mod run;
+mod status;
+
+use std::process::ExitCode;
+
+use zerosweep_wire::runtime;
+
+use crate::cli::{Arguments, Command};
+use crate::client::Client;
+use crate::error::Failure;
+use crate::runtime::{GuestFiles, HELLO_TIMEOUT};
+
+/// Does what was asked; the exit status is 0 but for `run` and `audit`.
+pub(crate) fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
+    match arguments.command {
+        Command::Run(arguments) => run::execute(&arguments),
+        Command::Status(arguments) => status::execute(&arguments),
+        Command::Ps(arguments) => ps::execute(&arguments),
+        Command::Audit(arguments) => audit::execute(&arguments),
+    }
+}
+
+/// Connects to the guest that the user named.
+fn connect(name: &str) -> Result<Client, Failure> {
+    let files = GuestFiles::new(&runtime::directory(), name)?;
+    Client::connect(&files.socket, HELLO_TIMEOUT).map_err(|error| {
+        if error.is_nobody_there() {
+            let socket = files.socket.display();
+            return Failure::work(format!(
+                "no guest named {name} is running (nobody listens on {socket}); `zerosweep ps` \
+                 lists those that are"
+            ));
+        }
+        Failure::work(format!("guest {name}: {error}"))
+    })
+}

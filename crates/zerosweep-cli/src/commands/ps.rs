@@ -1,0 +1,123 @@
+//! `zerosweep ps`: the running guests of this user.
+
+use std::process::ExitCode;
+
+use serde::Serialize;
+use zerosweep_wire::{Operation, Status, runtime as wire};
+
+use crate::cli::ListArguments;
+use crate::client::{Client, ClientError};
+use crate::error::Failure;
+use crate::runtime::{self, GuestFiles, HELLO_TIMEOUT};
+use crate::size::{Size, pages, signed_pages};
+use crate::{commands::status::state_word, output};
+
+/// Longest name in the table; `--json` has them whole.
+const NAME_COLUMNS: usize = 18;
+
+/// What `--json` prints.
+#[derive(Debug, Serialize)]
+struct List {
+    schema: u32,
+    guests: Vec<Guest>,
+}
+
+#[derive(Debug, Serialize)]
+struct Guest {
+    name: String,
+    /// The guest's figures, if its agent answers.
+    status: Option<Status>,
+    /// Why it does not.
+    error: Option<String>,
+}
+
+/// Prints all guests and removes what dead ones left.
+pub(super) fn execute(arguments: &ListArguments) -> Result<ExitCode, Failure> {
+    let directory = wire::directory();
+    let names = runtime::names(&directory)
+        .map_err(|error| Failure::work(format!("cannot read {}: {error}", directory.display())))?;
+    let mut guests = Vec::new();
+    for name in names {
+        let Ok(files) = GuestFiles::new(&directory, &name) else { continue };
+        match ask(&files) {
+            Ok(status) => guests.push(Guest { name, status: Some(status), error: None }),
+            Err(error) if error.is_nobody_there() => runtime::remove_stale(&files),
+            Err(error) => {
+                guests.push(Guest { name, status: None, error: Some(error.to_string()) });
+            }
+        }
+    }
+    runtime::remove_free_locks(&directory);
+    match arguments.json {
+        true => output::json(&List { schema: 1, guests })?,
+        false => output::text(&render(&guests))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn ask(files: &GuestFiles) -> Result<Status, ClientError> {
+    Client::connect(&files.socket, HELLO_TIMEOUT)?.request(Operation::Status)
+}
+
+/// The table, at most 80 columns wide.
+fn render(guests: &[Guest]) -> String {
+    let width =
+        guests.iter().map(|guest| guest.name.len()).max().unwrap_or(0).clamp(4, NAME_COLUMNS);
+    let mut table = format!(
+        "{:width$} {:>7} {:10} {:20} {:>6} {:>6} {:>6}\n",
+        "NAME", "PID", "STATE", "POLICY", "TARGET", "HELD", "OWED"
+    );
+    for guest in guests {
+        let name = shortened(&guest.name);
+        match (&guest.status, &guest.error) {
+            (Some(status), _) => {
+                table += &format!(
+                    "{name:width$} {:>7} {:10} {:20} {:>6} {:>6} {:>6}\n",
+                    status.pid,
+                    state_word(status.state),
+                    status.policy,
+                    Size(status.target_bytes).rounded(),
+                    pages(status.pages.total),
+                    signed_pages(status.pages.owed),
+                )
+            }
+            (None, error) => {
+                let error = error.as_deref().unwrap_or("does not answer");
+                table += &format!("{name:width$} {error}\n");
+            }
+        }
+    }
+    table
+}
+
+fn shortened(name: &str) -> String {
+    match name.len() > NAME_COLUMNS {
+        true => format!("{}…", name.chars().take(NAME_COLUMNS - 1).collect::<String>()),
+        false => name.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_support::sample_status;
+
+    #[test]
+    fn the_table_fits_on_80_columns() {
+        let name = "a-guest-with-a-very-long-name-48-bytes-at-longest";
+        let status = Some(sample_status(name));
+        let long = Guest { name: name.into(), status, error: None };
+        let short = Guest { name: "vm".into(), status: None, error: Some("no answer".into()) };
+        let table = render(&[long, short]);
+        for line in table.lines() {
+            assert!(line.chars().count() <= 80, "{line}");
+        }
+        assert!(table.contains("a-guest-with-a-ve… 4194303 managing   rfc-2011:gate=always"));
+        assert!(table.contains("vm                 no answer"), "{table}");
+    }
+
+    #[test]
+    fn an_empty_table_has_its_heading() {
+        assert_eq!(render(&[]).lines().count(), 1);
+    }
+}

@@ -1,0 +1,125 @@
+//! `zerosweep run … -- VMM ARGS`: an unmodified VMM on populate-on-demand memory.
+//!
+//! ```text
+//! plan       everything that can be refused is, before anything is started
+//! process    the VMM: started with the agent preloaded, signalled, waited for
+//! signals    what this process is told, the VMM is told
+//! supervise  a thread: the agent comes up, the guest balloons, trouble is told
+//! balloon    QMP: vCPU threads, RAM check, ballooning to the target
+//! alarms     what of a status a person should know
+//! ```
+//!
+//! The main thread only waits for the VMM to end. Whatever hangs or fails in the supervisor is a
+//! warning: the guest matters more than its tool. A `run` that is killed leaves the guest alive
+//! and managed; the agent removes the sockets when the VMM ends.
+
+mod alarms;
+mod balloon;
+mod plan;
+mod process;
+mod signals;
+mod supervise;
+
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::{ExitCode, ExitStatus};
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::time::Duration;
+
+use zerosweep_wire::runtime as wire;
+
+use self::plan::Plan;
+use self::process::{TerminalMode, Vmm};
+use self::supervise::Supervisor;
+use crate::cli::RunArguments;
+use crate::console::{Console, Verbosity, complain};
+use crate::error::Failure;
+use crate::runtime::{self, Claim};
+
+/// How often the VMM is looked at when no signal says that it changed.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+/// How long the VMM may take to end when asked to.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What the main thread is woken for.
+#[derive(Debug)]
+enum Event {
+    /// The VMM may have ended.
+    VmmChanged,
+    /// The guest cannot be managed: end it.
+    Failed(String),
+}
+
+/// Runs the VMM to its end and passes its exit status on.
+pub(super) fn execute(arguments: &RunArguments) -> Result<ExitCode, Failure> {
+    let directory = wire::directory();
+    let plan = Plan::new(arguments, &directory)?;
+    let verbosity = if arguments.verbose { Verbosity::Verbose } else { Verbosity::Normal };
+    let console = Arc::new(Console::new(verbosity, plan.terminal));
+    runtime::create_directory(&directory)?;
+    let claim = Claim::take(&plan.config.name, plan.files.clone(), |file| {
+        console.verbose(&format!("removed {}, left by a dead guest", file.display()));
+    })?;
+
+    let (sender, events) = mpsc::channel();
+    // Before the VMM is there, so that no signal can end this process and leave it behind.
+    let received = signals::Received::new()?;
+    let mode = TerminalMode::save();
+    console.verbose(&format!("starting {}", plan.shown()));
+    let vmm = Arc::new(Vmm::spawn(&plan)?);
+    let supervisor = Supervisor::new(&plan, arguments, Arc::clone(&vmm), Arc::clone(&console));
+    let threads =
+        received.forward(Arc::clone(&vmm), sender.clone()).and_then(|()| supervisor.start(sender));
+    let ended = match threads {
+        Ok(()) => wait(&vmm, &events, &console),
+        Err(failure) => {
+            vmm.stop(STOP_TIMEOUT);
+            Err(failure)
+        }
+    };
+    console.close();
+    drop(claim);
+    if !matches!(&ended, Ok(status) if status.code().is_some()) {
+        mode.restore();
+    }
+    ended.map(exit_code)
+}
+
+/// Waits for the VMM's end, or ends it when the guest cannot be managed.
+fn wait(vmm: &Vmm, events: &Receiver<Event>, console: &Console) -> Result<ExitStatus, Failure> {
+    loop {
+        let event = match events.recv_timeout(LOOK_INTERVAL) {
+            Ok(event) => event,
+            Err(RecvTimeoutError::Timeout) => Event::VmmChanged,
+            Err(RecvTimeoutError::Disconnected) => {
+                std::thread::sleep(LOOK_INTERVAL);
+                Event::VmmChanged
+            }
+        };
+        let ended = vmm.try_wait();
+        match (ended, event) {
+            (Ok(Some(status)), Event::VmmChanged) => return Ok(status),
+            (Ok(Some(status)), Event::Failed(reason)) => {
+                console.clear();
+                complain(&format!("warning: {reason}"));
+                return Ok(status);
+            }
+            (Ok(None), Event::VmmChanged) => {}
+            (Ok(None), Event::Failed(reason)) => {
+                console.close();
+                complain(&format!("error: {reason}; stopping the VMM (pid {})", vmm.pid()));
+                vmm.stop(STOP_TIMEOUT);
+                return Err(Failure::work("the guest was stopped"));
+            }
+            (Err(error), _) => {
+                return Err(Failure::work(format!("cannot wait for the VMM: {error}")));
+            }
+        }
+    }
+}
+
+/// The VMM's own exit status, or 128 and the signal that ended it, as a shell says it.
+fn exit_code(status: ExitStatus) -> ExitCode {
+    let number = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
+    ExitCode::from(number.and_then(|number| u8::try_from(number).ok()).unwrap_or(1))
+}

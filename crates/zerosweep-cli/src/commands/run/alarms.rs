@@ -1,0 +1,80 @@
+//! What of a guest's figures a person should know at once; each trouble is told once.
+
+use zerosweep_wire::{State, Status};
+
+use crate::size::pages;
+
+/// Remembers what has been told.
+#[derive(Debug, Default)]
+pub(super) struct Alarms {
+    cap_lifted: bool,
+    stalled: bool,
+    borrowed: bool,
+}
+
+impl Alarms {
+    /// The new troubles in `status`.
+    pub(super) fn look(&mut self, status: &Status) -> Vec<String> {
+        let name = &status.name;
+        let mut lines = Vec::new();
+        if rises(&mut self.cap_lifted, matches!(status.state, State::CapLifted | State::Failed)) {
+            let reason = status.reason.as_deref().unwrap_or("no reason given");
+            lines.push(format!("guest {name} goes on without its memory limit: {reason}"));
+        }
+        if rises(&mut self.stalled, status.stalled_threads > 0) {
+            lines.push(format!(
+                "guest {name} waits for memory ({} threads): it holds its target and nothing in \
+                 it is zero; raise --target, or give it less to do",
+                status.stalled_threads
+            ));
+        }
+        if rises(&mut self.borrowed, status.borrowed_pages > 0) {
+            let borrowed = pages(status.borrowed_pages);
+            lines.push(format!(
+                "guest {name} holds {borrowed} beyond its target, because no frame could be found"
+            ));
+        }
+        lines
+    }
+}
+
+/// Whether `now` is news; a trouble that ends may be told again when it comes back.
+fn rises(told: &mut bool, now: bool) -> bool {
+    let before = std::mem::replace(told, now);
+    now && !before
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_support::sample_status;
+
+    #[test]
+    fn each_trouble_is_told_once_and_again_when_it_comes_back() {
+        let mut alarms = Alarms::default();
+        let mut status = sample_status("vm");
+        assert!(alarms.look(&status).is_empty());
+        status.stalled_threads = 2;
+        let told = alarms.look(&status);
+        assert_eq!(told.len(), 1);
+        assert!(told[0].contains("raise --target"), "{told:?}");
+        assert!(alarms.look(&status).is_empty());
+        status.stalled_threads = 0;
+        assert!(alarms.look(&status).is_empty());
+        status.stalled_threads = 1;
+        assert_eq!(alarms.look(&status).len(), 1);
+    }
+
+    #[test]
+    fn a_lifted_cap_has_its_reason() {
+        let mut alarms = Alarms::default();
+        let mut status = sample_status("vm");
+        status.state = State::CapLifted;
+        status.reason = Some("UFFDIO_MOVE: EINVAL".into());
+        status.borrowed_pages = 512;
+        let told = alarms.look(&status);
+        assert!(told[0].contains("UFFDIO_MOVE: EINVAL"), "{told:?}");
+        assert!(told[1].contains("2M beyond"), "{told:?}");
+        assert!(alarms.look(&status).is_empty());
+    }
+}

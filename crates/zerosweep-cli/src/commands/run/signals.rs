@@ -1,0 +1,72 @@
+//! Signals that this process receives are the VMM's.
+//!
+//! The terminal sends Ctrl-C to the whole process group, so the VMM may get it twice; QEMU does
+//! not mind. However many come, this process stays until the VMM has ended. SIGTSTP and SIGCONT
+//! keep their meaning.
+
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+
+use rustix::process::Signal;
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use super::Event;
+use super::process::Vmm;
+use crate::error::Failure;
+
+const PASSED_ON: [i32; 4] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM];
+
+/// Signals are caught from here on; those that come before [`forward`](Self::forward) are kept.
+pub(super) struct Received(Signals);
+
+impl Received {
+    /// Starts to catch signals. One that is ignored (`nohup`, a shell's background) stays ignored.
+    pub(super) fn new() -> Result<Self, Failure> {
+        let ignored = ignored_signals();
+        let caught = PASSED_ON.into_iter().filter(|&signal| ignored >> (signal - 1) & 1 == 0);
+        Signals::new(caught.chain([SIGCHLD]))
+            .map(Self)
+            .map_err(|error| Failure::work(format!("cannot catch signals: {error}")))
+    }
+
+    /// Passes them on to `vmm`, in a thread of its own; wakes the main thread when `vmm` changes.
+    pub(super) fn forward(mut self, vmm: Arc<Vmm>, events: Sender<Event>) -> Result<(), Failure> {
+        let pass_on = move || {
+            for number in self.0.forever() {
+                if number == SIGCHLD {
+                    let _ = events.send(Event::VmmChanged);
+                } else if let Some(signal) = Signal::from_named_raw(number) {
+                    vmm.signal(signal);
+                }
+            }
+        };
+        std::thread::Builder::new()
+            .name("signals".into())
+            .spawn(pass_on)
+            .map(drop)
+            .map_err(|error| Failure::work(format!("cannot start a thread: {error}")))
+    }
+}
+
+/// One bit a signal, as the kernel says; none where it does not.
+fn ignored_signals() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    parse_ignored(&status)
+}
+
+fn parse_ignored(status: &str) -> u64 {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ignored_signals_are_read_from_the_kernel() {
+        assert_eq!(parse_ignored("SigBlk:\t0000000000000000\nSigIgn:\t0000000000001001\n"), 0x1001);
+        assert_eq!(parse_ignored(""), 0);
+    }
+}

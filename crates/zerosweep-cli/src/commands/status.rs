@@ -1,0 +1,210 @@
+//! `zerosweep status NAME`: one guest's figures.
+
+use std::fmt::Write as _;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use zerosweep_wire::{OnExhaustion, Operation, ReturnMode, State, Status};
+
+use crate::cli::GuestArguments;
+use crate::error::Failure;
+use crate::output;
+use crate::size::{Size, pages, signed_pages};
+
+/// Prints the figures.
+pub(super) fn execute(arguments: &GuestArguments) -> Result<ExitCode, Failure> {
+    let status = super::connect(&arguments.name)?
+        .request(Operation::Status)
+        .map_err(|error| Failure::work(format!("guest {}: {error}", arguments.name)))?;
+    match arguments.json {
+        true => output::json(&status)?,
+        false => output::text(&render(&status))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The state in a word or two.
+pub(super) fn state_word(state: State) -> &'static str {
+    match state {
+        State::WaitingForRam => "waiting",
+        State::Managing => "managing",
+        State::CapLifted => "cap lifted",
+        State::Failed => "failed",
+    }
+}
+
+/// A table of at most 80 columns: what it is, what it holds, what has been done.
+fn render(status: &Status) -> String {
+    let mut table = Table::default();
+    identity(&mut table, status);
+    memory(&mut table, status);
+    work(&mut table, status);
+    table.text
+}
+
+#[derive(Default)]
+struct Table {
+    text: String,
+}
+
+impl Table {
+    fn row(&mut self, label: &str, value: impl std::fmt::Display) {
+        // Writing to a string cannot fail.
+        let _ = writeln!(self.text, "{label:12} {value}");
+    }
+}
+
+fn identity(table: &mut Table, status: &Status) {
+    table.row("guest", format_args!("{} (pid {})", status.name, status.pid));
+    table.row("state", state_word(status.state));
+    if let Some(reason) = &status.reason {
+        table.row("reason", reason);
+    }
+    let exhaustion = match status.on_exhaustion {
+        OnExhaustion::Stall => "stall",
+        OnExhaustion::Borrow => "borrow",
+        OnExhaustion::Kill => "kill",
+    };
+    let return_mode = match status.return_mode {
+        ReturnMode::Eager => "eager",
+        ReturnMode::Lazy => "lazy",
+    };
+    let policy = &status.policy;
+    table.row("policy", format_args!("{policy}; on exhaustion {exhaustion}; return {return_mode}"));
+}
+
+fn memory(table: &mut Table, status: &Status) {
+    let figures = &status.pages;
+    let (target, max) = (Size(status.target_bytes).rounded(), Size(status.max_mem_bytes).rounded());
+    table.row("memory", format_args!("target {target} of {max}"));
+    table.row(
+        "held",
+        format_args!(
+            "{} = {} populated + {} cache + {} retained",
+            pages(figures.total),
+            pages(figures.populated),
+            pages(figures.cache),
+            pages(figures.retained),
+        ),
+    );
+    table.row(
+        "promised",
+        format_args!(
+            "{} without a frame, debt {}; the guest can touch {}",
+            pages(figures.entries),
+            signed_pages(figures.debt),
+            pages(figures.can_touch),
+        ),
+    );
+    let (out, owed) = (pages(figures.ballooned_out), signed_pages(figures.owed));
+    table.row("balloon", format_args!("{out} given back, {owed} owed"));
+    let superpages = &status.superpages;
+    let by_kernel = match superpages.in_guest_by_kernel {
+        Some(count) => format!(" ({count} by the kernel)"),
+        None => String::new(),
+    };
+    table.row(
+        "superpages",
+        format_args!(
+            "{} in the guest{by_kernel}, {} in the cache, {} broken",
+            superpages.in_guest, superpages.in_cache, superpages.broken,
+        ),
+    );
+    table.row(
+        "RSS",
+        format_args!("{} with the VMM's own", Size(status.host.rss_anon_bytes).rounded()),
+    );
+    if status.stalled_threads > 0 {
+        table.row("stalled", format_args!("{} threads wait for a frame", status.stalled_threads));
+    }
+    if status.borrowed_pages > 0 {
+        table.row("borrowed", format_args!("{} beyond the target", pages(status.borrowed_pages)));
+    }
+}
+
+fn work(table: &mut Table, status: &Status) {
+    let done = &status.counters;
+    let bytes = |count| Size(count).rounded();
+    table.row(
+        "faults",
+        format_args!("{}: {} of 2M, {} of 4K", done.faults, done.populates_2m, done.populates_4k),
+    );
+    let latency = &status.fault_latency;
+    let time = |ns| format!("{:.1?}", Duration::from_nanos(ns));
+    table.row(
+        "fault time",
+        format_args!(
+            "median {}, 99 % {}, longest {}",
+            time(latency.p50_ns),
+            time(latency.p99_ns),
+            time(latency.max_ns),
+        ),
+    );
+    table.row(
+        "zero checks",
+        format_args!(
+            "2M: {} of {} zero; 4K: {} of {} zero",
+            done.zero_checks_2m_hit,
+            done.zero_checks_2m,
+            done.zero_checks_4k_hit,
+            done.zero_checks_4k,
+        ),
+    );
+    table.row(
+        "bytes",
+        format_args!(
+            "{} scanned, {} cleared, {} copied",
+            bytes(done.bytes_scanned),
+            bytes(done.bytes_cleared),
+            bytes(done.bytes_copied),
+        ),
+    );
+    let (whole, singles) = (done.superpages_reclaimed, done.singles_reclaimed);
+    table.row("reclaimed", format_args!("{whole} superpages, {singles} singles"));
+    let (whole, singles) = (done.superpages_returned, done.pages_returned_4k);
+    table.row("returned", format_args!("{whole} superpages, {singles} singles"));
+    table.row(
+        "trouble",
+        format_args!(
+            "{} emergency sweeps, {} exhaustions, {} busy moves, peak {}",
+            done.emergency_sweeps,
+            done.exhaustions,
+            done.busy,
+            pages(done.peak_total_pages),
+        ),
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_support::sample_status;
+
+    #[test]
+    fn the_table_fits_on_80_columns() {
+        let mut status = sample_status("vm");
+        status.stalled_threads = 2;
+        status.borrowed_pages = 256;
+        status.superpages.in_guest_by_kernel = Some(288);
+        let text = render(&status);
+        for line in text.lines() {
+            assert!(line.chars().count() <= 80, "{line}");
+        }
+        for part in [
+            "guest        vm (pid 4194303)",
+            "memory       target 768M of 2G",
+            "held         765.6M = 585.9M populated + 156.3M cache + 23.4M retained",
+            "superpages   290 in the guest (288 by the kernel), 78 in the cache, 12 broken",
+            "borrowed     1M beyond the target",
+            "fault time   median 52.0µs, 99 % 92.0µs, longest 4.3ms",
+        ] {
+            assert!(text.contains(part), "{part}\n{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_there_has_no_row() {
+        let text = render(&sample_status("vm"));
+        assert!(!text.contains("stalled") && !text.contains("reason"), "{text}");
+    }
+}

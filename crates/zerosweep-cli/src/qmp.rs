@@ -1,0 +1,231 @@
+//! A small QMP client: what `zerosweep` asks of QEMU.
+//!
+//! QEMU serves one QMP client at a time on a socket and lets others wait, so a connection is made
+//! for a few questions and closed again; two tools can then take turns.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::lines::{LineError, LineStream};
+
+/// Longest line that is accepted; QEMU's answers to the questions here have a few kilobytes.
+const LIMIT_BYTES: usize = 4 << 20;
+
+/// Why QEMU did not answer as asked.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum QmpError {
+    /// The connection.
+    #[error("QMP: {0}")]
+    Line(#[from] LineError),
+    /// Not QMP.
+    #[error("QMP: not understood: {0}")]
+    Malformed(String),
+    /// QEMU says no.
+    #[error("QEMU refused {command}: {reason}")]
+    Refused {
+        /// The command.
+        command: &'static str,
+        /// QEMU's words.
+        reason: String,
+    },
+}
+
+/// A connection in command mode.
+#[derive(Debug)]
+pub(crate) struct Qmp {
+    lines: LineStream,
+    timeout: Duration,
+    last_id: u64,
+}
+
+#[derive(Deserialize)]
+struct Vcpu {
+    #[serde(rename = "thread-id")]
+    thread_id: u32,
+}
+
+#[derive(Deserialize)]
+struct Balloon {
+    actual: u64,
+}
+
+#[derive(Deserialize)]
+struct HumanReadable {
+    #[serde(rename = "human-readable-text")]
+    text: String,
+}
+
+impl Qmp {
+    /// Connects, takes the greeting and enters command mode. Neither this nor any command waits
+    /// longer than `timeout`.
+    pub(crate) fn connect(path: &Path, timeout: Duration) -> Result<Self, QmpError> {
+        let deadline = Instant::now() + timeout;
+        let mut lines = LineStream::connect(path, LIMIT_BYTES, deadline)?;
+        let greeting = lines.read_line(deadline)?;
+        if parse(&greeting)?.get("QMP").is_none() {
+            return Err(QmpError::Malformed(format!("greeting {greeting:.80?}")));
+        }
+        let mut qmp = Self { lines, timeout, last_id: 0 };
+        qmp.execute("qmp_capabilities", None)?;
+        Ok(qmp)
+    }
+
+    /// Threads of the virtual CPUs.
+    pub(crate) fn vcpu_threads(&mut self) -> Result<Vec<u32>, QmpError> {
+        let vcpus: Vec<Vcpu> = read(self.execute("query-cpus-fast", None)?)?;
+        Ok(vcpus.into_iter().map(|vcpu| vcpu.thread_id).collect())
+    }
+
+    /// Used sizes of all RAM blocks in bytes; empty when QEMU's table is not understood.
+    pub(crate) fn ram_blocks(&mut self) -> Result<Vec<u64>, QmpError> {
+        let table: HumanReadable = read(self.execute("x-query-ramblock", None)?)?;
+        Ok(parse_ram_blocks(&table.text))
+    }
+
+    /// Asks the guest to balloon to `bytes`. The device remembers it: also for a guest whose
+    /// driver has not started yet, and after a reboot.
+    pub(crate) fn set_balloon(&mut self, bytes: u64) -> Result<(), QmpError> {
+        self.execute("balloon", Some(json!({ "value": bytes }))).map(drop)
+    }
+
+    /// What the guest has left of its memory, in bytes.
+    pub(crate) fn balloon_actual(&mut self) -> Result<u64, QmpError> {
+        read::<Balloon>(self.execute("query-balloon", None)?).map(|balloon| balloon.actual)
+    }
+
+    /// Sends one command and waits for its answer; events and other answers are skipped.
+    fn execute(
+        &mut self,
+        command: &'static str,
+        arguments: Option<Value>,
+    ) -> Result<Value, QmpError> {
+        let deadline = Instant::now() + self.timeout;
+        self.last_id += 1;
+        let mut request = json!({ "execute": command, "id": self.last_id });
+        if let Some(arguments) = arguments {
+            request["arguments"] = arguments;
+        }
+        self.lines.write_line(&request.to_string(), deadline)?;
+        loop {
+            let mut answer = parse(&self.lines.read_line(deadline)?)?;
+            if answer.get("id").and_then(Value::as_u64) != Some(self.last_id) {
+                continue;
+            }
+            if let Some(error) = answer.get("error") {
+                let reason = error.get("desc").and_then(Value::as_str).unwrap_or("no reason given");
+                return Err(QmpError::Refused { command, reason: reason.to_owned() });
+            }
+            return Ok(answer["return"].take());
+        }
+    }
+}
+
+fn parse(line: &str) -> Result<Value, QmpError> {
+    serde_json::from_str(line).map_err(|error| QmpError::Malformed(error.to_string()))
+}
+
+fn read<T: serde::de::DeserializeOwned>(value: Value) -> Result<T, QmpError> {
+    serde_json::from_value(value).map_err(|error| QmpError::Malformed(error.to_string()))
+}
+
+/// Reads the column "Used" of the table that QEMU prints for people:
+///
+/// ```text
+///               Block Name    PSize              Offset               Used              Total
+///                   pc.ram    4 KiB  0x0000000000000000 0x0000000040000000 0x0000000040000000
+/// ```
+fn parse_ram_blocks(table: &str) -> Vec<u64> {
+    let hex = |word: &str| u64::from_str_radix(word.strip_prefix("0x")?, 16).ok();
+    table
+        .lines()
+        .filter_map(|line| {
+            // Later versions add columns behind; the three numbers are the first hexadecimal ones.
+            let mut numbers = line.split_whitespace().filter_map(hex);
+            let (_offset, used, _total) = (numbers.next()?, numbers.next()?, numbers.next()?);
+            Some(used)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_support::{FakeServer, Peer};
+
+    const TIMEOUT: Duration = Duration::from_millis(500);
+    const GREETING: &str = r#"{"QMP": {"version": {}, "capabilities": ["oob"]}}"#;
+
+    fn greet(peer: &mut Peer) {
+        peer.send(GREETING);
+        let request: Value = serde_json::from_str(&peer.receive()).unwrap();
+        assert_eq!(request, json!({ "execute": "qmp_capabilities", "id": 1 }));
+        peer.send("{\"return\": {}, \"id\": 1}\r");
+    }
+
+    #[test]
+    fn asks_for_the_vcpus_and_skips_events() {
+        let server = FakeServer::new(|peer| {
+            greet(peer);
+            assert!(peer.receive().contains("query-cpus-fast"));
+            peer.send(r#"{"event": "RESUME", "data": {}, "timestamp": {}}"#);
+            peer.send(r#"{"return": {}, "id": "somebody else's"}"#);
+            peer.send(r#"{"return": [{"thread-id": 7, "x": 1}, {"thread-id": 9}], "id": 2}"#);
+        });
+        let mut qmp = Qmp::connect(server.path(), TIMEOUT).unwrap();
+        assert_eq!(qmp.vcpu_threads().unwrap(), [7, 9]);
+    }
+
+    #[test]
+    fn balloons() {
+        let server = FakeServer::new(|peer| {
+            greet(peer);
+            let request: Value = serde_json::from_str(&peer.receive()).unwrap();
+            assert_eq!(request["arguments"], json!({ "value": 536_870_912 }));
+            peer.send(r#"{"return": {}, "id": 2}"#);
+            peer.receive();
+            peer.send(r#"{"return": {"actual": 1073741824}, "id": 3}"#);
+        });
+        let mut qmp = Qmp::connect(server.path(), TIMEOUT).unwrap();
+        qmp.set_balloon(512 << 20).unwrap();
+        assert_eq!(qmp.balloon_actual().unwrap(), 1 << 30);
+    }
+
+    #[test]
+    fn a_refusal_has_qemus_words() {
+        let server = FakeServer::new(|peer| {
+            greet(peer);
+            peer.receive();
+            peer.send(r#"{"error": {"class": "X", "desc": "no balloon device"}, "id": 2}"#);
+        });
+        let mut qmp = Qmp::connect(server.path(), TIMEOUT).unwrap();
+        let error = qmp.balloon_actual().unwrap_err().to_string();
+        assert_eq!(error, "QEMU refused query-balloon: no balloon device");
+    }
+
+    #[test]
+    fn something_else_on_the_socket_is_noticed() {
+        let server = FakeServer::new(|peer| peer.send(r#"{"hello": 1}"#));
+        let error = Qmp::connect(server.path(), TIMEOUT).unwrap_err();
+        assert!(matches!(error, QmpError::Malformed(_)), "{error:?}");
+    }
+
+    #[test]
+    fn a_server_busy_with_another_client_is_a_timeout() {
+        let server = FakeServer::new(|peer| peer.wait_for_close());
+        let error = Qmp::connect(server.path(), Duration::from_millis(50)).unwrap_err();
+        assert!(matches!(error, QmpError::Line(LineError::Timeout)), "{error:?}");
+    }
+
+    #[test]
+    fn the_table_of_ram_blocks() {
+        let table = "              Block Name    PSize              Offset               Used\
+                     \n                  pc.ram    4 KiB  0x0000000000000000 0x0000000040000000 \
+                     0x0000000040000000\n   0000:00:02.0/vga.vram    4 KiB  0x0000000040080000 \
+                     0x0000000001000000 0x0000000001000000  0x00007f rw\n";
+        assert_eq!(parse_ram_blocks(table), [1 << 30, 16 << 20]);
+        assert!(parse_ram_blocks("a new format").is_empty());
+    }
+}

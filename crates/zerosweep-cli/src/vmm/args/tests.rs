@@ -1,0 +1,210 @@
+//! Command lines in many forms.
+
+use super::*;
+
+const GIB: u64 = 1 << 30;
+const BACKEND: &str = "memory-backend-ram,id=ram0,size=2G";
+
+fn run(line: &str) -> Result<Analysis, Refusal> {
+    let arguments: Vec<OsString> = line.split_whitespace().map(OsString::from).collect();
+    analyse("qemu-system-x86_64", &arguments)
+}
+
+fn ram(line: &str) -> Ram {
+    run(line).unwrap().ram
+}
+
+#[test]
+fn ram_in_all_its_forms() {
+    for line in [
+        "-m 2048",
+        "-m 2G",
+        "--m 2g",
+        "-m 2048M",
+        "-m size=2G",
+        "-m size=2097152k",
+        "-m 2048.0",
+        "-m 512 -m 2G",
+        "-m 2147483647B",
+        "-S -nodefaults -m 2G disk.img",
+    ] {
+        assert_eq!(ram(line), Ram::Given(2 * GIB), "{line}");
+    }
+    assert_eq!(ram(""), Ram::Default);
+    assert_eq!(ram("-m 0"), Ram::Given(DEFAULT_RAM_BYTES));
+    assert_eq!(ram("-append m=3G"), Ram::Default);
+}
+
+#[test]
+fn an_argument_that_looks_like_an_option_is_none() {
+    let arguments = ["-append", "-mem-path", "-m", "1G"].map(OsString::from);
+    assert_eq!(analyse("qemu", &arguments).unwrap().ram, Ram::Given(GIB));
+}
+
+#[test]
+fn a_size_that_is_none_is_refused() {
+    let refusal = run("-m lots").unwrap_err();
+    assert_eq!(refusal.to_string(), "-m \"lots\": not a size of memory");
+    assert!(matches!(run("-m 99999999999T"), Err(Refusal::BadSize { .. })));
+    assert!(matches!(run("-object memory-backend-ram,id=a"), Err(Refusal::BadSize { .. })));
+}
+
+#[test]
+fn one_private_backend_is_guest_ram() {
+    let machine = "-machine q35,memory-backend=ram0";
+    assert_eq!(ram(&format!("-m 2G {machine} -object {BACKEND}")), Ram::Given(2 * GIB));
+    assert_eq!(ram(&format!("{machine} -object {BACKEND}")), Ram::Given(2 * GIB));
+    assert_eq!(
+        ram(&format!("{machine} -object {BACKEND},share=off,prealloc=no")),
+        Ram::Given(2 * GIB)
+    );
+    assert_eq!(
+        ram(&format!("-m 2G -numa node,memdev=ram0 -object {BACKEND}")),
+        Ram::Given(2 * GIB)
+    );
+    let json = r#"{"qom-type":"memory-backend-ram","id":"ram0","size":2147483648}"#;
+    assert_eq!(ram(&format!("-m 2G {machine} -object {json}")), Ram::Given(2 * GIB));
+}
+
+#[test]
+fn backends_that_are_not_the_one_block() {
+    let machine = "-machine q35,memory-backend=ram0";
+    let several =
+        |line: &str| assert!(matches!(run(line), Err(Refusal::SeveralBlocks(_))), "{line}");
+    several(&format!("-m 4G -object {BACKEND} -object memory-backend-ram,id=b,size=2G"));
+    several(&format!("-m 2G -object {BACKEND}"));
+    several("-m 2G,slots=2,maxmem=4G");
+    several("-m 2G -m maxmem=4G,slots=1");
+    several("-m 2G -device virtio-mem-pci,memdev=x");
+    several("-m 2G -device pc-dimm,memdev=x");
+    let refusal = run(&format!("-m 1G {machine} -object {BACKEND}")).unwrap_err();
+    assert_eq!(refusal, Refusal::BackendSize { ram: GIB, backend: 2 * GIB });
+    assert_eq!(run(machine), Err(Refusal::NoBackend("ram0".into())));
+    let refusal = run("-m 2G,maxmem=4G").unwrap_err().to_string();
+    assert!(refusal.ends_with("guest RAM in one block only, for now"), "{refusal}");
+}
+
+#[test]
+fn memory_that_cannot_be_moved_is_refused() {
+    for line in [
+        "-mem-path /dev/hugepages",
+        "-object memory-backend-file,id=a,size=1G,mem-path=/x",
+        "-object memory-backend-memfd,id=a,size=1G",
+        "-object memory-backend-memfd,hugetlb=on,id=a,size=1G",
+        "-object memory-backend-ram,id=a,size=1G,share=on",
+        "-object memory-backend-ram,id=a,size=1G,share",
+        "-object memory-backend-shm,id=a,size=1G",
+        r#"-object {"qom-type":"memory-backend-ram","id":"a","size":1,"share":true}"#,
+    ] {
+        assert!(matches!(run(line), Err(Refusal::NotAnonymous(_))), "{line}");
+    }
+    let refusal = run("-object memory-backend-memfd,hugetlb=on,id=a,size=1G").unwrap_err();
+    assert!(refusal.to_string().contains("hugetlb=on"), "{refusal}");
+}
+
+#[test]
+fn memory_filled_or_locked_ahead_is_refused() {
+    for line in ["-mem-prealloc", "-object memory-backend-ram,id=a,size=1G,prealloc=on"] {
+        assert!(matches!(run(line), Err(Refusal::Preallocated(_))), "{line}");
+    }
+    for line in [
+        "-overcommit mem-lock=on",
+        "-overcommit cpu-pm=on,mem-lock=on",
+        "-overcommit mem-lock",
+        "-overcommit mem-lock=on-fault",
+        "-realtime mlock=on",
+    ] {
+        assert!(matches!(run(line), Err(Refusal::Locked(_))), "{line}");
+    }
+    assert!(run("-overcommit mem-lock=off,cpu-pm=on -realtime mlock=off").is_ok());
+}
+
+#[test]
+fn devices_that_pin_or_share_are_refused() {
+    for line in [
+        "-device vfio-pci,host=01:00.0",
+        r#"-device {"driver":"vfio-pci","host":"01:00.0"}"#,
+        "-device driver=vfio-ap",
+        "-netdev vhost-vdpa,id=n",
+        "-netdev type=vhost-vdpa,id=n",
+    ] {
+        assert!(matches!(run(line), Err(Refusal::Pins(_))), "{line}");
+    }
+    for line in [
+        "-device vhost-user-blk-pci,chardev=c",
+        "-device vhost-user-fs-pci,chardev=c",
+        "-netdev vhost-user,id=n,chardev=c",
+        "-nic vhost-user",
+        r#"-netdev {"type":"vhost-user","id":"n"}"#,
+    ] {
+        assert!(matches!(run(line), Err(Refusal::VhostUser(_))), "{line}");
+    }
+    assert!(run("-device vhost-vsock-pci,guest-cid=3 -netdev tap,id=n,vhost=on").is_ok());
+}
+
+#[test]
+fn confidential_guests_are_refused() {
+    for line in [
+        "-object sev-guest,id=s",
+        "-object sev-snp-guest,id=s",
+        r#"-object {"qom-type":"tdx-guest","id":"t"}"#,
+        "-object s390-pv-guest,id=s",
+        "-machine q35,confidential-guest-support=s",
+        "-M memory-encryption=s",
+    ] {
+        assert!(matches!(run(line), Err(Refusal::Confidential(_))), "{line}");
+    }
+}
+
+#[test]
+fn what_zerosweep_run_cannot_follow_is_refused() {
+    assert_eq!(run("-incoming defer"), Err(Refusal::Incoming));
+    assert_eq!(run("-daemonize"), Err(Refusal::Daemonize));
+    assert_eq!(run("-readconfig q.cfg"), Err(Refusal::ReadConfig));
+}
+
+#[test]
+fn the_balloon_device_that_fits() {
+    let missing = |line: &str| run(line).unwrap().missing_balloon;
+    assert_eq!(missing("-m 1G"), Some("virtio-balloon-pci"));
+    assert_eq!(missing("-M microvm,acpi=off"), Some("virtio-balloon-device"));
+    assert_eq!(missing("-machine type=microvm"), Some("virtio-balloon-device"));
+    assert_eq!(missing("-machine s390-ccw-virtio-7.2"), Some("virtio-balloon-ccw"));
+    assert_eq!(
+        analyse("/usr/bin/qemu-system-s390x", &[]).unwrap().missing_balloon,
+        Some("virtio-balloon-ccw")
+    );
+    assert_eq!(missing("-device virtio-balloon"), None);
+    assert_eq!(missing("-device virtio-balloon-pci-non-transitional,id=b"), None);
+    assert_eq!(missing(r#"-device {"driver":"virtio-balloon-pci","id":"b"}"#), None);
+}
+
+#[test]
+fn the_guests_name() {
+    let name = |line: &str| run(line).unwrap().name;
+    assert_eq!(name("-name vm1").as_deref(), Some("vm1"));
+    assert_eq!(name("-name guest=vm2,debug-threads=on").as_deref(), Some("vm2"));
+    assert_eq!(name("-name vm1,process=q -name debug-threads=on").as_deref(), Some("vm1"));
+    assert_eq!(name(""), None);
+}
+
+#[test]
+fn who_uses_the_terminal() {
+    let uses = |line: &str| run(line).unwrap().uses_terminal;
+    for line in [
+        "-nographic",
+        "-serial stdio",
+        "-serial mon:stdio",
+        "-monitor stdio",
+        "-display curses",
+        "-chardev stdio,id=c,signal=off",
+        r#"-chardev {"backend":"stdio","id":"c"}"#,
+        "-serial file:/dev/stdout",
+        "-chardev file,id=c,path=/dev/stdout",
+    ] {
+        assert!(uses(line), "{line}");
+    }
+    for line in ["", "-display none -serial file:/tmp/log", "-serial pty", "-monitor none"] {
+        assert!(!uses(line), "{line}");
+    }
+}

@@ -1,0 +1,242 @@
+//! How QEMU reads its command line: options with and without an argument, and the comma lists
+//! (or JSON) in the arguments.
+
+use std::ffi::OsString;
+
+use serde_json::Value;
+
+/// Options that take no argument. Every other one swallows the next word, whatever it looks like.
+const WITHOUT_ARGUMENT: &[&str] = &[
+    "S",
+    "alt-grab",
+    "async-teardown",
+    "audio-help",
+    "ctrl-grab",
+    "curses",
+    "daemonize",
+    "enable-fips",
+    "enable-kvm",
+    "enable-sync-profile",
+    "full-screen",
+    "h",
+    "help",
+    "mem-prealloc",
+    "no-acpi",
+    "no-fd-bootchk",
+    "no-frame",
+    "no-hpet",
+    "no-kvm",
+    "no-kvm-irqchip",
+    "no-quit",
+    "no-reboot",
+    "no-shutdown",
+    "no-user-config",
+    "nodefaults",
+    "nodefconfig",
+    "nographic",
+    "old-param",
+    "only-migratable",
+    "portrait",
+    "preconfig",
+    "rtc-td-hack",
+    "s",
+    "sdl",
+    "semihosting",
+    "singlestep",
+    "snapshot",
+    "usb",
+    "version",
+    "win2k-hack",
+    "xen-attach",
+    "xen-domid-restrict",
+];
+
+/// One option of the command line, without its dashes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct VmmOption {
+    /// `m`, `device`, …
+    pub(crate) name: String,
+    /// The word after it, for options that take one.
+    pub(crate) value: Option<String>,
+}
+
+impl VmmOption {
+    /// The argument, empty where there is none.
+    pub(crate) fn value(&self) -> &str {
+        self.value.as_deref().unwrap_or_default()
+    }
+}
+
+/// Splits the command line (without the program) into options. Words that stand alone are disk
+/// images to QEMU and are left out.
+pub(crate) fn split(arguments: &[OsString]) -> Vec<VmmOption> {
+    let mut words = arguments.iter().map(|word| word.to_string_lossy());
+    let mut options = Vec::new();
+    while let Some(word) = words.next() {
+        let Some(name) = word.strip_prefix('-').filter(|name| !name.is_empty()) else { continue };
+        // QEMU takes `--m` for `-m`.
+        let name = name.strip_prefix('-').unwrap_or(name).to_owned();
+        let value = match WITHOUT_ARGUMENT.contains(&name.as_str()) {
+            true => None,
+            false => words.next().map(|value| value.into_owned()),
+        };
+        options.push(VmmOption { name, value });
+    }
+    options
+}
+
+/// The properties in an option's argument; of a key that comes twice the last one counts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Properties(Vec<(String, String)>);
+
+impl Properties {
+    /// Reads `driver,key=value,flag,noflag`, where the first word without `=` is the value of
+    /// `implied`, commas in values are doubled; or a JSON object, as libvirt writes them.
+    pub(crate) fn parse(text: &str, implied: &str) -> Self {
+        match text.starts_with('{').then(|| serde_json::from_str::<Value>(text)) {
+            Some(Ok(Value::Object(members))) => {
+                Self(members.into_iter().map(|(key, value)| (key, json_text(value))).collect())
+            }
+            _ => Self(
+                split_commas(text)
+                    .into_iter()
+                    .enumerate()
+                    .map(|(at, word)| match word.split_once('=') {
+                        Some((key, value)) => (key.to_owned(), value.to_owned()),
+                        None if at == 0 && !implied.is_empty() => (implied.to_owned(), word),
+                        None => match word.strip_prefix("no") {
+                            Some(flag) => (flag.to_owned(), "off".to_owned()),
+                            None => (word, "on".to_owned()),
+                        },
+                    })
+                    .collect(),
+            ),
+        }
+    }
+
+    /// The value of `key`.
+    pub(crate) fn get(&self, key: &str) -> Option<&str> {
+        self.0.iter().rev().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
+    }
+
+    /// Whether the switch `key` is on.
+    pub(crate) fn is_on(&self, key: &str) -> bool {
+        matches!(self.get(key), Some("on" | "yes" | "true" | "y"))
+    }
+}
+
+fn json_text(value: Value) -> String {
+    match value {
+        Value::String(text) => text,
+        Value::Bool(true) => "on".into(),
+        Value::Bool(false) => "off".into(),
+        other => other.to_string(),
+    }
+}
+
+/// Splits at single commas; a doubled comma is one comma of the text.
+fn split_commas(text: &str) -> Vec<String> {
+    let mut words = vec![String::new()];
+    let mut rest = text.chars().peekable();
+    while let Some(c) = rest.next() {
+        match (c, words.last_mut()) {
+            (',', Some(word)) if rest.next_if_eq(&',').is_some() => word.push(','),
+            (',', _) => words.push(String::new()),
+            (c, Some(word)) => word.push(c),
+            (_, None) => {}
+        }
+    }
+    words.retain(|word| !word.is_empty());
+    words
+}
+
+/// Writes `text` so that QEMU takes it for one value.
+pub(crate) fn escape_commas(text: &str) -> String {
+    text.replace(',', ",,")
+}
+
+/// Reads a size as QEMU does: decimal or 0x, a fraction, one of the letters B K M G T P E in
+/// either case; `default_unit` is what a bare number counts.
+pub(crate) fn parse_size(text: &str, default_unit: u64) -> Option<u64> {
+    if let Some(hex) = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        return u64::from_str_radix(hex, 16).ok()?.checked_mul(default_unit);
+    }
+    let (number, unit) = match text.char_indices().last()? {
+        (_, c) if c.is_ascii_digit() || c == '.' => (text, default_unit),
+        (at, c) => {
+            let shift = 10 * "bkmgtpe".find(c.to_ascii_lowercase())?;
+            (&text[..at], 1_u64 << shift)
+        }
+    };
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    let digits = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
+    if whole.is_empty() || !digits(whole) || !digits(fraction) || fraction.len() > 18 {
+        return None;
+    }
+    let bytes = whole.parse::<u64>().ok()?.checked_mul(unit)?;
+    let part = match fraction {
+        "" => 0,
+        _ => {
+            u128::from(fraction.parse::<u64>().ok()?) * u128::from(unit)
+                / 10_u128.pow(u32::try_from(fraction.len()).ok()?)
+        }
+    };
+    bytes.checked_add(u64::try_from(part).ok()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn split_words(words: &[&str]) -> Vec<(String, Option<String>)> {
+        let words: Vec<OsString> = words.iter().map(OsString::from).collect();
+        split(&words).into_iter().map(|option| (option.name, option.value)).collect()
+    }
+
+    #[test]
+    fn options_swallow_what_belongs_to_them() {
+        let options = split_words(&["-S", "--m", "2G", "-append", "-mem-path x", "disk.img", "-s"]);
+        let expect = [("S", None), ("m", Some("2G")), ("append", Some("-mem-path x")), ("s", None)];
+        let expect = expect.map(|(name, value)| (name.to_owned(), value.map(str::to_owned)));
+        assert_eq!(options, expect);
+        assert_eq!(split_words(&["-m"]), [("m".to_owned(), None)]);
+        assert!(split_words(&["-", ""]).is_empty());
+    }
+
+    #[test]
+    fn properties_in_commas() {
+        let properties =
+            Properties::parse("pc,accel=kvm:tcg,file=a,,b,mem-merge,nousb,x=1,x=2", "type");
+        assert_eq!(properties.get("type"), Some("pc"));
+        assert_eq!(properties.get("file"), Some("a,b"));
+        assert!(properties.is_on("mem-merge"));
+        assert_eq!(properties.get("usb"), Some("off"));
+        assert_eq!(properties.get("x"), Some("2"));
+        assert_eq!(properties.get("y"), None);
+        assert_eq!(Properties::parse("", "type"), Properties::default());
+    }
+
+    #[test]
+    fn properties_in_json() {
+        let text = r#"{"qom-type":"memory-backend-ram","size":1024,"share":true,"n":{"a":1}}"#;
+        let properties = Properties::parse(text, "qom-type");
+        assert_eq!(properties.get("qom-type"), Some("memory-backend-ram"));
+        assert_eq!(properties.get("size"), Some("1024"));
+        assert!(properties.is_on("share"));
+        assert_eq!(properties.get("n"), Some(r#"{"a":1}"#));
+    }
+
+    #[test]
+    fn sizes_as_qemu_reads_them() {
+        const M: u64 = 1 << 20;
+        assert_eq!(parse_size("2048", M), Some(2 << 30));
+        assert_eq!(parse_size("2g", M), Some(2 << 30));
+        assert_eq!(parse_size("2097152k", M), Some(2 << 30));
+        assert_eq!(parse_size("1.5G", M), Some(1536 * M));
+        assert_eq!(parse_size("0x800", M), Some(2 << 30));
+        assert_eq!(parse_size("4096B", M), Some(4096));
+        for text in ["", "G", "x", "1.2.3G", "-1", "1Q", "99999999E", ".5G"] {
+            assert_eq!(parse_size(text, M), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,308 @@
+//! `zerosweep run` with fake VMMs: exit status, signals, supervision, nothing left behind.
+
+#![expect(clippy::unwrap_used, reason = "test code; clippy does not see that in helpers")]
+
+mod support;
+
+use std::io::Read as _;
+use std::os::unix::net::UnixListener;
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal};
+use support::{FakeAgent, FakeQmp, Place, status, stderr, stdout, wait_until};
+use zerosweep_wire::{AgentConfig, Operation, State};
+
+const GIB: u64 = 1 << 30;
+
+/// Starts `zerosweep run OPTIONS -- VMM` for a guest "vm" of 1 GiB with a target of 256 MiB.
+fn start(place: &Place, options: &[&str], vmm: &str) -> Child {
+    let mut arguments = vec!["run", "--name", "vm", "--target", "256M"];
+    arguments.extend(options);
+    arguments.extend(["--", vmm, "-m", "1G"]);
+    place.command(&arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// Ends a child that a failing test would leave.
+fn end(mut child: Child) -> (Option<i32>, String) {
+    let deadline = Instant::now() + support::PATIENCE;
+    let status = loop {
+        match child.try_wait().unwrap() {
+            Some(status) => break status,
+            None if Instant::now() > deadline => {
+                let _ = child.kill();
+                panic!("zerosweep run did not end");
+            }
+            None => std::thread::sleep(Duration::from_millis(10)),
+        }
+    };
+    assert_eq!(status.signal(), None, "zerosweep itself was ended by a signal");
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    (status.code(), said)
+}
+
+fn signal(child: &Child, signal: Signal) {
+    rustix::process::kill_process(Pid::from_child(child), signal).unwrap();
+}
+
+#[test]
+fn the_exit_status_is_the_vmms() {
+    let place = Place::new();
+    for (body, code) in [("exit 0", 0), ("exit 7", 7), ("kill -TERM $$", 143), ("kill -9 $$", 137)]
+    {
+        let fake = place.script("fake-qemu", body);
+        let output = place.output(&["run", "--target", "64M", "--", &fake]);
+        assert_eq!(output.status.code(), Some(code), "{body}: {}", stderr(&output));
+        assert!(place.left_behind().is_empty(), "{body}: {:?}", place.left_behind());
+    }
+}
+
+#[test]
+fn the_vmm_gets_its_arguments_and_the_agent() {
+    let place = Place::new();
+    let text = "for word; do echo \"[$word]\"; done; echo \"$LD_PRELOAD\"; \
+                echo \"$ZEROSWEEP_AGENT_CONFIG\"; cat";
+    let fake = place.script("fake-qemu", text);
+    let library = support::c_library();
+    let output = place
+        .command(&["run", "--name", "vm", "--target", "256M", "--max-mem", "1G", "--policy"])
+        .args([
+            "xen-2016",
+            "--on-exhaustion",
+            "kill",
+            "--return",
+            "eager",
+            "--",
+            &fake,
+            "-S",
+            "a b",
+        ])
+        .env("LD_PRELOAD", &library)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let said = stdout(&output);
+    let lines: Vec<&str> = said.lines().collect();
+    let qmp = place.runtime().join("vm.qmp");
+    let qmp = format!("[unix:{},server=on,wait=off]", qmp.display());
+    let balloon = "[virtio-balloon-pci,id=zerosweep-balloon]";
+    let expect = ["[-S]", "[a b]", "[-m]", "[1048576K]", "[-device]", balloon, "[-qmp]", &qmp];
+    assert_eq!(lines[..8], expect);
+    assert_eq!(lines[8], format!("{0}:{0}", library.canonicalize().unwrap().display()));
+    let config: AgentConfig = serde_json::from_str(lines[9]).unwrap();
+    assert_eq!((config.max_mem_bytes, config.target_bytes), (GIB, GIB / 4));
+    assert_eq!(config.policy, "xen-2016");
+    assert_eq!(config.on_exhaustion, zerosweep_wire::OnExhaustion::Kill);
+    assert_eq!(config.return_mode, zerosweep_wire::ReturnMode::Eager);
+    assert_eq!(config.socket, place.runtime().join("vm.sock"));
+    assert_eq!(config.unlink_at_exit, [config.socket, place.runtime().join("vm.qmp")]);
+}
+
+#[test]
+fn the_name_is_the_vmms_own() {
+    let place = Place::new();
+    let fake = place.script("fake-qemu", "ls \"$XDG_RUNTIME_DIR/zerosweep\"");
+    let run = |name: &str| {
+        let output = place.output(&["run", "--target", "64M", "--", &fake, "-name", name]);
+        stdout(&output).trim().to_owned()
+    };
+    assert_eq!(run("guest=db1,debug-threads=on"), "db1.lock");
+    assert!(run("not a name").starts_with("guest-"));
+}
+
+#[test]
+fn signals_are_passed_on_and_waited_for() {
+    let place = Place::new();
+    let text = "trap 'echo got INT; n=1' INT\ntrap 'echo got TERM; exit 9' TERM\n\
+                touch \"$0.ready\"\nwhile :; do sleep 0.05; done";
+    let fake = place.script("fake-qemu", text);
+    let mut child = start(&place, &[], &fake);
+    wait_until("the VMM runs", || place.path().join("fake-qemu.ready").exists());
+    // The VMM does not mind SIGINT: neither one nor two may end the tool.
+    for _ in 0..2 {
+        signal(&child, Signal::INT);
+        std::thread::sleep(Duration::from_millis(300));
+        assert_eq!(child.try_wait().unwrap(), None);
+    }
+    signal(&child, Signal::TERM);
+    let mut stdout = child.stdout.take().unwrap();
+    let (code, said) = end(child);
+    assert_eq!(code, Some(9), "{said}");
+    let mut heard = String::new();
+    stdout.read_to_string(&mut heard).unwrap();
+    assert_eq!(heard, "got INT\ngot INT\ngot TERM\n");
+    assert!(place.left_behind().is_empty());
+}
+
+#[test]
+fn an_agent_that_never_answers_stops_the_vmm() {
+    let place = Place::new();
+    let fake = place.script("fake-qemu", "exec sleep 60");
+    let (code, said) = end(start(&place, &["--wait-agent", "0.3"], &fake));
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("did not answer") && said.contains("LD_PRELOAD"), "{said}");
+    assert!(place.left_behind().is_empty());
+}
+
+#[test]
+fn a_vmm_that_ends_early_is_not_blamed_on_the_agent() {
+    let place = Place::new();
+    let fake = place.script("fake-qemu", "echo 'qemu: no such disk' >&2; sleep 0.2; exit 1");
+    let (code, said) = end(start(&place, &[], &fake));
+    assert_eq!((code, said.as_str()), (Some(1), "qemu: no such disk\n"));
+}
+
+/// A VMM and its agent and QMP, for as long as `vmm` sleeps.
+fn managed(
+    place: &Place,
+    options: &[&str],
+    state: State,
+    balloons: bool,
+) -> (Child, FakeAgent, FakeQmp) {
+    let fake = place.script("fake-qemu", "trap 'exit 5' USR1 TERM\nwhile :; do sleep 0.05; done");
+    let child = start(place, options, &fake);
+    wait_until("the name is taken", || place.runtime().join("vm.lock").exists());
+    // The stale files are looked for right after the lock.
+    std::thread::sleep(Duration::from_millis(100));
+    let mut shown = status("vm");
+    shown.state = state;
+    let qmp = FakeQmp::new(place.runtime().join("vm.qmp"), GIB, balloons);
+    (child, FakeAgent::new(place.runtime().join("vm.sock"), shown), qmp)
+}
+
+#[test]
+fn a_guest_is_ballooned_to_its_target() {
+    let place = Place::new();
+    let (child, agent, qmp) = managed(&place, &[], State::WaitingForRam, true);
+    wait_until("the agent is asked", || !agent.asked.lock().unwrap().is_empty());
+    assert!(qmp.asked.lock().unwrap().is_empty(), "not before guest RAM is managed");
+    agent.status.lock().unwrap().state = State::Managing;
+    let asked = |what: &str| qmp.asked.lock().unwrap().iter().any(|line| line.contains(what));
+    wait_until("the balloon is looked at", || asked("query-balloon"));
+    std::thread::sleep(Duration::from_millis(300));
+    signal(&child, Signal::TERM);
+    let (code, said) = end(child);
+    assert_eq!(code, Some(5), "{said}");
+    assert!(asked("\"value\":268435456"));
+    let vcpus = Operation::Vcpus { thread_ids: vec![11, 12] };
+    assert!(agent.asked.lock().unwrap().contains(&vcpus));
+    assert!(said.contains("has 256M of 1G, policy zerosweep"), "{said}");
+    assert!(said.contains("guest vm is down to 256M"), "{said}");
+    assert!(!said.contains("warning"), "{said}");
+    assert!(place.left_behind().is_empty(), "{:?}", place.left_behind());
+}
+
+#[test]
+fn trouble_is_told_once() {
+    let place = Place::new();
+    let (child, agent, _qmp) = managed(&place, &["--wait-balloon", "0.5"], State::Managing, false);
+    agent.status.lock().unwrap().stalled_threads = 3;
+    std::thread::sleep(Duration::from_millis(2600));
+    {
+        let mut status = agent.status.lock().unwrap();
+        status.state = State::CapLifted;
+        status.reason = Some("the pool is gone".into());
+    }
+    std::thread::sleep(Duration::from_millis(1500));
+    signal(&child, Signal::TERM);
+    let (code, said) = end(child);
+    assert_eq!(code, Some(5), "{said}");
+    for part in ["waits for memory (3 threads)", "nothing was given back", "the pool is gone"] {
+        assert_eq!(said.matches(part).count(), 1, "{part}: {said}");
+    }
+    assert!(said.contains("raise --target") && said.contains("virtio_balloon"), "{said}");
+}
+
+#[test]
+fn an_agent_that_failed_stops_the_vmm() {
+    let place = Place::new();
+    let (child, agent, _qmp) = managed(&place, &[], State::WaitingForRam, true);
+    {
+        let mut status = agent.status.lock().unwrap();
+        status.state = State::Failed;
+        status.reason = Some("userfaultfd: EPERM".into());
+    }
+    let (code, said) = end(child);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("userfaultfd: EPERM"), "{said}");
+    assert!(place.left_behind().is_empty());
+}
+
+#[test]
+fn the_guest_outlives_a_tool_that_is_killed() {
+    let place = Place::new();
+    let fake = place.script("fake-qemu", "echo $$ > \"$0.pid\"; exec sleep 30");
+    let mut child = start(&place, &[], &fake);
+    let pid_file = place.path().join("fake-qemu.pid");
+    let pid = || std::fs::read_to_string(&pid_file).ok()?.trim().parse::<i32>().ok();
+    wait_until("the VMM runs", || pid().is_some());
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let vmm = Pid::from_raw(pid().unwrap()).unwrap();
+    rustix::process::test_kill_process(vmm).expect("the VMM lives");
+    rustix::process::kill_process(vmm, Signal::KILL).unwrap();
+    assert_eq!(place.left_behind(), ["vm.lock"]);
+    place.output(&["ps"]);
+    assert!(place.left_behind().is_empty());
+}
+
+#[test]
+fn a_stale_socket_is_removed_and_told_only_to_the_curious() {
+    let place = Place::new();
+    let fake = place.script("fake-qemu", "exit 0");
+    for (option, told) in [("--verbose", true), ("--policy=none", false)] {
+        place.make_runtime();
+        drop(UnixListener::bind(place.runtime().join("vm.sock")).unwrap());
+        let (code, said) = end(start(&place, &[option], &fake));
+        assert_eq!(code, Some(0));
+        assert_eq!(said.contains("vm.sock"), told, "{said}");
+        assert!(place.left_behind().is_empty());
+    }
+}
+
+#[test]
+fn one_of_two_that_start_at_once_wins() {
+    let place = Place::new();
+    let fake = place.script("fake-qemu", "touch \"$0.ready\"; sleep 1");
+    let first = start(&place, &[], &fake);
+    wait_until("the VMM runs", || place.path().join("fake-qemu.ready").exists());
+    let (code, said) = end(start(&place, &[], &fake));
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains(&format!("being started (zerosweep pid {})", first.id())), "{said}");
+    assert_eq!(end(first).0, Some(0));
+    assert!(place.left_behind().is_empty());
+}
+
+#[test]
+fn a_real_qemu_accepts_what_is_added() {
+    let qemu = "qemu-system-x86_64";
+    let place = Place::new();
+    if std::process::Command::new(qemu).arg("--version").output().is_err() {
+        eprintln!("not tested: {qemu} is not installed");
+        return;
+    }
+    let arguments = ["run", "--name", "vm", "--target", "64M", "--", qemu, "-m", "128", "-S"];
+    let mut command = place.command(&arguments);
+    command.args(["-display", "none", "-accel", "tcg", "-serial", "none", "-monitor", "none"]);
+    let child = command.stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    wait_until("QEMU listens", || place.runtime().join("vm.qmp").exists());
+    let agent = FakeAgent::new(place.runtime().join("vm.sock"), status("vm"));
+    {
+        let mut status = agent.status.lock().unwrap();
+        (status.max_mem_bytes, status.target_bytes) = (128 << 20, 64 << 20);
+    }
+    let asked_vcpus = || {
+        agent.asked.lock().unwrap().iter().any(|operation| {
+            matches!(operation, Operation::Vcpus { thread_ids } if thread_ids.len() == 1)
+        })
+    };
+    wait_until("QEMU was asked for its vCPUs", asked_vcpus);
+    std::thread::sleep(Duration::from_millis(500));
+    signal(&child, Signal::TERM);
+    let (code, said) = end(child);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(!said.contains("warning"), "{said}");
+    assert!(place.left_behind().is_empty());
+}

@@ -1,0 +1,472 @@
+//! The engine's machine on Linux memory.
+//!
+//! A frame's number is the number of its slot in the pool, a mapping of our own. To map a frame is
+//! to move the page from its slot to the guest's address (`UFFDIO_MOVE`), to unmap it is to move it
+//! back; content is neither copied nor cleared, and a page that is at its slot is out of the
+//! guest's reach, so that a check of it is the truth. The guest's range is registered for missing
+//! pages and for writes to protected ones, the pool only for the latter: the kernel fills holes in
+//! the pool itself, and a stray read of one cannot hang.
+//!
+//! A page that is used by the kernel or a device at the moment cannot move; that is an ordinary
+//! result ([`Unmapped::Busy`]) after a bounded number of tries, and what had moved goes back.
+//!
+//! Known holes: pages gifted to a pipe or sent with `MSG_ZEROCOPY` move although they are in use.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use zerosweep::{
+    Allocated, Content, FramePool, Gfn, Machine, MapError, Mapped, Mfn, Order, OutOfFrames,
+    Unmapped,
+};
+
+use crate::addr::{PAGE_BYTES, SUPERPAGE_BYTES};
+use crate::slots::{Backing, Slots};
+use crate::sys::pagemap::Pagemap;
+use crate::sys::region::{Region, Span};
+use crate::sys::uffd::{Holes, MoveOutcome, Uffd, Wake};
+
+/// How often a move that the kernel asks to repeat is repeated without any progress.
+const MOVE_TRIES: u32 = 200;
+/// Pages to build singles in, one for each thread that does so at the same time.
+const SCRATCH_PAGES: u64 = 64;
+
+/// Whether parked superpages keep their memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parking {
+    /// They do.
+    Lazy,
+    /// Those beyond this many give it back to the host at once.
+    Eager(u64),
+}
+
+/// Counters of the machine; each only grows.
+#[derive(Debug, Default)]
+pub struct MachineCounters {
+    /// Moves that the kernel refused because a page was in use.
+    pub busy: AtomicU64,
+    /// Moves that had to be asked for again.
+    pub repeats: AtomicU64,
+    /// Superslots that the host could only back with single pages.
+    pub small_backing: AtomicU64,
+    /// Superslots backed in the face of a fault, because none was ready.
+    pub late_backing: AtomicU64,
+}
+
+/// Memory of a guest and the pool behind it.
+pub struct LinuxMachine {
+    pub(crate) guest: Region,
+    pool: Region,
+    scratch: Region,
+    scratch_used: AtomicU64,
+    pub(crate) uffd: Uffd,
+    pagemap: Pagemap,
+    frames: Mutex<FramePool>,
+    slots: Slots,
+    parking: Parking,
+    ready: AtomicU64,
+    counters: MachineCounters,
+}
+
+/// A move that did not come to its end.
+enum Stopped {
+    Busy,
+    Failed,
+}
+
+impl LinuxMachine {
+    pub(crate) fn new(
+        guest: Region,
+        pool: Region,
+        scratch: Region,
+        uffd: Uffd,
+        pagemap: Pagemap,
+        frames: FramePool,
+        parking: Parking,
+    ) -> Self {
+        let slots = Slots::new((pool.bytes() / SUPERPAGE_BYTES) as usize);
+        Self {
+            guest,
+            pool,
+            scratch,
+            scratch_used: AtomicU64::new(0),
+            uffd,
+            pagemap,
+            frames: Mutex::new(frames),
+            slots,
+            parking,
+            ready: AtomicU64::new(0),
+            counters: MachineCounters::default(),
+        }
+    }
+
+    /// Bytes of the scratch region that [`LinuxMachine::new`] needs.
+    pub(crate) const SCRATCH_BYTES: u64 = SCRATCH_PAGES * PAGE_BYTES;
+
+    pub(crate) fn pool_span(&self) -> Span<'_> {
+        self.pool.all()
+    }
+
+    /// Counters.
+    #[must_use]
+    pub fn counters(&self) -> &MachineCounters {
+        &self.counters
+    }
+
+    /// How many superslots are to be ready ahead of the guest.
+    pub(crate) fn stock(&self) -> u64 {
+        match self.parking {
+            Parking::Lazy => 64,
+            Parking::Eager(stock) => stock,
+        }
+    }
+
+    /// Whole superslots that are at home: cleared and ready, or just being checked.
+    #[must_use]
+    pub fn ready(&self) -> u64 {
+        self.ready.load(Ordering::Relaxed)
+    }
+
+    /// Superpages of the guest that are whole, by the kernel's word.
+    ///
+    /// # Errors
+    /// When the kernel gives none.
+    pub fn whole_superpages(&self) -> Result<u64, crate::SysError> {
+        self.pagemap.whole_superpages(self.guest.all())
+    }
+
+    /// Pages of guest and pool that have a frame, by the kernel's word.
+    ///
+    /// # Errors
+    /// When the kernel gives none.
+    pub fn resident_pages(&self) -> Result<u64, crate::SysError> {
+        let guest = self.pagemap.resident_pages(self.guest.all())?;
+        Ok(guest + self.pagemap.resident_pages(self.pool.all())?)
+    }
+
+    /// Reserves an empty superslot for [`LinuxMachine::back`]; false if it is not empty. Call it
+    /// where nobody can give the frame away meanwhile: under the domain's lock.
+    pub(crate) fn reserve_backing(&self, mfn: Mfn) -> bool {
+        self.slots.advance(mfn.raw() / 512, Backing::Empty, Backing::Preparing)
+    }
+
+    /// Gets memory for a reserved superslot, a huge page if the host has one. False if it has
+    /// nothing at all.
+    pub(crate) fn back(&self, mfn: Mfn) -> bool {
+        let superslot = mfn.raw() / 512;
+        let Ok(span) = self.slot(mfn, Order::SUPERPAGE) else { return false };
+        // An empty page table would make the kernel use small pages.
+        let _ = span.discard();
+        if span.populate().is_err() {
+            let _ = span.discard();
+            self.slots.drop_all(superslot);
+            return false;
+        }
+        if self.pagemap.is_whole(span).unwrap_or(false) {
+            self.ready.fetch_add(1, Ordering::Relaxed);
+            self.slots.fill(superslot, Backing::Whole);
+        } else {
+            self.counters.small_backing.fetch_add(1, Ordering::Relaxed);
+            self.slots.fill(superslot, Backing::Pieces);
+        }
+        true
+    }
+
+    fn slot(&self, mfn: Mfn, order: Order) -> Result<Span<'_>, crate::SpanError> {
+        self.pool.span(mfn.raw() * PAGE_BYTES, order.bytes())
+    }
+
+    pub(crate) fn range(&self, gfn: Gfn, order: Order) -> Result<Span<'_>, crate::SpanError> {
+        self.guest.span(gfn.raw() * PAGE_BYTES, order.bytes())
+    }
+
+    fn settled_backing(&self, superslot: u64) -> Backing {
+        loop {
+            match self.slots.backing(superslot) {
+                Backing::Preparing => std::thread::yield_now(),
+                settled => return settled,
+            }
+        }
+    }
+
+    /// Moves all of `from` to `to`. Pages that are not there are skipped: they are zero.
+    fn move_all(&self, to: Span<'_>, from: Span<'_>) -> Result<(), Stopped> {
+        let mut done = 0;
+        let mut tries = 0;
+        while done < from.bytes() {
+            let left = from.bytes() - done;
+            let (Ok(to), Ok(from)) = (to.part(done, left), from.part(done, left)) else {
+                return Err(Stopped::Failed);
+            };
+            let (bytes, stopped) = match self.uffd.move_pages(to, from, Holes::Skip, Wake::No) {
+                MoveOutcome::Done => return Ok(()),
+                MoveOutcome::Partial { bytes } => (bytes, Stopped::Busy),
+                MoveOutcome::Busy => (0, Stopped::Busy),
+                // The kernel says this of a source that is nothing but a hole.
+                MoveOutcome::Hole => return Ok(()),
+                _ => (0, Stopped::Failed),
+            };
+            self.counters.repeats.fetch_add(1, Ordering::Relaxed);
+            done += bytes;
+            tries = if bytes > 0 { 0 } else { tries + 1 };
+            if tries >= MOVE_TRIES || matches!(stopped, Stopped::Failed) {
+                self.move_back(to, from, done);
+                return Err(stopped);
+            }
+            if tries % 16 == 15 {
+                std::thread::yield_now();
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes back the first `done` bytes of a move that cannot go on.
+    fn move_back(&self, to: Span<'_>, from: Span<'_>, done: u64) {
+        let mut back = 0;
+        let mut tries = 0;
+        while back < done && tries < MOVE_TRIES * 10 {
+            let parts = (from.part(back, done - back), to.part(back, done - back));
+            let (Ok(home), Ok(away)) = parts else { return };
+            match self.uffd.move_pages(home, away, Holes::Skip, Wake::No) {
+                MoveOutcome::Partial { bytes } => back += bytes,
+                MoveOutcome::Busy => {}
+                _ => return,
+            }
+            tries += 1;
+        }
+    }
+
+    fn map_superpage(&self, gfn: Gfn, mfn: Mfn) -> Result<Mapped, MapError> {
+        let superslot = mfn.raw() / 512;
+        if self.slots.advance(superslot, Backing::Empty, Backing::Preparing) {
+            self.counters.late_backing.fetch_add(1, Ordering::Relaxed);
+            if !self.back(mfn) {
+                return Err(MapError);
+            }
+        }
+        let backing = self.settled_backing(superslot);
+        let order = Order::SUPERPAGE;
+        let (Ok(range), Ok(slot)) = (self.range(gfn, order), self.slot(mfn, order)) else {
+            return Err(MapError);
+        };
+        // The range is PoD: zero pages, or nothing. What is left of it would be in the way.
+        range.discard().map_err(|_| MapError)?;
+        self.move_all(range, slot).map_err(|_| MapError)?;
+        if backing != Backing::Whole {
+            return Ok(Mapped::Pieces);
+        }
+        self.ready.fetch_sub(1, Ordering::Relaxed);
+        Ok(Mapped::Whole)
+    }
+
+    fn map_page(&self, gfn: Gfn, mfn: Mfn) -> Result<Mapped, MapError> {
+        let order = Order::PAGE;
+        let superslot = mfn.raw() / 512;
+        let _ = self.settled_backing(superslot);
+        let (Ok(range), Ok(slot)) = (self.range(gfn, order), self.slot(mfn, order)) else {
+            return Err(MapError);
+        };
+        range.discard().map_err(|_| MapError)?;
+        if self.slots.is_present(mfn.raw()) {
+            self.break_up_at_home(superslot);
+            return self.move_all(range, slot).map(|()| Mapped::Whole).map_err(|_| MapError);
+        }
+        let mapped =
+            self.with_scratch(|page| page.populate().is_ok() && self.move_all(range, page).is_ok());
+        if !mapped {
+            return Err(MapError);
+        }
+        self.slots.set_present(mfn.raw(), true);
+        Ok(Mapped::Whole)
+    }
+
+    /// Lends a page of the scratch region, and leaves it empty.
+    fn with_scratch<R>(&self, work: impl FnOnce(Span<'_>) -> R) -> R {
+        let index = loop {
+            let used = self.scratch_used.load(Ordering::Acquire);
+            let index = (!used).trailing_zeros();
+            if index >= 64 {
+                std::thread::yield_now();
+                continue;
+            }
+            let taken = used | 1 << index;
+            let exchange = self.scratch_used.compare_exchange(
+                used,
+                taken,
+                Ordering::AcqRel,
+                Ordering::Acquire,
+            );
+            if exchange.is_ok() {
+                break index;
+            }
+        };
+        let page = self.scratch.page(u64::from(index) * PAGE_BYTES);
+        let page = page.unwrap_or_else(|_| self.scratch.all());
+        let result = work(page);
+        let _ = page.discard();
+        self.scratch_used.fetch_and(!(1 << index), Ordering::AcqRel);
+        result
+    }
+
+    fn unmap_run(&self, gfn: Gfn, mfn: Mfn, order: Order) -> Unmapped {
+        let (Ok(range), Ok(slot)) = (self.range(gfn, order), self.slot(mfn, order)) else {
+            return Unmapped::Busy;
+        };
+        if order == Order::SUPERPAGE {
+            // Drops the empty page table that single moves left: the huge page stays whole.
+            let _ = slot.discard();
+        } else {
+            let _ = self.slots.break_up(mfn.raw() / 512);
+        }
+        match self.move_all(slot, range) {
+            Ok(()) => {
+                if self.slots.backing(mfn.raw() / 512) == Backing::Whole {
+                    self.ready.fetch_add(1, Ordering::Relaxed);
+                }
+                Unmapped::Done
+            }
+            Err(_) => {
+                self.counters.busy.fetch_add(1, Ordering::Relaxed);
+                if order == Order::SUPERPAGE && !self.pagemap.is_whole(range).unwrap_or(false) {
+                    let _ = self.slots.break_up(mfn.raw() / 512);
+                }
+                Unmapped::Busy
+            }
+        }
+    }
+
+    fn free_run(&self, mfn: Mfn, order: Order) {
+        let superslot = mfn.raw() / 512;
+        let backing = self.settled_backing(superslot);
+        if order == Order::SUPERPAGE {
+            self.drop_superslot(mfn);
+        } else if self.slots.is_present(mfn.raw()) {
+            self.free_page_memory(mfn, backing);
+        }
+        let freed = {
+            let mut frames = self.frames.lock().unwrap_or_else(PoisonError::into_inner);
+            frames.free(mfn, order)
+        };
+        debug_assert!(freed, "INV-1: {mfn:?} was given back twice");
+    }
+
+    fn free_page_memory(&self, mfn: Mfn, backing: Backing) {
+        let Ok(slot) = self.slot(mfn, Order::PAGE) else { return };
+        if backing == Backing::Whole {
+            // Dropping a part of a huge page frees nothing: moving one page out splits it first.
+            self.with_scratch(|page| {
+                let _ = self.move_all(page, slot);
+            });
+        }
+        let _ = slot.discard();
+        self.break_up_at_home(mfn.raw() / 512);
+        self.slots.set_present(mfn.raw(), false);
+    }
+
+    /// A superslot whose pages are at their slots is no longer one huge page.
+    fn break_up_at_home(&self, superslot: u64) {
+        if self.slots.break_up(superslot) {
+            self.ready.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    fn drop_superslot(&self, mfn: Mfn) {
+        if let Ok(slot) = self.slot(mfn, Order::SUPERPAGE) {
+            let _ = slot.discard();
+        }
+        let superslot = mfn.raw() / 512;
+        self.break_up_at_home(superslot);
+        self.slots.drop_all(superslot);
+    }
+
+    fn park_superslot(&self, mfn: Mfn) {
+        let whole = self.slots.backing(mfn.raw() / 512) == Backing::Whole;
+        let keeps = match self.parking {
+            Parking::Lazy => true,
+            // It is one of those that are ready itself.
+            Parking::Eager(stock) => self.ready() <= stock,
+        };
+        if !whole || !keeps {
+            self.drop_superslot(mfn);
+        }
+    }
+
+    fn clear_run(&self, mfn: Mfn, order: Order) {
+        let superslot = mfn.raw() / 512;
+        if order == Order::SUPERPAGE && self.settled_backing(superslot) != Backing::Whole {
+            self.drop_superslot(mfn);
+        } else if self.slots.is_present(mfn.raw())
+            && let Ok(slot) = self.slot(mfn, order)
+        {
+            slot.clear();
+        }
+    }
+
+    /// The first non-zero word of a run that is at its slot.
+    fn first_nonzero(&self, mfn: Mfn, order: Order) -> Option<u32> {
+        let slot = self.slot(mfn, order).ok()?;
+        slot.first_nonzero().map(|word| word as u32)
+    }
+
+    fn quick(&self, gfn: Gfn, order: Order) -> Option<u32> {
+        let range = self.range(gfn, order).ok()?;
+        (0..order.pages()).find_map(|page| {
+            let head = range.load_head(page * PAGE_BYTES).ok()?;
+            let word = head.iter().position(|&word| word != 0)?;
+            Some((page * PAGE_BYTES / 8) as u32 + word as u32)
+        })
+    }
+}
+
+/// One thread's hand on the machine.
+pub struct MachineRef<'a>(pub(crate) &'a LinuxMachine);
+
+impl Machine for MachineRef<'_> {
+    fn allocate(&mut self, order: Order) -> Result<Allocated, OutOfFrames> {
+        let mut frames = self.0.frames.lock().unwrap_or_else(PoisonError::into_inner);
+        let mfn = frames.allocate(order)?;
+        // A slot that is with the host has no memory: what it will get is zero.
+        Ok(Allocated { mfn, content: Content::Zero })
+    }
+
+    fn free(&mut self, mfn: Mfn, order: Order) {
+        self.0.free_run(mfn, order);
+    }
+
+    fn map(&mut self, gfn: Gfn, mfn: Mfn, order: Order) -> Result<Mapped, MapError> {
+        if order == Order::SUPERPAGE {
+            self.0.map_superpage(gfn, mfn)
+        } else {
+            self.0.map_page(gfn, mfn)
+        }
+    }
+
+    fn unmap(&mut self, gfn: Gfn, mfn: Mfn, order: Order) -> Unmapped {
+        self.0.unmap_run(gfn, mfn, order)
+    }
+
+    fn flush(&mut self) {
+        // UFFDIO_MOVE flushes before it returns.
+    }
+
+    fn quick_check(&mut self, gfn: Gfn, _mfn: Mfn, order: Order) -> Option<u32> {
+        self.0.quick(gfn, order)
+    }
+
+    fn peek(&mut self, gfn: Gfn, _mfn: Mfn, word: u32) -> u64 {
+        let range = self.0.range(gfn, Order::SUPERPAGE);
+        range.and_then(|range| range.load_word(u64::from(word) * 8)).unwrap_or(1)
+    }
+
+    fn zero_check(&mut self, mfn: Mfn, order: Order) -> Option<u32> {
+        self.0.first_nonzero(mfn, order)
+    }
+
+    fn clear(&mut self, mfn: Mfn, order: Order) {
+        self.0.clear_run(mfn, order);
+    }
+
+    fn park(&mut self, mfn: Mfn) {
+        self.0.park_superslot(mfn);
+    }
+}

@@ -1,0 +1,474 @@
+//! A guest's memory under the engine.
+//!
+//! [`GuestMemory::new`] takes a range over: it maps the huge zero page everywhere, protects it
+//! against writes, and from then on every first write is a fault that
+//! [the service](crate::service) answers from the pool. The VMM's threads come in through
+//! [`GuestMemory::decrease`] and [`GuestMemory::discard`].
+//!
+//! Locks: the domain's mutex is the only one that a fault needs, and nothing slow happens under it:
+//! [`LinuxHost::machine`](zerosweep::Host::machine) drops it around every system call, scan and
+//! clear. The frame pool's and the histogram's are held for a few instructions. Order: domain, then
+//! either of the others.
+//!
+//! Failure (INV-10): when something of ours cannot go on, [`GuestMemory::lift`] lets the kernel
+//! handle the range alone. The guest keeps every byte and goes on, without the cap.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use zerosweep::{
+    AuditError, Config, ConfigError, DecreaseError, Domain, Entry, FramePool, Gfn, Hold, Host,
+    InvalidTouch, Order, OutOfTableMemory, Policy, Progress, Quantities, Session, Statistics,
+    Superpage, TargetError,
+};
+
+use crate::addr::{PAGE_BYTES, SUPERPAGE_BYTES};
+use crate::error::{OpenError, RegionError, SysError, Unsuitable};
+use crate::machine::{LinuxMachine, MachineRef, Parking};
+use crate::service::ServiceState;
+use crate::sys::pagemap::Pagemap;
+use crate::sys::poll::WakeEvent;
+use crate::sys::region::Region;
+use crate::sys::uffd::{Uffd, Watch};
+
+/// What happens when no frame can be found (rule R15).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnExhaustion {
+    /// A virtual CPU waits; other threads borrow.
+    Stall,
+    /// Memory beyond the target is taken, and counted.
+    Borrow,
+    /// The process is ended.
+    Kill,
+}
+
+/// How a range is managed.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// What the guest may hold, in bytes; a multiple of 4 KiB.
+    pub target_bytes: u64,
+    /// How the engine decides.
+    pub policy: Policy,
+    /// What happens when no frame can be found.
+    pub on_exhaustion: OnExhaustion,
+    /// Whether parked superpages keep their memory.
+    pub parking: Parking,
+}
+
+/// Why a range is not managed. It is as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum AdoptError {
+    /// It is not memory of the right kind.
+    #[error(transparent)]
+    Unsuitable(#[from] Unsuitable),
+    /// userfaultfd cannot be used.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The pool cannot be had.
+    #[error(transparent)]
+    Region(#[from] RegionError),
+    /// Such a domain cannot be.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The target is not in whole pages.
+    #[error("a target of {0} bytes is not a multiple of 4096")]
+    OddTarget(u64),
+    /// The range does not begin at a multiple of 2 MiB.
+    #[error("guest memory begins at {0}, which is not a multiple of 2 MiB: no superpage would fit")]
+    Misaligned(crate::HostAddr),
+    /// No memory for our own tables.
+    #[error("{0}")]
+    TableMemory(OutOfTableMemory),
+    /// The kernel has switched huge pages off for this process.
+    #[error(
+        "huge pages are switched off for this process (PR_SET_THP_DISABLE): start the VMM without \
+         that setting"
+    )]
+    HugePagesDisabled,
+    /// The engine refused to promise the range.
+    #[error("the range cannot be promised: {0}")]
+    Build(zerosweep::BuildError),
+    /// A call failed.
+    #[error(transparent)]
+    Sys(#[from] SysError),
+    /// A thread could not be started.
+    #[error("cannot start a thread: {0}")]
+    Thread(std::io::Error),
+}
+
+/// Figures of one moment.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// The engine's quantities.
+    pub quantities: Quantities,
+    /// What the engine did.
+    pub statistics: Statistics,
+    /// Superpages that are whole in the guest, by the engine.
+    pub superpages_in_guest: u64,
+    /// Ranges that are broken and hold a frame.
+    pub broken: u64,
+    /// Superpages in the cache.
+    pub superpages_in_cache: u64,
+    /// Superpages that are ready.
+    pub ready: u64,
+    /// Faults answered.
+    pub faults: u64,
+    /// Threads that wait for a frame.
+    pub stalled: u32,
+    /// Fault service times, in ns: median, 99th percentile, longest.
+    pub latency_ns: (u64, u64, u64),
+    /// Why the cap is lifted.
+    pub lifted: Option<String>,
+}
+
+/// A guest's memory under the engine. See the module's text.
+pub struct GuestMemory {
+    pub(crate) machine: LinuxMachine,
+    pub(crate) domain: Mutex<Domain>,
+    pub(crate) service: ServiceState,
+    pub(crate) ahead: WakeEvent,
+    pub(crate) on_exhaustion: OnExhaustion,
+    lifted: AtomicBool,
+    lift_reason: Mutex<Option<String>>,
+    running: AtomicU32,
+}
+
+impl GuestMemory {
+    /// Takes `guest` over, all of it promised and nothing populated: what is in it is lost. Starts
+    /// the threads that serve it.
+    ///
+    /// # Errors
+    /// See [`AdoptError`]; the range is as it was.
+    pub fn new(guest: Region, options: &Options) -> Result<Arc<Self>, AdoptError> {
+        let memory = Arc::new(Self::prepare(guest, options)?);
+        memory.watch()?;
+        let started = memory.promise(options).and_then(|()| memory.start());
+        if let Err(error) = started {
+            let _ = memory.machine.uffd.unregister(memory.machine.guest.all());
+            memory.stop_threads();
+            return Err(error);
+        }
+        Ok(memory)
+    }
+
+    fn prepare(guest: Region, options: &Options) -> Result<Self, AdoptError> {
+        if !options.target_bytes.is_multiple_of(PAGE_BYTES) {
+            return Err(AdoptError::OddTarget(options.target_bytes));
+        }
+        if !guest.start().is_superpage_aligned() {
+            return Err(AdoptError::Misaligned(guest.start()));
+        }
+        if crate::sys::raw::prctl_get(libc::PR_GET_THP_DISABLE).unwrap_or(0) != 0 {
+            return Err(AdoptError::HugePagesDisabled);
+        }
+        crate::vma::check(guest.start(), guest.bytes())?;
+        let max_pages = guest.bytes() / PAGE_BYTES;
+        let domain = Domain::new(Config {
+            invalid_touch: InvalidTouch::Increase,
+            ..Config::new(max_pages, options.target_bytes / PAGE_BYTES, options.policy)
+        })?;
+        // Addresses cost nothing: twice as many slots as pages, so that singles scattered over
+        // superslots never keep a whole one from being had.
+        let superslots = guest.bytes().div_ceil(SUPERPAGE_BYTES) * 2 + 64;
+        let count = u32::try_from(superslots)
+            .map_err(|_| AdoptError::Config(ConfigError::MaxPages(max_pages)))?;
+        let pool = Region::new(superslots * SUPERPAGE_BYTES)?;
+        let scratch = Region::new(LinuxMachine::SCRATCH_BYTES)?;
+        scratch.all().forbid_huge_pages()?;
+        let frames = FramePool::new(count).map_err(AdoptError::TableMemory)?;
+        let machine = LinuxMachine::new(
+            guest,
+            pool,
+            scratch,
+            Uffd::open()?,
+            Pagemap::open()?,
+            frames,
+            options.parking,
+        );
+        Ok(Self {
+            machine,
+            domain: Mutex::new(domain),
+            service: ServiceState::new()?,
+            ahead: WakeEvent::new()?,
+            on_exhaustion: options.on_exhaustion,
+            lifted: AtomicBool::new(false),
+            lift_reason: Mutex::new(None),
+            running: AtomicU32::new(0),
+        })
+    }
+
+    /// Maps zero pages everywhere and makes writes to them faults.
+    fn watch(&self) -> Result<(), AdoptError> {
+        let guest = self.machine.guest.all();
+        guest.ask_for_huge_pages().map_err(|_| RegionError::NoHugePages)?;
+        guest.discard()?;
+        guest.map_zero()?;
+        let uffd = &self.machine.uffd;
+        uffd.register(guest, Watch::MissingAndProtected)?;
+        uffd.register(self.machine.pool_span(), Watch::Protected)?;
+        uffd.protect(guest)?;
+        Ok(())
+    }
+
+    fn promise(&self, options: &Options) -> Result<(), AdoptError> {
+        let mut session = self.session();
+        let pages = self.machine.guest.bytes() / PAGE_BYTES;
+        let mut at = 0;
+        while at < pages {
+            let fits = |order: &Order| order.pages() <= pages - at;
+            let order = [Order::MAX, Order::SUPERPAGE].into_iter().find(fits).unwrap_or_default();
+            session.populate_on_demand(Gfn::new(at), order).map_err(AdoptError::Build)?;
+            at += order.pages();
+        }
+        let target = options.target_bytes / PAGE_BYTES;
+        match session.set_target(target) {
+            Ok(()) => Ok(()),
+            Err(TargetError::OutOfRange { target, max }) => {
+                Err(ConfigError::Target { target, max }.into())
+            }
+            Err(_) => Err(AdoptError::TableMemory(OutOfTableMemory)),
+        }
+    }
+
+    fn start(self: &Arc<Self>) -> Result<(), AdoptError> {
+        crate::service::start(self).map_err(AdoptError::Thread)?;
+        crate::ahead::start(self).map_err(AdoptError::Thread)?;
+        self.ahead.call();
+        Ok(())
+    }
+
+    /// The first address and the length of the guest's memory.
+    #[must_use]
+    pub fn range(&self) -> (crate::HostAddr, u64) {
+        (self.machine.guest.start(), self.machine.guest.bytes())
+    }
+
+    /// All of the guest's memory, to touch it as a guest would: accesses may wait for a frame.
+    #[must_use]
+    pub fn guest(&self) -> crate::Span<'_> {
+        self.machine.guest.all()
+    }
+
+    /// The machine.
+    #[must_use]
+    pub fn machine(&self) -> &LinuxMachine {
+        &self.machine
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Domain> {
+        self.domain.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn session(&self) -> Session<LinuxHost<'_>> {
+        Session::new(LinuxHost { memory: self, guard: None, machine: MachineRef(&self.machine) })
+    }
+
+    /// Calls the thread that gets huge pages ready, if few are left.
+    pub(crate) fn ahead_if_low(&self) {
+        if self.machine.ready() < self.machine.stock() / 2 {
+            self.ahead.call();
+        }
+    }
+
+    /// Runs an operation, which [`GuestMemory::lift`] then waits for; `None` once it has begun.
+    pub(crate) fn counted<R>(&self, work: impl FnOnce() -> R) -> Option<R> {
+        self.running.fetch_add(1, Ordering::SeqCst);
+        let _running = Running(self);
+        (!self.is_lifted()).then(work)
+    }
+
+    /// Runs an operation of a thread other than the fault thread; `None` once the cap is lifted.
+    fn operate<R>(&self, work: impl FnOnce(&mut Session<LinuxHost<'_>>) -> R) -> Option<R> {
+        let result = self.counted(|| work(&mut self.session()));
+        self.service.poke();
+        result
+    }
+
+    /// The guest gives a page back (its balloon inflates). Waits for another operation on the
+    /// range. Returns how many pages came back; `None` once the cap is lifted: the caller does as
+    /// without us then.
+    pub fn decrease(&self, gfn: Gfn, order: Order) -> Option<u64> {
+        self.operate(|session| wait(|| session.decrease(gfn, order)).unwrap_or(0))
+    }
+
+    /// The guest gives up the content of a range and keeps its pages. Waits as
+    /// [`GuestMemory::decrease`] does. Returns how many pages became PoD; `None` as there.
+    pub fn discard(&self, gfn: Gfn, pages: u64) -> Option<u64> {
+        self.operate(|session| wait(|| session.discard(gfn, pages)).unwrap_or(0))
+    }
+
+    /// Sets the target, and fills the cache.
+    ///
+    /// # Errors
+    /// When it cannot be; `Ok(false)` once the cap is lifted.
+    pub fn set_target(&self, bytes: u64) -> Result<bool, TargetError> {
+        let done = self.operate(|session| session.set_target(bytes / PAGE_BYTES));
+        self.ahead.call();
+        done.transpose().map(|done| done.is_some())
+    }
+
+    /// Recounts everything (rule R19).
+    ///
+    /// # Errors
+    /// The first difference.
+    pub fn audit(&self) -> Result<(), AuditError> {
+        self.lock().audit()
+    }
+
+    /// Says which threads run virtual CPUs: only these may stall.
+    pub fn set_vcpus(&self, thread_ids: &[u32]) {
+        self.service.set_vcpus(thread_ids);
+    }
+
+    /// Figures of this moment.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        let domain = self.lock();
+        let quantities = domain.quantities();
+        let statistics = *domain.statistics();
+        let superpages_in_cache = domain.cache().superpages();
+        let (mut whole, mut broken) = (0, 0);
+        for superpage in (0..domain.p2m().superpages()).map(Superpage::new) {
+            match domain.p2m().whole(superpage) {
+                Some(Entry::Ram { .. }) => whole += 1,
+                Some(_) => {}
+                None => broken += u64::from(domain.p2m().tally(superpage).ram > 0),
+            }
+        }
+        drop(domain);
+        Snapshot {
+            quantities,
+            statistics,
+            superpages_in_guest: whole,
+            broken,
+            superpages_in_cache,
+            ready: self.machine.ready(),
+            faults: self.service.faults(),
+            stalled: self.service.stalled(),
+            latency_ns: self.service.latency_ns(),
+            lifted: self.lifted_because(),
+        }
+    }
+
+    /// A letter for each superpage of the guest: `W` whole, `b` broken, `p` promised, `.` out.
+    #[must_use]
+    pub fn map_letters(&self) -> Vec<u8> {
+        let domain = self.lock();
+        let p2m = domain.p2m();
+        let letter = |superpage| match p2m.whole(superpage) {
+            Some(Entry::Ram { .. }) => b'W',
+            Some(Entry::Pod) => b'p',
+            Some(_) => b'.',
+            None => match p2m.tally(superpage) {
+                tally if tally.ram > 0 => b'b',
+                _ => b'p',
+            },
+        };
+        (0..p2m.superpages()).map(|n| letter(Superpage::new(n))).collect()
+    }
+
+    /// Whether the cap is lifted.
+    #[must_use]
+    pub fn is_lifted(&self) -> bool {
+        self.lifted.load(Ordering::SeqCst)
+    }
+
+    fn lifted_because(&self) -> Option<String> {
+        self.lift_reason.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Gives the range back to the kernel (INV-10): every byte stays, and the guest goes on without
+    /// the cap. Not to be called from within an operation.
+    pub fn lift(&self, reason: &str) {
+        if self.lifted.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        *self.lift_reason.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while self.running.load(Ordering::SeqCst) > 0 && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        self.map_detached();
+        // Until here every waiting thread is still held; this lets all of them go on.
+        let _ = self.machine.uffd.unregister(self.machine.guest.all());
+    }
+
+    /// Maps what a failed check left unmapped.
+    fn map_detached(&self) {
+        let detached: Vec<Gfn> = {
+            let domain = self.lock();
+            let p2m = domain.p2m();
+            let is_detached =
+                |gfn: &Gfn| matches!(p2m.get(*gfn).0, Entry::Ram { hold: Hold::Detached, .. });
+            (0..p2m.pages()).map(Gfn::new).filter(is_detached).collect()
+        };
+        for gfn in detached {
+            let _ = self.session().fault(gfn);
+        }
+    }
+
+    /// Ends the threads. For a range of our own that nobody touches any more.
+    pub fn stop(&self) {
+        while self.session().teardown(64) == Progress::More {}
+        self.stop_threads();
+    }
+
+    fn stop_threads(&self) {
+        self.service.stop();
+        self.ahead.call();
+    }
+}
+
+impl core::fmt::Debug for GuestMemory {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let (start, bytes) = self.range();
+        f.debug_struct("GuestMemory")
+            .field("start", &start)
+            .field("bytes", &bytes)
+            .field("lifted", &self.is_lifted())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Counts an operation as running until it is dropped, also by a panic.
+struct Running<'a>(&'a GuestMemory);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Repeats an operation while its range is in transit.
+fn wait(mut operation: impl FnMut() -> Result<u64, DecreaseError>) -> Result<u64, DecreaseError> {
+    let mut pause = Duration::from_micros(10);
+    loop {
+        match operation() {
+            Err(DecreaseError::InTransit) => std::thread::sleep(pause),
+            other => return other,
+        }
+        pause = (pause * 2).min(Duration::from_millis(1));
+    }
+}
+
+/// One thread's way to domain and machine: the lock is taken when the domain is asked for, and
+/// dropped before the machine works.
+pub struct LinuxHost<'a> {
+    memory: &'a GuestMemory,
+    guard: Option<MutexGuard<'a, Domain>>,
+    machine: MachineRef<'a>,
+}
+
+impl<'a> Host for LinuxHost<'a> {
+    type Machine = MachineRef<'a>;
+
+    fn domain(&mut self) -> &mut Domain {
+        self.guard.get_or_insert_with(|| self.memory.lock())
+    }
+
+    fn machine<R>(&mut self, work: impl FnOnce(&mut MachineRef<'a>) -> R) -> R {
+        self.guard = None;
+        work(&mut self.machine)
+    }
+}

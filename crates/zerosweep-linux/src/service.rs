@@ -1,0 +1,352 @@
+//! The thread that answers faults.
+//!
+//! It reads what the kernel has, hands each touch to the engine, and wakes whoever waits. A fault
+//! that cannot be answered now goes to a list of its own, and is tried again when an operation has
+//! ended, or after a time. The thread makes raw system calls, takes no lock of the VMM's, and has
+//! the memory for its lists before it starts.
+//!
+//! Exhaustion (rule R15): only threads known as virtual CPUs stall. One may stall while it holds a
+//! lock that the VMM's main thread wants; so while someone stalls, the main thread is looked at,
+//! and if it hangs on a lock for [`STUCK`], memory is borrowed and counted.
+
+use std::os::fd::AsFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+use zerosweep::{FaultError, Gfn, Order, PAGE_BYTES};
+
+use crate::error::SysError;
+use crate::memory::{GuestMemory, OnExhaustion};
+use crate::service::main_thread::MainThread;
+use crate::sys::poll::{WakeEvent, wait_either};
+use crate::sys::uffd::{Fault, FaultBuffer, FaultKind, Wake};
+
+mod main_thread;
+
+/// The main thread may hang on a lock for so long while a virtual CPU stalls.
+const STUCK: Duration = Duration::from_secs(2);
+/// How often a stalled fault is tried again without a reason to.
+const RETRY_MS: u32 = 20;
+/// How often a fault may fail to be mapped before the cap is lifted.
+const MAP_TRIES: u32 = 50;
+/// More faults than this wait in the kernel, not here.
+const MAX_PENDING: usize = 4096;
+const MAX_VCPUS: usize = 1024;
+
+/// What the fault thread shares with the others.
+pub(crate) struct ServiceState {
+    wake: WakeEvent,
+    stopping: AtomicBool,
+    pending: AtomicU32,
+    stalled: AtomicU32,
+    faults: AtomicU64,
+    vcpus: Mutex<Vec<u32>>,
+    latency: Mutex<Option<Histogram<u32>>>,
+}
+
+impl ServiceState {
+    pub(crate) fn new() -> Result<Self, SysError> {
+        // 100 ns to 100 s in two digits: allocated here, never resized.
+        let latency = Histogram::new_with_bounds(100, 100_000_000_000, 2).ok();
+        Ok(Self {
+            wake: WakeEvent::new()?,
+            stopping: AtomicBool::new(false),
+            pending: AtomicU32::new(0),
+            stalled: AtomicU32::new(0),
+            faults: AtomicU64::new(0),
+            vcpus: Mutex::new(Vec::with_capacity(MAX_VCPUS)),
+            latency: Mutex::new(latency),
+        })
+    }
+
+    /// An operation has ended: what waits may be possible now.
+    pub(crate) fn poke(&self) {
+        if self.pending.load(Ordering::SeqCst) > 0 {
+            self.wake.call();
+        }
+    }
+
+    pub(crate) fn stop(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+        self.wake.call();
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn faults(&self) -> u64 {
+        self.faults.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn stalled(&self) -> u32 {
+        self.stalled.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_vcpus(&self, thread_ids: &[u32]) {
+        let mut vcpus = self.vcpus.lock().unwrap_or_else(PoisonError::into_inner);
+        vcpus.clear();
+        vcpus.extend(thread_ids.iter().take(MAX_VCPUS));
+        drop(vcpus);
+        self.poke();
+    }
+
+    fn is_vcpu(&self, thread_id: u32) -> bool {
+        let vcpus = self.vcpus.lock().unwrap_or_else(PoisonError::into_inner);
+        vcpus.contains(&thread_id)
+    }
+
+    /// Median, 99th percentile, longest.
+    pub(crate) fn latency_ns(&self) -> (u64, u64, u64) {
+        let latency = self.latency.lock().unwrap_or_else(PoisonError::into_inner);
+        latency
+            .as_ref()
+            .map_or((0, 0, 0), |h| (h.value_at_quantile(0.5), h.value_at_quantile(0.99), h.max()))
+    }
+
+    fn note(&self, since: Instant) {
+        self.faults.fetch_add(1, Ordering::Relaxed);
+        let ns = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let mut latency = self.latency.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(histogram) = latency.as_mut() {
+            histogram.saturating_record(ns);
+        }
+    }
+}
+
+/// Starts the thread.
+pub(crate) fn start(memory: &Arc<GuestMemory>) -> std::io::Result<()> {
+    let memory = Arc::clone(memory);
+    let main_thread = MainThread::of_this_process();
+    let server = Server {
+        pending: Vec::with_capacity(MAX_PENDING),
+        last: None,
+        buffer: Box::new(FaultBuffer::new()),
+        main_thread,
+    };
+    std::thread::Builder::new()
+        .name("zs-faults".into())
+        .spawn(move || server.guarded(&memory))
+        .map(|_| ())
+}
+
+/// A fault that waits for its answer. There is always one: INV-8.
+#[derive(Clone, Copy)]
+struct Pending {
+    fault: Fault,
+    since: Instant,
+    why: Why,
+    map_failures: u32,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Why {
+    /// Nothing was tried yet, or the budget was used up: as soon as the others were served.
+    Turn,
+    /// The range is in transit, or could not be mapped: when an operation ends, or soon.
+    Transit,
+    /// No frame: when one comes free, or the target rises.
+    Stalled,
+}
+
+/// What became of a try.
+enum Answer {
+    Done,
+    Wait(Why),
+    MapFailed,
+    Fatal(&'static str),
+}
+
+struct Server {
+    pending: Vec<Pending>,
+    last: Option<Fault>,
+    buffer: Box<FaultBuffer>,
+    main_thread: MainThread,
+}
+
+impl Server {
+    /// Runs until stopped; a failure of ours lifts the cap, it does not hang the guest.
+    fn guarded(mut self, memory: &GuestMemory) {
+        crate::sys::raw::block_signals();
+        let outcome = catch_unwind(AssertUnwindSafe(|| self.run(memory)));
+        let reason = match outcome {
+            Ok(Ok(())) => return,
+            Ok(Err(reason)) => reason,
+            Err(_) => "the fault thread panicked",
+        };
+        memory.lift(reason);
+    }
+
+    fn run(&mut self, memory: &GuestMemory) -> Result<(), &'static str> {
+        let state = &memory.service;
+        while !state.is_stopping() && !memory.is_lifted() {
+            let uffd = memory.machine.uffd.as_fd();
+            let ready = wait_either(uffd, state.wake.as_fd(), self.timeout_ms())
+                .map_err(|_| "the fault thread cannot wait for faults")?;
+            if ready.second {
+                state.wake.clear();
+            }
+            if ready.first {
+                self.read(memory)?;
+            }
+            // Turns first; what stalls or is in transit only when something may have changed.
+            self.retry(memory, |why| why == Why::Turn)?;
+            let quiet = !ready.first && !ready.second;
+            if ready.second || quiet {
+                self.retry(memory, |why| why != Why::Turn)?;
+            }
+            self.publish(state);
+        }
+        Ok(())
+    }
+
+    fn timeout_ms(&self) -> Option<u32> {
+        self.pending
+            .iter()
+            .map(|pending| match pending.why {
+                Why::Turn => 0,
+                Why::Transit => 1,
+                Why::Stalled => RETRY_MS,
+            })
+            .min()
+    }
+
+    fn read(&mut self, memory: &GuestMemory) -> Result<(), &'static str> {
+        let now = Instant::now();
+        if self.pending.len() + FaultBuffer::CAPACITY > MAX_PENDING {
+            return Ok(());
+        }
+        memory
+            .machine
+            .uffd
+            .read_faults(&mut self.buffer)
+            .map_err(|_| "the fault thread cannot read faults")?;
+        let new = self.buffer.faults().map(|fault| Pending {
+            fault,
+            since: now,
+            why: Why::Turn,
+            map_failures: 0,
+        });
+        self.pending.extend(new);
+        Ok(())
+    }
+
+    /// Tries the pending faults of some kind once each, the oldest first.
+    fn retry(
+        &mut self,
+        memory: &GuestMemory,
+        which: impl Fn(Why) -> bool,
+    ) -> Result<(), &'static str> {
+        let mut index = 0;
+        let mut left = self.pending.len();
+        while left > 0 {
+            left -= 1;
+            let mut pending = self.pending[index];
+            if !which(pending.why) {
+                index += 1;
+                continue;
+            }
+            let Some(answer) = memory.counted(|| self.answer(memory, &pending)) else {
+                // The cap is being lifted: the kernel answers from then on.
+                return Ok(());
+            };
+            match answer {
+                Answer::Done => {
+                    memory.service.note(pending.since);
+                    self.pending.remove(index);
+                    continue;
+                }
+                Answer::Wait(why) => pending.why = why,
+                Answer::MapFailed if pending.map_failures >= MAP_TRIES => {
+                    return Err("a frame could not be mapped");
+                }
+                Answer::MapFailed => {
+                    pending.map_failures += 1;
+                    pending.why = Why::Transit;
+                }
+                Answer::Fatal(reason) => return Err(reason),
+            }
+            self.pending[index] = pending;
+            index += 1;
+        }
+        Ok(())
+    }
+
+    fn answer(&mut self, memory: &GuestMemory, pending: &Pending) -> Answer {
+        let fault = &pending.fault;
+        let Some(offset) = memory.machine.guest.offset_of(fault.address) else {
+            return Answer::Done;
+        };
+        let gfn = Gfn::new(offset / PAGE_BYTES);
+        let mut outcome = memory.session().fault(gfn);
+        if outcome == Ok(zerosweep::Fault::Exhausted) && self.must_borrow(memory, pending) {
+            outcome = memory.session().fault_borrowing(gfn);
+        }
+        match outcome {
+            Ok(zerosweep::Fault::Present { gfn: first, order }) => {
+                self.present(memory, fault, gfn, first, order);
+                Answer::Done
+            }
+            Ok(zerosweep::Fault::InTransit) => Answer::Wait(Why::Transit),
+            Ok(zerosweep::Fault::Again) => Answer::Wait(Why::Turn),
+            Ok(zerosweep::Fault::Exhausted) => {
+                if memory.on_exhaustion == OnExhaustion::Kill {
+                    crate::sys::raw::kill_self();
+                }
+                Answer::Wait(Why::Stalled)
+            }
+            Err(FaultError::Map) => Answer::MapFailed,
+            Err(FaultError::Dying) => Answer::Done,
+            Err(FaultError::TableMemory) => Answer::Fatal("no memory for the engine's own tables"),
+            Err(FaultError::Unmapped | FaultError::Special) => {
+                Answer::Fatal("a fault outside the guest's memory")
+            }
+        }
+    }
+
+    fn present(&mut self, memory: &GuestMemory, fault: &Fault, gfn: Gfn, first: Gfn, order: Order) {
+        let machine = &memory.machine;
+        let same =
+            |last: &Fault| last.address == fault.address && last.thread_id == fault.thread_id;
+        if fault.kind == FaultKind::Missing && self.last.as_ref().is_some_and(same) {
+            // Twice at the same place: the page is a hole although it has a frame; it reads as
+            // zero. If it is there after all, this changes nothing.
+            memory.session().settle(gfn, |_| {
+                if let Ok(page) = machine.range(gfn, Order::PAGE) {
+                    let _ = machine.uffd.map_zero_pages(page, Wake::No);
+                }
+            });
+        }
+        self.last = Some(*fault);
+        if let Ok(range) = machine.range(first, order) {
+            let _ = machine.uffd.wake(range);
+        }
+        if order == Order::SUPERPAGE {
+            memory.ahead_if_low();
+        }
+    }
+
+    /// Whether a fault that found no frame may not wait.
+    fn must_borrow(&mut self, memory: &GuestMemory, pending: &Pending) -> bool {
+        match memory.on_exhaustion {
+            OnExhaustion::Borrow => true,
+            OnExhaustion::Kill => false,
+            OnExhaustion::Stall => {
+                !memory.service.is_vcpu(pending.fault.thread_id)
+                    || self.main_thread.stuck_for() >= STUCK
+            }
+        }
+    }
+
+    fn publish(&mut self, state: &ServiceState) {
+        let stalled = self.pending.iter().filter(|p| p.why == Why::Stalled).count();
+        if stalled == 0 {
+            self.main_thread.forget();
+        }
+        state.stalled.store(stalled as u32, Ordering::Relaxed);
+        state.pending.store(self.pending.len() as u32, Ordering::SeqCst);
+    }
+}

@@ -1,0 +1,135 @@
+//! What stands behind each frame of the pool.
+//!
+//! A frame is a *slot*: 4 KiB of addresses in the pool. 512 of them are a superslot. The memory of
+//! a frame is either at its slot or, while the frame is mapped, at the guest's address; this table
+//! knows which frames have memory at all, and whether a superslot's is one huge page.
+//!
+//! ```text
+//!            prepare                      a page moves alone
+//!  Empty ──► Preparing ──► Whole ───────────────────────────► Pieces
+//!    ▲            └──────────► (the host had no huge page) ─────┘ │
+//!    └──────── drop: given back to the host, or parked ◄──────────┘
+//! ```
+//!
+//! Whoever moves a superslot out of `Empty` or `Preparing` owns it meanwhile. All is atomic: the
+//! fault thread takes no lock here.
+
+use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+/// What stands behind a superslot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Backing {
+    /// Nothing.
+    Empty,
+    /// Someone is getting a huge page for it.
+    Preparing,
+    /// One huge page.
+    Whole,
+    /// Single pages, perhaps not all 512.
+    Pieces,
+}
+
+impl Backing {
+    const fn decode(raw: u8) -> Self {
+        match raw {
+            1 => Self::Preparing,
+            2 => Self::Whole,
+            3 => Self::Pieces,
+            _ => Self::Empty,
+        }
+    }
+}
+
+struct Superslot {
+    backing: AtomicU8,
+    present: [AtomicU64; 8],
+}
+
+/// The table.
+pub(crate) struct Slots {
+    superslots: Vec<Superslot>,
+}
+
+impl Slots {
+    /// `count` empty superslots.
+    pub(crate) fn new(count: usize) -> Self {
+        let empty = || Superslot {
+            backing: AtomicU8::new(Backing::Empty as u8),
+            present: Default::default(),
+        };
+        Self { superslots: core::iter::repeat_with(empty).take(count).collect() }
+    }
+
+    pub(crate) fn backing(&self, superslot: u64) -> Backing {
+        Backing::decode(self.superslots[superslot as usize].backing.load(Ordering::Acquire))
+    }
+
+    /// Changes `from` to `to`; false if it is not `from`.
+    pub(crate) fn advance(&self, superslot: u64, from: Backing, to: Backing) -> bool {
+        let backing = &self.superslots[superslot as usize].backing;
+        backing.compare_exchange(from as u8, to as u8, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// All 512 pages are there, as one or in pieces.
+    pub(crate) fn fill(&self, superslot: u64, backing: Backing) {
+        let slot = &self.superslots[superslot as usize];
+        slot.present.iter().for_each(|word| word.store(u64::MAX, Ordering::Relaxed));
+        slot.backing.store(backing as u8, Ordering::Release);
+    }
+
+    /// Nothing is there any more.
+    pub(crate) fn drop_all(&self, superslot: u64) {
+        let slot = &self.superslots[superslot as usize];
+        slot.present.iter().for_each(|word| word.store(0, Ordering::Relaxed));
+        slot.backing.store(Backing::Empty as u8, Ordering::Release);
+    }
+
+    /// Whether a frame has memory.
+    pub(crate) fn is_present(&self, mfn: u64) -> bool {
+        let (word, bit) = self.bit(mfn);
+        word.load(Ordering::Acquire) & bit != 0
+    }
+
+    /// A single page has memory now, or no longer. The superslot is in pieces.
+    pub(crate) fn set_present(&self, mfn: u64, present: bool) {
+        let slot = &self.superslots[(mfn / 512) as usize];
+        let (word, bit) = self.bit(mfn);
+        if present {
+            word.fetch_or(bit, Ordering::AcqRel);
+        } else {
+            word.fetch_and(!bit, Ordering::AcqRel);
+        }
+        slot.backing.store(Backing::Pieces as u8, Ordering::Release);
+    }
+
+    /// A page moves alone: the superslot is in pieces from now on. True if it was whole.
+    pub(crate) fn break_up(&self, superslot: u64) -> bool {
+        self.advance(superslot, Backing::Whole, Backing::Pieces)
+    }
+
+    fn bit(&self, mfn: u64) -> (&AtomicU64, u64) {
+        let index = mfn % 512;
+        (&self.superslots[(mfn / 512) as usize].present[(index / 64) as usize], 1 << (index % 64))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_superslot_goes_through_its_states() {
+        let slots = Slots::new(2);
+        assert_eq!(slots.backing(1), Backing::Empty);
+        assert!(slots.advance(1, Backing::Empty, Backing::Preparing));
+        assert!(!slots.advance(1, Backing::Empty, Backing::Preparing));
+        slots.fill(1, Backing::Whole);
+        assert!(slots.is_present(512) && slots.is_present(1023) && !slots.is_present(511));
+        assert!(slots.break_up(1) && !slots.break_up(1));
+        assert_eq!(slots.backing(1), Backing::Pieces);
+        slots.set_present(700, false);
+        assert!(!slots.is_present(700) && slots.is_present(701));
+        slots.drop_all(1);
+        assert_eq!((slots.backing(1), slots.is_present(701)), (Backing::Empty, false));
+    }
+}

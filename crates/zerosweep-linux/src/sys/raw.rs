@@ -1,0 +1,274 @@
+//! System calls by number.
+//!
+//! This code runs inside a preloaded library that itself stands in for `mmap`, `munmap`, `madvise`
+//! and friends, and on a fault thread that must not allocate. So nothing here calls a function of
+//! the C library but `syscall`, which does neither.
+#![expect(unsafe_code, reason = "system calls take raw addresses")]
+
+use core::ffi::{CStr, c_int, c_long, c_void};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use crate::error::{Errno, SysError};
+
+/// What a bare system call gives.
+pub type SysResult<T> = Result<T, SysError>;
+
+/// Splits the C library's answer in value and error number.
+fn check(call: &'static str, answer: c_long) -> SysResult<usize> {
+    if answer != -1 {
+        return Ok(answer as usize);
+    }
+    // SAFETY: the C library's errno location is valid in every thread.
+    let number = unsafe { *libc::__errno_location() };
+    Err(SysError { call, errno: Errno::new(number) })
+}
+
+/// `mmap(2)` as it is. `length` and `offset` are in bytes; the answer is the address.
+///
+/// # Errors
+/// Those of the manual page.
+///
+/// # Safety
+/// With `MAP_FIXED` the caller must own what is mapped there.
+pub unsafe fn mmap(
+    address: usize,
+    length: usize,
+    protection: c_int,
+    flags: c_int,
+    fd: c_int,
+    offset: i64,
+) -> SysResult<usize> {
+    // SAFETY: the caller owns what a fixed mapping replaces; other mappings are new addresses.
+    let answer = unsafe {
+        libc::syscall(libc::SYS_mmap, address, length, protection, flags, c_long::from(fd), offset)
+    };
+    check("mmap", answer)
+}
+
+/// Private anonymous memory of `length` bytes, readable and writable, without reserved swap.
+///
+/// # Errors
+/// `ENOMEM` when addresses, mappings or `RLIMIT_AS` run out.
+pub fn map_anonymous(length: usize) -> SysResult<usize> {
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: not a fixed mapping, so it replaces nothing.
+    unsafe { mmap(0, length, protection, flags, -1, 0) }
+}
+
+/// `munmap(2)`. `length` is in bytes.
+///
+/// # Errors
+/// `EINVAL` for a misaligned range, `ENOMEM` when splitting a mapping exceeds the limit.
+///
+/// # Safety
+/// The caller owns the range and nothing refers to it any more.
+pub unsafe fn munmap(address: usize, length: usize) -> SysResult<()> {
+    // SAFETY: the caller owns the range.
+    let answer = unsafe { libc::syscall(libc::SYS_munmap, address, length) };
+    check("munmap", answer).map(|_| ())
+}
+
+/// `madvise(2)`. `length` is in bytes; `call` names the advice for the error's text.
+///
+/// # Errors
+/// Those of the manual page for this advice.
+///
+/// # Safety
+/// The caller owns the range; advice that drops contents (`MADV_DONTNEED`, `MADV_FREE`) must not
+/// reach memory that Rust references point to.
+pub unsafe fn madvise(
+    call: &'static str,
+    address: usize,
+    length: usize,
+    advice: c_int,
+) -> SysResult<()> {
+    // SAFETY: the caller owns the range and accepts what the advice does to it.
+    let answer = unsafe { libc::syscall(libc::SYS_madvise, address, length, advice) };
+    check(call, answer).map(|_| ())
+}
+
+/// `ioctl(2)` with a pointer to a structure. The answer is the call's non-negative value.
+///
+/// # Errors
+/// Those of the request.
+///
+/// # Safety
+/// `argument` points to the structure that `request` wants, valid for what the kernel writes, and
+/// the request's effect on this process' memory is one that the caller may have.
+pub unsafe fn ioctl(
+    call: &'static str,
+    fd: BorrowedFd<'_>,
+    request: u32,
+    argument: *mut c_void,
+) -> SysResult<usize> {
+    // SAFETY: the caller vouches for the argument and the effect.
+    let answer =
+        unsafe { libc::syscall(libc::SYS_ioctl, fd.as_raw_fd(), c_long::from(request), argument) };
+    check(call, answer)
+}
+
+/// Opens `path` with `flags` (`O_CLOEXEC` is added).
+///
+/// # Errors
+/// Those of `openat(2)`.
+pub fn open(path: &CStr, flags: c_int) -> SysResult<OwnedFd> {
+    // SAFETY: the path is a C string; the answer is a new descriptor.
+    let answer = unsafe {
+        libc::syscall(libc::SYS_openat, libc::AT_FDCWD, path.as_ptr(), flags | libc::O_CLOEXEC, 0)
+    };
+    let fd = check("openat", answer)?;
+    // SAFETY: the kernel just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as c_int) })
+}
+
+/// `userfaultfd(2)` with `flags`.
+///
+/// # Errors
+/// `EPERM` without the right, `ENOSYS` when the kernel lacks it.
+pub fn userfaultfd(flags: c_int) -> SysResult<OwnedFd> {
+    // SAFETY: takes no pointers; the answer is a new descriptor.
+    let answer = unsafe { libc::syscall(libc::SYS_userfaultfd, flags) };
+    let fd = check("userfaultfd", answer)?;
+    // SAFETY: the kernel just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as c_int) })
+}
+
+/// A new `eventfd(2)`, zero, that does not block.
+///
+/// # Errors
+/// `EMFILE`, `ENFILE`, `ENOMEM`.
+pub fn eventfd() -> SysResult<OwnedFd> {
+    let flags = libc::EFD_CLOEXEC | libc::EFD_NONBLOCK;
+    // SAFETY: takes no pointers; the answer is a new descriptor.
+    let answer = unsafe { libc::syscall(libc::SYS_eventfd2, 0, flags) };
+    let fd = check("eventfd2", answer)?;
+    // SAFETY: the kernel just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as c_int) })
+}
+
+/// Reads at most `buffer.len()` bytes; the answer is how many.
+///
+/// # Errors
+/// `EAGAIN` when there is nothing and the descriptor does not block; those of `read(2)`.
+pub fn read(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> SysResult<usize> {
+    // SAFETY: the buffer is ours for writing, and this long.
+    let answer =
+        unsafe { libc::syscall(libc::SYS_read, fd.as_raw_fd(), buffer.as_mut_ptr(), buffer.len()) };
+    check("read", answer)
+}
+
+/// Writes `buffer`; the answer is how many bytes were taken.
+///
+/// # Errors
+/// Those of `write(2)`.
+pub fn write(fd: BorrowedFd<'_>, buffer: &[u8]) -> SysResult<usize> {
+    // SAFETY: the buffer is readable and this long.
+    let answer =
+        unsafe { libc::syscall(libc::SYS_write, fd.as_raw_fd(), buffer.as_ptr(), buffer.len()) };
+    check("write", answer)
+}
+
+/// Waits until one of `fds` is ready; at most `timeout_ms` milliseconds, or for ever with `None`.
+/// The answer is how many are ready; 0 after the time. A signal counts as 0 too.
+///
+/// # Errors
+/// `ENOMEM`, `EINVAL`.
+pub fn poll(fds: &mut [libc::pollfd], timeout_ms: Option<u32>) -> SysResult<usize> {
+    let limit = timeout_ms.map(|milliseconds| libc::timespec {
+        tv_sec: i64::from(milliseconds / 1000),
+        tv_nsec: i64::from(milliseconds % 1000) * 1_000_000,
+    });
+    let limit = limit.as_ref().map_or(core::ptr::null(), core::ptr::from_ref);
+    // SAFETY: the array is ours for writing and this long; the time is valid or null; no signal
+    // mask is given.
+    let answer = unsafe {
+        let mask: *const c_void = core::ptr::null();
+        libc::syscall(libc::SYS_ppoll, fds.as_mut_ptr(), fds.len(), limit, mask, 0)
+    };
+    match check("ppoll", answer) {
+        Err(error) if error.is(libc::EINTR) => Ok(0),
+        other => other,
+    }
+}
+
+/// This thread's number, as in a fault message.
+#[must_use]
+pub fn thread_id() -> u32 {
+    // SAFETY: takes nothing and cannot fail.
+    unsafe { libc::syscall(libc::SYS_gettid) as u32 }
+}
+
+/// A `prctl(2)` that takes no arguments and answers with a number (`PR_GET_…`).
+///
+/// # Errors
+/// `EINVAL` when the kernel does not know it.
+pub fn prctl_get(option: c_int) -> SysResult<usize> {
+    // SAFETY: options of this kind take no pointers.
+    let answer = unsafe { libc::syscall(libc::SYS_prctl, option, 0, 0, 0, 0) };
+    check("prctl", answer)
+}
+
+/// The soft limit `resource` of this process, in the limit's unit; `None` when there is none.
+///
+/// # Errors
+/// `EINVAL` for an unknown resource.
+pub fn soft_limit(resource: u32) -> SysResult<Option<u64>> {
+    let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: no new limit is given and the old one is written to our structure.
+    let answer = unsafe {
+        let new: *const c_void = core::ptr::null();
+        libc::syscall(libc::SYS_prlimit64, 0, resource, new, &raw mut limit)
+    };
+    check("prlimit64", answer)?;
+    Ok((limit.rlim_cur != u64::MAX).then_some(limit.rlim_cur))
+}
+
+/// The kernel's release, e.g. `6.18.44`, as bytes with zeros behind.
+///
+/// # Errors
+/// None that a kernel gives.
+pub fn release() -> SysResult<[u8; 65]> {
+    // SAFETY: all zeros is a valid value of this structure of byte arrays.
+    let mut names: libc::utsname = unsafe { core::mem::zeroed() };
+    // SAFETY: the structure is ours for writing.
+    let answer = unsafe { libc::syscall(libc::SYS_uname, &raw mut names) };
+    check("uname", answer)?;
+    Ok(names.release.map(|byte| byte as u8))
+}
+
+/// Ends this process as `kill -9` does: nothing is flushed, no handler runs.
+pub fn kill_self() {
+    // SAFETY: a system call without memory.
+    unsafe {
+        let pid = libc::syscall(libc::SYS_getpid);
+        libc::syscall(libc::SYS_kill, pid, libc::SIGKILL);
+    }
+}
+
+/// Blocks every signal in this thread, so that the VMM's handlers run in its own threads only.
+pub fn block_signals() {
+    let all = [u64::MAX; 1];
+    // SAFETY: reads 8 bytes, the size of the kernel's signal set.
+    unsafe {
+        libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, all.as_ptr(), 0, 8_usize);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reports_the_error_number() {
+        let error = open(c"/nonexistent/zerosweep", libc::O_RDONLY).unwrap_err();
+        assert!(error.is(libc::ENOENT));
+        assert_eq!(error.to_string(), "openat: No such file or directory (os error 2)");
+    }
+
+    #[test]
+    fn knows_the_kernel_and_the_thread() {
+        assert!(release().unwrap()[0].is_ascii_digit());
+        assert_ne!(thread_id(), 0);
+    }
+}

@@ -1,0 +1,256 @@
+//! A guest of threads on real memory: what it wrote it reads, the cap holds, and the kernel counts
+//! the same superpages as the engine.
+
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::time::Duration;
+
+use zerosweep::{Gfn, Order, Policy};
+use zerosweep_linux::{GuestMemory, OnExhaustion, Options, PAGE_BYTES, Parking, Region};
+
+const MIB: u64 = 1 << 20;
+
+fn memory(max_mib: u64, target_mib: u64, policy: Policy) -> Arc<GuestMemory> {
+    memory_parking(max_mib, target_mib, policy, Parking::Lazy)
+}
+
+fn memory_parking(
+    max_mib: u64,
+    target_mib: u64,
+    policy: Policy,
+    parking: Parking,
+) -> Arc<GuestMemory> {
+    let region = Region::new(max_mib * MIB).unwrap();
+    let options = Options {
+        target_bytes: target_mib * MIB,
+        policy,
+        on_exhaustion: OnExhaustion::Stall,
+        parking,
+    };
+    GuestMemory::new(region, &options).unwrap()
+}
+
+/// Runs each piece of guest work in a thread of its own; a guest that hangs fails the test.
+fn as_guest<W: FnOnce(&GuestMemory) + Send + 'static>(memory: &Arc<GuestMemory>, work: Vec<W>) {
+    let (done, finished) = channel();
+    let count = work.len();
+    for piece in work {
+        let (memory, done) = (Arc::clone(memory), done.clone());
+        std::thread::spawn(move || {
+            memory.set_vcpus(&[zerosweep_linux::sys::raw::thread_id()]);
+            piece(&memory);
+            done.send(()).unwrap();
+        });
+    }
+    for _ in 0..count {
+        let outcome = finished.recv_timeout(Duration::from_secs(60));
+        assert!(outcome.is_ok(), "the guest hangs: {:?}", memory.snapshot());
+    }
+}
+
+fn value(page: u64) -> u64 {
+    page.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1
+}
+
+fn write_pages(memory: &GuestMemory, pages: std::ops::Range<u64>, value: impl Fn(u64) -> u64) {
+    for page in pages {
+        memory.guest().store_word(page * PAGE_BYTES + 8 * (page % 512), value(page)).unwrap();
+    }
+}
+
+fn verify_pages(memory: &GuestMemory, pages: std::ops::Range<u64>) {
+    for page in pages {
+        let offset = page * PAGE_BYTES + 8 * (page % 512);
+        assert_eq!(memory.guest().load_word(offset), Ok(value(page)), "page {page}");
+    }
+}
+
+/// The engine's books agree with themselves and with the kernel.
+fn check(memory: &GuestMemory, target_mib: u64) {
+    memory.audit().unwrap();
+    let snapshot = memory.snapshot();
+    assert_eq!(snapshot.lifted, None);
+    assert_eq!(memory.machine().whole_superpages(), Ok(snapshot.superpages_in_guest));
+    let target = target_mib * MIB / PAGE_BYTES;
+    assert!(snapshot.statistics.peak_total <= target, "{snapshot:?}");
+    assert_eq!(snapshot.statistics.borrowed, 0);
+    let resident = memory.machine().resident_pages().unwrap();
+    assert!(resident <= target, "the kernel says {resident} pages, {target} are allowed");
+}
+
+#[test]
+#[ignore = "needs userfaultfd in kernel mode: root, CAP_SYS_PTRACE or /dev/userfaultfd"]
+fn a_guest_that_scrubs_four_times_its_target_boots() {
+    for policy in Policy::ALL {
+        if policy == Policy::None {
+            continue;
+        }
+        let memory = memory(256, 64, policy);
+        as_guest(&memory, vec![|memory: &GuestMemory| write_pages(memory, 0..65536, |_| 0)]);
+        check(&memory, 64);
+        memory.stop();
+    }
+}
+
+#[test]
+#[ignore = "needs userfaultfd in kernel mode: root, CAP_SYS_PTRACE or /dev/userfaultfd"]
+fn four_threads_scrub_at_once() {
+    let memory = memory(256, 64, Policy::Zerosweep);
+    let quarter = |n: u64| {
+        move |memory: &GuestMemory| {
+            write_pages(memory, n * 16384..(n + 1) * 16384, |_| 0);
+        }
+    };
+    as_guest(&memory, (0..4).map(quarter).collect());
+    check(&memory, 64);
+    memory.stop();
+}
+
+#[test]
+#[ignore = "needs userfaultfd in kernel mode: root, CAP_SYS_PTRACE or /dev/userfaultfd"]
+fn reads_take_no_frame() {
+    let memory = memory(256, 64, Policy::Zerosweep);
+    as_guest(
+        &memory,
+        vec![|memory: &GuestMemory| {
+            for page in 0..65536 {
+                assert_eq!(memory.guest().load_word(page * PAGE_BYTES), Ok(0));
+            }
+        }],
+    );
+    assert_eq!(memory.snapshot().quantities.populated, 0);
+    assert_eq!(memory.snapshot().faults, 0);
+    memory.stop();
+}
+
+#[test]
+#[ignore = "needs userfaultfd in kernel mode: root, CAP_SYS_PTRACE or /dev/userfaultfd"]
+fn a_pattern_survives_ballooning_and_sweeps() {
+    for (policy, parking) in [
+        (Policy::Zerosweep, Parking::Lazy),
+        (Policy::Zerosweep, Parking::Eager(4)),
+        (Policy::Xen2016, Parking::Lazy),
+        (Policy::Hypercall2011, Parking::Lazy),
+    ] {
+        let memory = memory_parking(256, 64, policy, parking);
+        // Every other superpage of the first 64 MiB has a pattern, the rest of memory zeros.
+        let live = |page: &u64| *page < 16384 && page / 512 % 2 == 0;
+        as_guest(
+            &memory,
+            vec![move |memory: &GuestMemory| {
+                write_pages(memory, 0..65536, |page| if live(&page) { value(page) } else { 0 });
+                // The balloon takes everything else, a page at a time.
+                for page in (0..65536).filter(|page| !live(page)) {
+                    assert!(memory.decrease(Gfn::new(page), Order::PAGE).is_some());
+                }
+                for page in (0..65536).filter(live) {
+                    verify_pages(memory, page..page + 1);
+                }
+            }],
+        );
+        let snapshot = memory.snapshot();
+        assert_eq!(snapshot.quantities.guest(), 8192, "{policy}");
+        // Words that a quick check does not see make Xen look at every page for itself.
+        if policy == Policy::Zerosweep {
+            assert_eq!(snapshot.superpages_in_guest, 16);
+        }
+        check(&memory, 64);
+        memory.stop();
+    }
+}
+
+#[test]
+#[ignore = "needs userfaultfd in kernel mode: root, CAP_SYS_PTRACE or /dev/userfaultfd"]
+fn pages_taken_again_without_a_word_get_frames() {
+    let memory = memory(64, 32, Policy::Zerosweep);
+    as_guest(
+        &memory,
+        vec![|memory: &GuestMemory| {
+            for page in 0..16384 {
+                memory.decrease(Gfn::new(page), Order::PAGE);
+            }
+            write_pages(memory, 1000..5000, value);
+            verify_pages(memory, 1000..5000);
+        }],
+    );
+    assert_eq!(memory.snapshot().quantities.guest(), 4000);
+    check(&memory, 32);
+    memory.stop();
+}
+
+#[test]
+#[ignore = "needs userfaultfd in kernel mode: root, CAP_SYS_PTRACE or /dev/userfaultfd"]
+fn a_free_page_report_gives_superpages_back_whole() {
+    let memory = memory(64, 32, Policy::Zerosweep);
+    as_guest(
+        &memory,
+        vec![|memory: &GuestMemory| {
+            write_pages(memory, 0..8192, value);
+            assert_eq!(memory.discard(Gfn::new(1024), 1024), Some(1024));
+            verify_pages(memory, 0..1024);
+            verify_pages(memory, 2048..8192);
+            assert_eq!(memory.guest().load_word(1024 * PAGE_BYTES), Ok(0));
+            write_pages(memory, 1024..2048, value);
+            verify_pages(memory, 0..8192);
+        }],
+    );
+    assert_eq!(memory.snapshot().superpages_in_guest, 16);
+    check(&memory, 32);
+    memory.stop();
+}
+
+#[test]
+#[ignore = "needs userfaultfd in kernel mode: root, CAP_SYS_PTRACE or /dev/userfaultfd"]
+fn a_guest_that_stalls_goes_on_when_the_target_rises() {
+    let memory = memory(64, 8, Policy::Zerosweep);
+    let (done, finished) = channel();
+    let guest = Arc::clone(&memory);
+    std::thread::spawn(move || {
+        guest.set_vcpus(&[zerosweep_linux::sys::raw::thread_id()]);
+        write_pages(&guest, 0..4096, value);
+        verify_pages(&guest, 0..4096);
+        done.send(()).unwrap();
+    });
+    assert!(finished.recv_timeout(Duration::from_millis(500)).is_err(), "16 MiB in 8 MiB");
+    assert_eq!(memory.snapshot().stalled, 1);
+    assert!(memory.snapshot().quantities.total() <= 2048);
+    assert!(memory.set_target(16 * MIB).unwrap());
+    finished.recv_timeout(Duration::from_secs(20)).unwrap();
+    assert_eq!(memory.snapshot().statistics.borrowed, 0);
+    memory.audit().unwrap();
+    memory.stop();
+}
+
+#[test]
+#[ignore = "needs userfaultfd in kernel mode: root, CAP_SYS_PTRACE or /dev/userfaultfd"]
+fn lifting_the_cap_keeps_every_byte_and_lets_a_stalled_guest_go_on() {
+    let memory = memory(64, 8, Policy::Zerosweep);
+    let (done, finished) = channel();
+    let guest = Arc::clone(&memory);
+    std::thread::spawn(move || {
+        guest.set_vcpus(&[zerosweep_linux::sys::raw::thread_id()]);
+        write_pages(&guest, 0..16384, value);
+        verify_pages(&guest, 0..16384);
+        done.send(()).unwrap();
+    });
+    assert!(finished.recv_timeout(Duration::from_millis(300)).is_err());
+    memory.lift("a test asked for it");
+    finished.recv_timeout(Duration::from_secs(20)).unwrap();
+    assert_eq!(memory.snapshot().lifted.as_deref(), Some("a test asked for it"));
+    assert_eq!(memory.decrease(Gfn::new(0), Order::PAGE), None);
+}
+
+#[test]
+fn memory_that_cannot_be_managed_is_refused_with_a_reason() {
+    let options = |target_bytes| Options {
+        target_bytes,
+        policy: Policy::Zerosweep,
+        on_exhaustion: OnExhaustion::Stall,
+        parking: Parking::Lazy,
+    };
+    for (target, message) in [(4097, "not a multiple"), (0, "target of 0"), (65 * MIB, "target")] {
+        let region = Region::new(64 * MIB).unwrap();
+        let error = GuestMemory::new(region, &options(target)).unwrap_err().to_string();
+        assert!(error.contains(message), "{error}");
+    }
+}

@@ -1,0 +1,11 @@
+//! The facts about real memory on which zerosweep builds, each with its test.
+//!
+//! `cargo test -p zerosweep-linux -- --include-ignored` runs those that need userfaultfd too;
+//! `--nocapture` prints the times.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panic, like tests")]
+
+mod bench;
+mod pinned;
+mod superpages;
+mod unsuitable;
+mod zero_page;

@@ -1,0 +1,97 @@
+//! Pinned pages are busy: an io_uring's registered buffer pins them for as long as it lives.
+#![expect(unsafe_code, reason = "io_uring by system call")]
+
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+use crate::bench::{Bench, read};
+use zerosweep_linux::{MoveOutcome, PAGE_BYTES, SUPERPAGE_PAGES, Span};
+
+/// `struct io_uring_params`, as bytes.
+const PARAMETERS_BYTES: usize = 120;
+const IORING_REGISTER_BUFFERS: u32 = 0;
+
+/// Pins `span` until dropped; `None` where io_uring is not to be had.
+fn pin(span: Span<'_>) -> Option<OwnedFd> {
+    let mut parameters = [0_u64; PARAMETERS_BYTES / 8];
+    // SAFETY: the parameters are ours for writing and as long as the structure.
+    let ring = unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, parameters.as_mut_ptr()) };
+    if ring < 0 {
+        return None;
+    }
+    // SAFETY: the kernel just made this descriptor for us.
+    let ring = unsafe { OwnedFd::from_raw_fd(ring as i32) };
+    let base = span.as_ptr().cast_mut().cast();
+    let buffer = libc::iovec { iov_base: base, iov_len: span.bytes() as usize };
+    // SAFETY: one buffer of mapped memory; no I/O is ever started on it.
+    let registered = unsafe {
+        let (fd, operation) = (ring.as_raw_fd(), IORING_REGISTER_BUFFERS);
+        libc::syscall(libc::SYS_io_uring_register, fd, operation, &raw const buffer, 1)
+    };
+    assert_eq!(registered, 0, "{}", std::io::Error::last_os_error());
+    Some(ring)
+}
+
+#[test]
+#[ignore = "needs userfaultfd in kernel mode: root, CAP_SYS_PTRACE or /dev/userfaultfd"]
+fn a_pinned_superpage_is_busy_and_stays() {
+    let bench = Bench::new();
+    let (slot, range) = (bench.slot.superpage(0).unwrap(), bench.range.superpage(0).unwrap());
+    slot.store_word(0, 6).unwrap();
+    bench.watch(bench.range.all());
+    let Some(ring) = pin(slot.part(5 * PAGE_BYTES, PAGE_BYTES).unwrap()) else {
+        eprintln!("skipped: io_uring is not available (kernel.io_uring_disabled)");
+        return;
+    };
+    assert_eq!(bench.move_pages(range, slot), MoveOutcome::Busy);
+    assert_eq!((bench.whole(slot), slot.load_word(0).unwrap()), (1, 6));
+    drop(ring);
+    // The pin ends some time after the ring is closed.
+    let mut outcome = MoveOutcome::Busy;
+    for _ in 0..500 {
+        outcome = bench.move_pages(range, slot);
+        if outcome != MoveOutcome::Busy {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    assert_eq!((outcome, bench.whole(range), read(&bench, 0)), (MoveOutcome::Done, 1, 6));
+}
+
+#[test]
+#[ignore = "needs userfaultfd in kernel mode: root, CAP_SYS_PTRACE or /dev/userfaultfd"]
+fn a_small_move_from_a_pinned_superpage_is_busy_and_loses_its_huge_mapping() {
+    let bench = Bench::new();
+    let slot = bench.slot.superpage(0).unwrap();
+    slot.store_word(PAGE_BYTES, 6).unwrap();
+    bench.watch(bench.range.all());
+    let Some(_ring) = pin(slot.part(5 * PAGE_BYTES, PAGE_BYTES).unwrap()) else {
+        eprintln!("skipped: io_uring is not available (kernel.io_uring_disabled)");
+        return;
+    };
+    let page = slot.part(PAGE_BYTES, PAGE_BYTES).unwrap();
+    let outcome = bench.move_pages(bench.range.page(0).unwrap(), page);
+    assert_eq!(outcome, MoveOutcome::Busy);
+    assert_eq!((bench.whole(slot), bench.resident(slot)), (0, SUPERPAGE_PAGES));
+    assert_eq!(slot.load_word(PAGE_BYTES).unwrap(), 6);
+}
+
+#[test]
+#[ignore = "needs userfaultfd in kernel mode: root, CAP_SYS_PTRACE or /dev/userfaultfd"]
+fn a_pinned_page_among_small_ones_ends_the_move_in_part() {
+    let bench = Bench::new();
+    bench.watch(bench.range.all());
+    let slot = bench.slot.superpage(0).unwrap();
+    slot.discard().unwrap();
+    slot.forbid_huge_pages().unwrap();
+    slot.populate().unwrap();
+    let Some(_ring) = pin(slot.part(5 * PAGE_BYTES, PAGE_BYTES).unwrap()) else {
+        eprintln!("skipped: io_uring is not available (kernel.io_uring_disabled)");
+        return;
+    };
+    let outcome = bench.move_pages(bench.range.superpage(0).unwrap(), slot);
+    assert_eq!(outcome, MoveOutcome::Partial { bytes: 5 * PAGE_BYTES });
+    let rest = slot.part(5 * PAGE_BYTES, PAGE_BYTES).unwrap();
+    let to = bench.range.page(5 * PAGE_BYTES).unwrap();
+    assert_eq!(bench.move_pages(to, rest), MoveOutcome::Busy);
+    assert_eq!(bench.resident(bench.range.all()), 5);
+}
