@@ -162,6 +162,9 @@ impl GuestMemory {
         if crate::sys::raw::prctl_get(libc::PR_GET_THP_DISABLE).unwrap_or(0) != 0 {
             return Err(AdoptError::HugePagesDisabled);
         }
+        // QEMU offers guest RAM to samepage merging unless told otherwise. Merged pages cannot
+        // move; nothing has been merged yet, so the offer is taken back.
+        let _ = guest.all().forbid_merging();
         crate::vma::check(guest.start(), guest.bytes())?;
         let max_pages = guest.bytes() / PAGE_BYTES;
         let domain = Domain::new(Config {

@@ -57,9 +57,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn this_thread_does_not_look_stuck_to_itself() {
+    fn the_first_look_says_nothing() {
         let mut main = MainThread::of_this_process();
-        assert_eq!(main.stuck_for(), Duration::ZERO);
+        assert!(main.stuck_for() < super::super::STUCK);
         main.path = None;
         assert_eq!(main.stuck_for(), Duration::ZERO);
     }

@@ -1,0 +1,136 @@
+//! The control socket: one thread that accepts, one for each client, and not many of them.
+//!
+//! Access is by file permission alone. Nothing here is on a fault's way.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use zerosweep_wire::{
+    AgentConfig, Answer, ErrorBody, ErrorKind, Hello, MAX_LINE_BYTES, Operation, PROTOCOL, Request,
+    Response,
+};
+
+use crate::{adopt, report};
+
+/// Clients that are served at the same time; further ones are turned away.
+const MAX_CLIENTS: usize = 32;
+/// A client that says nothing for so long is let go.
+const SILENCE: Duration = Duration::from_secs(60);
+
+static CLIENTS: AtomicUsize = AtomicUsize::new(0);
+
+/// Starts to listen. Without a socket the guest runs on; only nobody can ask about it.
+pub(crate) fn start() {
+    let Some(config) = adopt::config() else { return };
+    let Ok(listener) = UnixListener::bind(&config.socket) else { return };
+    let private = std::fs::Permissions::from_mode(0o600);
+    let _ = std::fs::set_permissions(&config.socket, private);
+    let builder = std::thread::Builder::new().name("zs-control".into());
+    let _ = builder.spawn(move || accept(&listener, config));
+}
+
+fn accept(listener: &UnixListener, config: &'static AgentConfig) {
+    zerosweep_linux::sys::raw::block_signals();
+    for client in listener.incoming() {
+        let Ok(client) = client else {
+            // Out of descriptors, most likely: the VMM needs them more than we do.
+            std::thread::sleep(Duration::from_millis(100));
+            continue;
+        };
+        if CLIENTS.fetch_add(1, Ordering::AcqRel) >= MAX_CLIENTS {
+            CLIENTS.fetch_sub(1, Ordering::AcqRel);
+            continue;
+        }
+        let serve = move || {
+            zerosweep_linux::sys::raw::block_signals();
+            let _ = catch_unwind(AssertUnwindSafe(|| converse(&client, config)));
+            CLIENTS.fetch_sub(1, Ordering::AcqRel);
+        };
+        let builder = std::thread::Builder::new().name("zs-client".into());
+        if builder.spawn(serve).is_err() {
+            CLIENTS.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+}
+
+fn converse(client: &UnixStream, config: &AgentConfig) -> std::io::Result<()> {
+    client.set_read_timeout(Some(SILENCE))?;
+    client.set_write_timeout(Some(SILENCE))?;
+    let hello = Hello {
+        protocol: PROTOCOL,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        name: config.name.clone(),
+        pid: std::process::id(),
+    };
+    send(client, &hello)?;
+    let mut reader = BufReader::new(client);
+    loop {
+        let mut line = Vec::new();
+        let limit = MAX_LINE_BYTES as u64;
+        let read = reader.by_ref().take(limit).read_until(b'\n', &mut line)?;
+        if read == 0 || line.last() != Some(&b'\n') {
+            return Ok(());
+        }
+        send(client, &answer(&line, config))?;
+    }
+}
+
+fn send(mut client: &UnixStream, message: &impl serde::Serialize) -> std::io::Result<()> {
+    let mut line = serde_json::to_vec(message)?;
+    line.push(b'\n');
+    client.write_all(&line)
+}
+
+fn answer(line: &[u8], config: &AgentConfig) -> Response {
+    match serde_json::from_slice::<Request>(line) {
+        Ok(request) => Response { id: request.id, answer: perform(&request.operation, config) },
+        Err(error) => Response {
+            id: 0,
+            answer: refuse(ErrorKind::BadRequest, format!("not a request: {error}")),
+        },
+    }
+}
+
+fn refuse(kind: ErrorKind, message: String) -> Answer {
+    Answer::Error(ErrorBody { kind, message })
+}
+
+fn perform(operation: &Operation, config: &AgentConfig) -> Answer {
+    let memory = match adopt::guest() {
+        Some(Ok(memory)) => memory,
+        _ if *operation == Operation::Status => return report::answer(config),
+        Some(Err(reason)) => return refuse(ErrorKind::NotManaging, reason.clone()),
+        None => {
+            let message = "the VMM has not allocated guest RAM yet".to_owned();
+            return refuse(ErrorKind::NotManaging, message);
+        }
+    };
+    match operation {
+        Operation::Status => {}
+        Operation::Audit => {
+            if let Err(error) = memory.audit() {
+                return refuse(ErrorKind::AuditFailed, error.to_string());
+            }
+        }
+        Operation::Vcpus { thread_ids } => memory.set_vcpus(thread_ids),
+        Operation::SetTarget { target_bytes } => {
+            if !target_bytes.is_multiple_of(zerosweep::PAGE_BYTES) {
+                let message = format!("a target of {target_bytes} bytes is not in whole pages");
+                return refuse(ErrorKind::BadValue, message);
+            }
+            match memory.set_target(*target_bytes) {
+                Ok(true) => {}
+                Ok(false) => {
+                    let message = "the cap is lifted: there is no target".to_owned();
+                    return refuse(ErrorKind::NotManaging, message);
+                }
+                Err(error) => return refuse(ErrorKind::BadValue, error.to_string()),
+            }
+        }
+    }
+    report::answer(config)
+}

@@ -1,0 +1,175 @@
+//! The C functions that take the place of the C library's in the VMM.
+//!
+//! Each looks at one atomic flag first and is nothing but the system call when this process manages
+//! no memory. Otherwise it asks [`crate::adopt`], which never panics outwards.
+#![expect(unsafe_code, reason = "C functions with raw pointers, and system calls")]
+
+use core::ffi::{c_int, c_void};
+
+use crate::adopt::{self, Advice, Decision};
+
+/// Runs when the library is loaded, before the VMM's `main`.
+#[used]
+// SAFETY: the loader calls each entry of this section once, with the arguments of `main`, which a
+// C function without parameters may ignore.
+#[unsafe(link_section = ".init_array")]
+static AT_LOAD: extern "C" fn() = at_load;
+
+extern "C" fn at_load() {
+    adopt::at_load();
+}
+
+fn errno(number: c_int) {
+    // SAFETY: the address of this thread's own variable.
+    unsafe { *libc::__errno_location() = number };
+}
+
+/// `madvise(2)`.
+///
+/// # Safety
+/// As the system call: the caller owns the range.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn madvise(start: *mut c_void, bytes: usize, advice: c_int) -> c_int {
+    let pass = || {
+        // SAFETY: the caller's arguments, unchanged.
+        unsafe { libc::syscall(libc::SYS_madvise, start, bytes, advice) as c_int }
+    };
+    if adopt::is_inert() {
+        return pass();
+    }
+    match adopt::advised(start.addr(), bytes, Advice::new(advice)) {
+        Decision::Pass => pass(),
+        Decision::Done => 0,
+        Decision::Refuse(number) => {
+            errno(number);
+            -1
+        }
+        Decision::PassThenAdopt => {
+            let result = pass();
+            if result == 0 {
+                adopt::adopt(start.addr(), bytes);
+            }
+            result
+        }
+    }
+}
+
+/// `mmap(2)`: only a mapping over guest RAM is of interest.
+///
+/// # Safety
+/// As the system call.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn mmap(
+    start: *mut c_void,
+    bytes: usize,
+    protection: c_int,
+    flags: c_int,
+    file: c_int,
+    offset: libc::off_t,
+) -> *mut c_void {
+    if flags & libc::MAP_FIXED != 0 && !adopt::is_inert() {
+        adopt::gone(start.addr(), bytes, "guest RAM was mapped over");
+    }
+    // SAFETY: the caller's arguments, unchanged.
+    let address =
+        unsafe { libc::syscall(libc::SYS_mmap, start, bytes, protection, flags, file, offset) };
+    core::ptr::with_exposed_provenance_mut(address as usize)
+}
+
+/// `mmap64(2)`: the same on 64-bit machines.
+///
+/// # Safety
+/// As the system call.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn mmap64(
+    start: *mut c_void,
+    bytes: usize,
+    protection: c_int,
+    flags: c_int,
+    file: c_int,
+    offset: libc::off_t,
+) -> *mut c_void {
+    // SAFETY: the caller's arguments, unchanged.
+    unsafe { mmap(start, bytes, protection, flags, file, offset) }
+}
+
+/// `munmap(2)`.
+///
+/// # Safety
+/// As the system call.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn munmap(start: *mut c_void, bytes: usize) -> c_int {
+    if !adopt::is_inert() {
+        adopt::gone(start.addr(), bytes, "guest RAM was unmapped");
+    }
+    // SAFETY: the caller's arguments, unchanged.
+    unsafe { libc::syscall(libc::SYS_munmap, start, bytes) as c_int }
+}
+
+/// `mremap(2)`. The last argument is only there with some flags; what is in its register otherwise
+/// is passed on and not looked at.
+///
+/// # Safety
+/// As the system call.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn mremap(
+    start: *mut c_void,
+    bytes: usize,
+    new_bytes: usize,
+    flags: c_int,
+    new_start: *mut c_void,
+) -> *mut c_void {
+    if !adopt::is_inert() {
+        adopt::gone(start.addr(), bytes, "guest RAM was mapped elsewhere");
+    }
+    // SAFETY: the caller's arguments, unchanged.
+    let address =
+        unsafe { libc::syscall(libc::SYS_mremap, start, bytes, new_bytes, flags, new_start) };
+    core::ptr::with_exposed_provenance_mut(address as usize)
+}
+
+/// `mlockall(2)`: refused while memory is managed, for it would populate all of it.
+///
+/// # Safety
+/// As the system call.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn mlockall(flags: c_int) -> c_int {
+    if !adopt::is_inert() {
+        errno(libc::EPERM);
+        return -1;
+    }
+    // SAFETY: the caller's argument, unchanged.
+    unsafe { libc::syscall(libc::SYS_mlockall, flags) as c_int }
+}
+
+/// Has `child` called in each child that this process forks, and `exit` when it ends by `exit`.
+pub(crate) fn at_fork_and_exit(child: extern "C" fn(), exit: extern "C" fn()) {
+    // SAFETY: both functions live as long as the library, which is never unloaded.
+    unsafe {
+        libc::pthread_atfork(None, None, Some(child));
+        libc::atexit(exit);
+    }
+}
+
+/// Changes a variable of the environment that children of this process get; `None` takes it out.
+pub(crate) fn set_variable(name: &core::ffi::CStr, value: Option<&core::ffi::CStr>) {
+    // SAFETY: C strings; glibc copies both. Another thread that reads the environment at this very
+    // moment sees the old or the new value.
+    unsafe {
+        match value {
+            Some(value) => libc::setenv(name.as_ptr(), value.as_ptr(), 1),
+            None => libc::unsetenv(name.as_ptr()),
+        };
+    }
+}
+
+/// The range as a region.
+pub(crate) fn region(
+    start: usize,
+    bytes: usize,
+) -> Result<zerosweep_linux::Region, zerosweep_linux::SpanError> {
+    let start = zerosweep_linux::HostAddr::new(start);
+    // SAFETY: the VMM mapped it as guest RAM and has just said that its children shall not have it;
+    // it was checked to be private anonymous memory; `gone` is told before it goes.
+    unsafe { zerosweep_linux::Region::adopt(start, bytes as u64) }
+}

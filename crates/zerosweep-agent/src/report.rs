@@ -1,0 +1,117 @@
+//! The guest's figures as a message.
+
+use zerosweep::PAGE_BYTES;
+use zerosweep_linux::{GuestMemory, Snapshot};
+use zerosweep_wire::{
+    AgentConfig, Answer, Counters, FaultLatency, HostMemory, PROTOCOL, Pages, State, Status,
+    Superpages,
+};
+
+use crate::adopt;
+
+/// The status as it is now.
+pub(crate) fn answer(config: &AgentConfig) -> Answer {
+    Answer::Ok(Box::new(status(config)))
+}
+
+fn status(config: &AgentConfig) -> Status {
+    let mut status = Status {
+        protocol: PROTOCOL,
+        name: config.name.clone(),
+        pid: std::process::id(),
+        state: State::WaitingForRam,
+        reason: None,
+        max_mem_bytes: config.max_mem_bytes,
+        target_bytes: config.target_bytes,
+        policy: config.policy.clone(),
+        on_exhaustion: config.on_exhaustion,
+        return_mode: config.return_mode,
+        pages: Pages::default(),
+        superpages: Superpages::default(),
+        counters: Counters::default(),
+        fault_latency: FaultLatency::default(),
+        host: HostMemory { rss_anon_bytes: rss_anon_bytes().unwrap_or(0) },
+        stalled_threads: 0,
+        borrowed_pages: 0,
+    };
+    match adopt::guest() {
+        None => {}
+        Some(Err(reason)) => {
+            status.state = State::Failed;
+            status.reason = Some(reason.clone());
+        }
+        Some(Ok(memory)) => fill(&mut status, memory),
+    }
+    status
+}
+
+fn fill(status: &mut Status, memory: &GuestMemory) {
+    let snapshot = memory.snapshot();
+    let quantities = &snapshot.quantities;
+    status.state = if memory.is_lifted() { State::CapLifted } else { State::Managing };
+    status.target_bytes = quantities.target * PAGE_BYTES;
+    status.pages = Pages {
+        max: quantities.max,
+        target: quantities.target,
+        entries: quantities.entries,
+        populated: quantities.populated,
+        cache: quantities.cache,
+        retained: quantities.retained,
+        total: quantities.total(),
+        ballooned_out: quantities.max - quantities.guest(),
+        debt: quantities.debt(),
+        owed: quantities.owed(),
+        can_touch: quantities.cache + quantities.retained,
+    };
+    status.superpages = Superpages {
+        in_guest: snapshot.superpages_in_guest,
+        in_guest_by_kernel: memory.machine().whole_superpages().ok(),
+        in_cache: snapshot.superpages_in_cache,
+        broken: snapshot.broken,
+        cleared_ahead: snapshot.ready,
+    };
+    let (p50_ns, p99_ns, max_ns) = snapshot.latency_ns;
+    status.fault_latency = FaultLatency { p50_ns, p99_ns, max_ns };
+    status.counters = counters(&snapshot);
+    status.stalled_threads = snapshot.stalled;
+    status.borrowed_pages = quantities.total().saturating_sub(quantities.target);
+    status.reason = snapshot.lifted;
+}
+
+fn counters(snapshot: &Snapshot) -> Counters {
+    let s = &snapshot.statistics;
+    Counters {
+        faults: snapshot.faults,
+        populates_2m: s.populates_2m,
+        populates_4k: s.populates_4k,
+        zero_checks_2m: s.zero_checks_2m,
+        zero_checks_2m_hit: s.zero_checks_2m_hit,
+        zero_checks_4k: s.zero_checks_4k,
+        zero_checks_4k_hit: s.zero_checks_4k_hit,
+        bytes_scanned: s.bytes_scanned,
+        bytes_cleared: s.bytes_cleared,
+        bytes_copied: s.bytes_copied,
+        eager_checks: s.eager_checks,
+        emergency_sweeps: s.emergency_sweeps,
+        splinters: s.splinters,
+        shatters: s.shatters,
+        superpages_reclaimed: s.superpages_reclaimed,
+        singles_reclaimed: s.singles_reclaimed,
+        pages_stolen: s.pages_stolen,
+        superpages_returned: s.superpages_returned,
+        pages_returned_4k: s.pages_returned_4k,
+        pages_given_back: s.pages_given_back,
+        exhaustions: s.exhaustions,
+        unmap_flushes: s.unmap_flushes,
+        busy: s.busy,
+        peak_total_pages: s.peak_total,
+    }
+}
+
+/// `RssAnon` of this process.
+fn rss_anon_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+    let kib: u64 = line.split_ascii_whitespace().next()?.parse().ok()?;
+    Some(kib * 1024)
+}
