@@ -126,7 +126,11 @@ pub(crate) fn advised(start: usize, bytes: usize, advice: Advice) -> Decision {
     match STATE.load(Ordering::Acquire) {
         WAITING => {
             let wanted = config().is_some_and(|config| config.max_mem_bytes == bytes as u64);
-            if wanted && advice == Advice::DontFork { Decision::PassThenAdopt } else { Decision::Pass }
+            if wanted && advice == Advice::DontFork {
+                Decision::PassThenAdopt
+            } else {
+                Decision::Pass
+            }
         }
         SETTLED => on_guest(start, bytes, advice),
         _ => Decision::Pass,

@@ -23,7 +23,9 @@ fn find_for(variable: Option<OsString>, program: &Path) -> Result<PathBuf, Failu
         Some(path) if !path.is_empty() => vec![PathBuf::from(path)],
         _ => {
             let directory = program.parent().unwrap_or(Path::new("/"));
-            ["", "deps", "../lib/zerosweep"]
+            // Cargo leaves what it built together with the program in `deps`; what lies beside it
+            // there may be older.
+            ["deps", "", "../lib/zerosweep"]
                 .map(|place| directory.join(place).join(FILE_NAME))
                 .to_vec()
         }

@@ -1,6 +1,7 @@
 //! The arguments of the program.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::PossibleValuesParser;
@@ -43,7 +44,12 @@ pub(crate) enum Command {
     Ps(ListArguments),
     /// Recount all figures of a guest and compare
     Audit(GuestArguments),
-    // demo, doctor, guest-image: a variant here, a file in `commands`, a line in `dispatch`.
+    /// Boot a scrubbing guest with a quarter of its memory, and watch it
+    Demo(DemoArguments),
+    /// Say what this machine allows, and the command that mends each gap
+    Doctor(ListArguments),
+    /// Build kernel and initramfs of the test guest
+    GuestImage(ImageArguments),
 }
 
 /// Arguments of `run`.
@@ -95,6 +101,51 @@ pub(crate) struct GuestArguments {
 /// Arguments of `ps`.
 #[derive(Args, Debug)]
 pub(crate) struct ListArguments {
+    /// Print one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Arguments of `demo`.
+#[derive(Args, Debug)]
+pub(crate) struct DemoArguments {
+    /// Which guest: threads that write to memory of this process, or a real Linux under QEMU
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) guest: DemoGuest,
+    /// What the guest is told that it has [default: 1G; 2G with QEMU]
+    #[arg(long, value_name = "SIZE", value_parser = Size::parse)]
+    pub(crate) max_mem: Option<Size>,
+    /// What it may hold [default: a quarter]
+    #[arg(long, value_name = "SIZE", value_parser = Size::parse)]
+    pub(crate) target: Option<Size>,
+    /// Print one JSON document, and nothing else
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// The guests of `demo`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DemoGuest {
+    /// Threads of this process; nothing to install
+    #[default]
+    Threads,
+    /// A Debian kernel under QEMU; `cargo xtask setup` gets both
+    Qemu,
+}
+
+/// Arguments of `guest-image`.
+#[derive(Args, Debug)]
+pub(crate) struct ImageArguments {
+    /// A kernel package (.deb; with Ubuntu also its modules package) or an unpacked one
+    /// [default: the running kernel's files in /boot]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) kernel: Vec<PathBuf>,
+    /// The init program [default: zerosweep-guest beside this program, or built from source]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) init: Option<PathBuf>,
+    /// Where the image goes [default: the cache directory]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
     /// Print one JSON document
     #[arg(long)]
     pub(crate) json: bool,

@@ -3,6 +3,9 @@
 //! To add one: a variant in [`crate::cli::Command`], a module here, a line in [`dispatch`].
 
 mod audit;
+mod demo;
+mod doctor;
+mod guest_image;
 mod ps;
 mod run;
 mod status;
@@ -23,6 +26,9 @@ pub(crate) fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Status(arguments) => status::execute(&arguments),
         Command::Ps(arguments) => ps::execute(&arguments),
         Command::Audit(arguments) => audit::execute(&arguments),
+        Command::Demo(arguments) => demo::execute(&arguments),
+        Command::Doctor(arguments) => doctor::execute(&arguments),
+        Command::GuestImage(arguments) => guest_image::execute(&arguments),
     }
 }
 

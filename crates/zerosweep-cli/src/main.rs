@@ -19,6 +19,7 @@ mod commands;
 mod console;
 mod error;
 mod lines;
+mod map;
 mod output;
 mod qmp;
 mod runtime;

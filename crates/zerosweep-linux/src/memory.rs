@@ -324,6 +324,11 @@ impl GuestMemory {
         self.service.set_vcpus(thread_ids);
     }
 
+    /// Adds a thread to those that may stall.
+    pub fn add_vcpu(&self, thread_id: u32) {
+        self.service.add_vcpu(thread_id);
+    }
+
     /// Figures of this moment.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {

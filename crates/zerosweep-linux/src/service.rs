@@ -94,6 +94,13 @@ impl ServiceState {
         self.poke();
     }
 
+    pub(crate) fn add_vcpu(&self, thread_id: u32) {
+        let mut vcpus = self.vcpus.lock().unwrap_or_else(PoisonError::into_inner);
+        if vcpus.len() < MAX_VCPUS && !vcpus.contains(&thread_id) {
+            vcpus.push(thread_id);
+        }
+    }
+
     fn is_vcpu(&self, thread_id: u32) -> bool {
         let vcpus = self.vcpus.lock().unwrap_or_else(PoisonError::into_inner);
         vcpus.contains(&thread_id)

@@ -12,7 +12,9 @@ pub enum NameError {
     #[error("guest name {0:?} has {len} bytes; 1 to {MAX_NAME_BYTES} are allowed", len = .0.len())]
     Length(String),
     /// A character that does not belong into a file name.
-    #[error("guest name {0:?} has {1:?} in it; letters, digits, '.', '_' and '-' are allowed, and a letter or digit comes first")]
+    #[error(
+        "guest name {0:?} has {1:?} in it; letters, digits, '.', '_' and '-' are allowed, and a letter or digit comes first"
+    )]
     Character(String, char),
 }
 

@@ -1,0 +1,132 @@
+//! `zerosweep doctor`: what this machine allows, and the command that mends each gap.
+//!
+//! Exit status 0 when guests can run here, 1 when something that they need is missing. What only
+//! tests or speed want is a warning.
+
+use std::fmt::Write as _;
+use std::fs::OpenOptions;
+use std::process::{Command, ExitCode};
+
+use serde::Serialize;
+use zerosweep_lab::image::GuestImage;
+use zerosweep_linux::probe::{Check, Probe, Status};
+
+use crate::cli::ListArguments;
+use crate::error::Failure;
+use crate::output;
+
+/// Prints every finding.
+pub(super) fn execute(arguments: &ListArguments) -> Result<ExitCode, Failure> {
+    let mut findings: Vec<Finding> = Probe::run().checks.iter().map(Finding::from).collect();
+    findings.extend([kvm(), qemu(), agent(), guest_image()]);
+    let can_run = findings.iter().all(|finding| finding.status != "fail");
+    if arguments.json {
+        output::json(&Document { schema: 1, can_run, checks: &findings })?;
+    } else {
+        output::text(&render(&findings, can_run))?;
+    }
+    Ok(if can_run { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
+
+#[derive(Serialize)]
+struct Document<'a> {
+    schema: u32,
+    can_run: bool,
+    checks: &'a [Finding],
+}
+
+/// One thing that was looked at.
+#[derive(Serialize)]
+struct Finding {
+    name: String,
+    status: &'static str,
+    found: String,
+    mend: Option<String>,
+}
+
+impl Finding {
+    fn ok(name: &str, found: impl Into<String>) -> Self {
+        Self { name: name.into(), status: "ok", found: found.into(), mend: None }
+    }
+
+    fn warn(name: &str, found: impl Into<String>, mend: impl Into<String>) -> Self {
+        let (found, mend) = (found.into(), Some(mend.into()));
+        Self { name: name.into(), status: "warn", found, mend }
+    }
+}
+
+impl From<&Check> for Finding {
+    fn from(check: &Check) -> Self {
+        let status = match check.status {
+            Status::Ok => "ok",
+            Status::Warn => "warn",
+            Status::Fail => "fail",
+        };
+        let mend = check.mend.as_ref().map(ToString::to_string);
+        Self { name: check.name.to_string(), status, found: check.found.to_string(), mend }
+    }
+}
+
+fn kvm() -> Finding {
+    match OpenOptions::new().read(true).write(true).open("/dev/kvm") {
+        Ok(_) => Finding::ok("KVM", "/dev/kvm can be opened"),
+        Err(error) => Finding::warn(
+            "KVM",
+            format!("/dev/kvm: {error}; guests run on the software CPU, slowly"),
+            "modprobe kvm_intel || modprobe kvm_amd; usermod -aG kvm $USER",
+        ),
+    }
+}
+
+fn qemu() -> Finding {
+    let program = "qemu-system-x86_64";
+    match Command::new(program).arg("--version").output() {
+        Ok(output) if output.status.success() => {
+            let text = String::from_utf8_lossy(&output.stdout);
+            Finding::ok("QEMU", text.lines().next().unwrap_or_default())
+        }
+        _ => Finding::warn(
+            "QEMU",
+            format!("{program} cannot be run"),
+            "apt-get install qemu-system-x86",
+        ),
+    }
+}
+
+fn agent() -> Finding {
+    match crate::agent::find() {
+        Ok(path) => Finding::ok("agent", path.display().to_string()),
+        Err(error) => {
+            Finding::warn("agent", error.to_string(), "cargo build --release -p zerosweep-agent")
+        }
+    }
+}
+
+fn guest_image() -> Finding {
+    match GuestImage::find() {
+        Ok(image) => Finding::ok("guest image", format!("Linux {}", image.version)),
+        Err(error) => Finding::warn(
+            "guest image",
+            format!("none, only tests and demos need it ({error})"),
+            "cargo xtask setup",
+        ),
+    }
+}
+
+fn render(findings: &[Finding], can_run: bool) -> String {
+    let mut text = String::new();
+    for finding in findings {
+        let Finding { name, status, found, mend } = finding;
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "{status:5} {name}: {found}");
+        if let Some(mend) = mend {
+            let _ = writeln!(text, "      mend: {mend}");
+        }
+    }
+    let verdict = match can_run {
+        true => "guests can run on populate-on-demand memory here",
+        false => "guests cannot run on populate-on-demand memory here yet: mend what says fail",
+    };
+    let _ = writeln!(text, "\n{verdict}");
+    text
+}

@@ -1,0 +1,123 @@
+//! What runs come to: the JSON that others' scripts read.
+
+use serde::{Deserialize, Serialize};
+
+/// Version of the documents.
+pub const SCHEMA: u32 = 1;
+
+/// All that one invocation measured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Where it ran.
+    pub host: HostFacts,
+    /// The runs.
+    pub runs: Vec<Run>,
+}
+
+/// The machine that runs took place on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostFacts {
+    /// `uname -r`.
+    pub kernel: String,
+    /// `uname -m`.
+    pub architecture: String,
+    /// Model of the processor.
+    pub cpu: String,
+    /// Processors that this process may use.
+    pub cpus: u32,
+    /// Memory, in bytes.
+    pub memory_bytes: u64,
+    /// Version of zerosweep.
+    pub zerosweep: String,
+}
+
+impl HostFacts {
+    /// Asks the kernel; what it does not say stays empty.
+    #[must_use]
+    pub fn read() -> Self {
+        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+        let value = |text: &str, key: &str| {
+            let line = text.lines().find(|line| line.starts_with(key));
+            let value = line.and_then(|line| line.split_once(':')).map(|(_, value)| value.trim());
+            value.unwrap_or_default().to_owned()
+        };
+        let kib = value(&read("/proc/meminfo"), "MemTotal");
+        let kib: u64 = kib.trim_end_matches(" kB").parse().unwrap_or(0);
+        Self {
+            kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
+            architecture: std::env::consts::ARCH.to_owned(),
+            cpu: value(&read("/proc/cpuinfo"), "model name"),
+            cpus: std::thread::available_parallelism().map_or(1, |n| n.get() as u32),
+            memory_bytes: kib * 1024,
+            zerosweep: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// The guest did all it wanted.
+    Ok,
+    /// No frame could be found, and the guest was given up.
+    Exhausted,
+    /// A virtual CPU waited for a frame until the run was given up.
+    Stalled,
+    /// The guest was ended.
+    Killed,
+}
+
+/// Where times come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TimeKind {
+    /// A clock.
+    Measured,
+    /// [`crate::cost`].
+    Modelled,
+}
+
+/// One guest under one policy. Pages are of 4 KiB; `null` is what was not measured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "names are those of the documented JSON")]
+pub struct Run {
+    pub guest: String,
+    pub policy: String,
+    pub machine: String,
+    pub seed: u64,
+    pub vcpus: u32,
+    pub max_mem_bytes: u64,
+    pub target_bytes: u64,
+    pub outcome: Outcome,
+    pub boot_seconds: f64,
+    pub balloon_seconds: f64,
+    pub time_kind: TimeKind,
+    pub populates_2m: u64,
+    pub populates_4k: u64,
+    pub zero_checks_2m: u64,
+    pub zero_checks_2m_hit: u64,
+    pub zero_checks_4k: u64,
+    pub bytes_scanned: u64,
+    pub bytes_cleared: u64,
+    pub bytes_copied: u64,
+    pub eager_checks: u64,
+    pub emergency_sweeps: u64,
+    pub splinters: u64,
+    pub shatters: u64,
+    pub superpages_reclaimed: u64,
+    pub superpages_in_guest: u64,
+    pub superpages_in_cache: u64,
+    pub superpages_returned: u64,
+    pub pages_returned_4k: u64,
+    pub emergency_sweeps_ballooning: u64,
+    pub bytes_scanned_ballooning: u64,
+    pub peak_total_bytes: u64,
+    pub unmap_flushes: u64,
+    pub live_on_superpages: f64,
+    pub fault_ns_p50: Option<u64>,
+    pub fault_ns_p99: Option<u64>,
+    pub fault_ns_max: Option<u64>,
+}

@@ -1,0 +1,45 @@
+//! Running cargo in the workspace, with its output going straight to ours.
+
+use std::env;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result};
+
+/// The profile of all tests, as an argument of cargo: one only, so that everything is built once.
+/// Without optimisation the zero-scan kernels are some fifty times slower, and real guests with
+/// them.
+pub(crate) const PROFILE: &str = "--release";
+
+/// The root of the workspace.
+pub(crate) fn workspace() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+}
+
+/// Whether a command did its work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// Exit status 0.
+    Passed,
+    /// Any other.
+    Failed,
+}
+
+/// Runs cargo with `arguments`; prints the command first, as a person would type it.
+pub(crate) fn cargo(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Outcome> {
+    eprintln!("\n=== {}", shown(arguments, variables));
+    let status = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        .args(arguments)
+        .envs(variables.iter().copied())
+        .current_dir(workspace())
+        .stdin(Stdio::null())
+        .status()
+        .context("starting cargo")?;
+    Ok(if status.success() { Outcome::Passed } else { Outcome::Failed })
+}
+
+/// The command as a person would type it.
+pub(crate) fn shown(arguments: &[&str], variables: &[(&str, &str)]) -> String {
+    let variables = variables.iter().map(|(name, value)| format!("{name}='{value}' "));
+    variables.collect::<String>() + "cargo " + &arguments.join(" ")
+}

@@ -1,0 +1,72 @@
+//! What this machine allows.
+
+use std::env;
+use std::fs;
+use std::fs::OpenOptions;
+use std::path::PathBuf;
+
+/// Whether this process is root.
+pub(crate) fn is_root() -> bool {
+    status_field("Uid").is_some_and(|ids| ids.split_whitespace().nth(1) == Some("0"))
+}
+
+/// Whether apt manages this system.
+pub(crate) fn has_apt() -> bool {
+    program("apt-get").is_some() && program("dpkg-deb").is_some()
+}
+
+/// Where a program is on the PATH.
+pub(crate) fn program(name: &str) -> Option<PathBuf> {
+    env::split_paths(&env::var_os("PATH")?).map(|dir| dir.join(name)).find(|path| path.is_file())
+}
+
+/// Whether a process may take the faults of kernel mode with userfaultfd, and move pages.
+///
+/// # Errors
+/// Why not, and how to get it.
+pub(crate) fn userfaultfd() -> Result<(), String> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    if kernel_version(&release).is_none_or(|version| version < (6, 8)) {
+        return Err(format!("UFFDIO_MOVE needs Linux 6.8, this is {}", release.trim()));
+    }
+    if OpenOptions::new().read(true).write(true).open("/dev/userfaultfd").is_ok()
+        || has_sys_ptrace()
+        || fs::read_to_string("/proc/sys/vm/unprivileged_userfaultfd")
+            .is_ok_and(|v| v.trim() == "1")
+    {
+        return Ok(());
+    }
+    Err("userfaultfd in kernel mode is not allowed: run as root, or \
+         `sudo setfacl -m u:$USER:rw /dev/userfaultfd`"
+        .to_owned())
+}
+
+fn has_sys_ptrace() -> bool {
+    const CAP_SYS_PTRACE: u32 = 19;
+    status_field("CapEff")
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .is_some_and(|mask| mask >> CAP_SYS_PTRACE & 1 == 1)
+}
+
+fn status_field(name: &str) -> Option<String> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    status.lines().find_map(|line| Some(line.strip_prefix(name)?.strip_prefix(':')?.to_owned()))
+}
+
+fn kernel_version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+#[cfg(test)]
+mod unit_tests {
+    use super::kernel_version;
+
+    #[test]
+    fn kernel_versions_compare_by_number() {
+        assert_eq!(kernel_version("6.18.44-fc-v669\n"), Some((6, 18)));
+        assert_eq!(kernel_version("5.15-rc1"), Some((5, 15)));
+        assert!(kernel_version("6.10.0") > kernel_version("6.8.0"));
+        assert_eq!(kernel_version("none"), None);
+    }
+}

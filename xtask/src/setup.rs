@@ -1,0 +1,101 @@
+//! What tests on real guests need: QEMU, a guest kernel, the guest image.
+
+use std::fmt;
+
+use anyhow::{Context, Result, bail};
+use zerosweep_lab::image::{GuestImage, Image, Kernel, cache_dir, find_init};
+
+use crate::{apt, machine};
+
+/// The VMM that the tests start.
+const QEMU: &str = "qemu-system-x86_64";
+
+/// Something that is missing, and how to get it.
+pub(crate) struct Missing {
+    what: String,
+    how: &'static str,
+}
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; {}", self.what, self.how)
+    }
+}
+
+/// What is missing.
+pub(crate) fn missing() -> Vec<Missing> {
+    let mut missing = Vec::new();
+    if machine::program(QEMU).is_none() {
+        missing.push(Missing {
+            what: format!("{QEMU} is not on the PATH"),
+            how: "Debian, Ubuntu: `apt-get install qemu-system-x86 seabios`; Fedora: \
+                  `dnf install qemu-system-x86-core`; Arch: `pacman -S qemu-system-x86`",
+        });
+    }
+    if let Err(e) = GuestImage::find() {
+        missing.push(Missing {
+            what: format!("no guest image ({e:#})"),
+            how: "root on Debian or Ubuntu: `cargo xtask setup`; elsewhere download a kernel \
+                  package such as Debian's linux-image-6.1.0-…-amd64 and give it to \
+                  `zerosweep guest-image`",
+        });
+    }
+    missing
+}
+
+/// Says what is missing; whether nothing is.
+pub(crate) fn check() -> bool {
+    let missing = missing();
+    for missing in &missing {
+        println!("missing: {missing}");
+    }
+    if missing.is_empty() {
+        println!("everything is there");
+    }
+    missing.is_empty()
+}
+
+/// Whether [`run`] can install and download: it is root where apt is.
+pub(crate) fn can_install() -> bool {
+    machine::is_root() && machine::has_apt()
+}
+
+/// Gets what is missing.
+///
+/// # Errors
+/// When something is still missing at the end.
+pub(crate) fn run() -> Result<()> {
+    let apt_works = can_install();
+    if machine::program(QEMU).is_none() && apt_works {
+        apt::install(&["qemu-system-x86", "seabios"])?;
+    }
+    if GuestImage::find().is_err()
+        && let Some(kernel) = kernel(apt_works)?
+    {
+        Image::build(&kernel, &find_init()?, &GuestImage::default_dir())?;
+    }
+    let missing = missing();
+    if !missing.is_empty() {
+        let lines: Vec<_> = missing.iter().map(|missing| format!("\n  {missing}")).collect();
+        bail!("still missing:{}", lines.concat());
+    }
+    let image = GuestImage::find()?;
+    println!("guest kernel {}: {}", image.version, image.kernel.display());
+    println!("guest image: {}", image.initrd.display());
+    Ok(())
+}
+
+/// The installed kernel if it can be a guest, else one from the distribution's packages; nothing
+/// where neither is to be had.
+fn kernel(apt_works: bool) -> Result<Option<Kernel>> {
+    if let Ok(kernel) = Kernel::installed()
+        && kernel.has_balloon()
+    {
+        return Ok(Some(kernel));
+    }
+    if !apt_works {
+        return Ok(None);
+    }
+    let packages = apt::download_kernel(&cache_dir().join("packages"))?;
+    Ok(Some(Kernel::from_debs(&packages).context("the downloaded kernel")?))
+}

@@ -1,0 +1,198 @@
+//! Runs every test that this machine allows, in groups, and says at the end which groups ran, which
+//! were left out, why, and how to get them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::cargo::{Outcome, PROFILE, cargo, shown, workspace};
+use crate::{machine, setup};
+
+/// Whether tests on real guests are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RealGuests {
+    /// Set up what they need, and run them.
+    Run,
+    /// Do not.
+    LeftOut,
+}
+
+/// What became of a group of tests.
+enum Verdict {
+    Passed,
+    Failed,
+    LeftOut { why: String, how: String },
+}
+
+impl From<Outcome> for Verdict {
+    fn from(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Passed => Self::Passed,
+            Outcome::Failed => Self::Failed,
+        }
+    }
+}
+
+/// Runs the groups; whether none failed.
+pub(crate) fn run(real_guests: RealGuests) -> Result<bool> {
+    let mut groups = Vec::new();
+    let ordinary = ["test", PROFILE, "--workspace", "--no-fail-fast"];
+    groups.push(("ordinary tests", Verdict::from(cargo(&ordinary, &[])?)));
+    groups.push(("userfaultfd tests", userfaultfd()?));
+    // Someone may be at work on a tree that has none yet.
+    if workspace().join(REAL_GUEST).is_file() {
+        groups.push(("tests on real guests", on_real_guests(real_guests)?));
+    }
+    println!("\nsummary");
+    for (name, verdict) in &groups {
+        match verdict {
+            Verdict::Passed => println!("  passed    {name}"),
+            Verdict::Failed => println!("  FAILED    {name}"),
+            Verdict::LeftOut { why, how } => {
+                println!("  left out  {name}: {why}\n            to run them: {how}");
+            }
+        }
+    }
+    Ok(!groups.iter().any(|(_, verdict)| matches!(verdict, Verdict::Failed)))
+}
+
+const REAL_GUEST: &str = "crates/zerosweep-cli/tests/real_guest.rs";
+
+fn on_real_guests(wanted: RealGuests) -> Result<Verdict> {
+    if wanted == RealGuests::LeftOut {
+        let (why, how) = ("--quick".to_owned(), "cargo xtask test".to_owned());
+        return Ok(Verdict::LeftOut { why, how });
+    }
+    if let Err(e) = setup::run() {
+        let why = format!("{e:#}");
+        if setup::can_install() {
+            eprintln!("error: {why}");
+            return Ok(Verdict::Failed);
+        }
+        return Ok(Verdict::LeftOut { why, how: "the above, then cargo xtask test".to_owned() });
+    }
+    if let Err(why) = machine::userfaultfd() {
+        return Ok(Verdict::LeftOut { why, how: "the above, then cargo xtask test".to_owned() });
+    }
+    // The tests start the program, which preloads the agent: both have to be there.
+    let build = ["build", PROFILE, "-p", "zerosweep-cli", "-p", "zerosweep-agent"];
+    if cargo(&build, &[])? == Outcome::Failed {
+        return Ok(Verdict::Failed);
+    }
+    #[rustfmt::skip]
+    let test = [
+        "test", PROFILE, "-p", "zerosweep-cli", "--test", "real_guest",
+        "--", "--include-ignored", "--test-threads", "1", "--nocapture",
+    ];
+    Ok(cargo(&test, &[])?.into())
+}
+
+/// Runs the test targets with tests whose ignore reason says that they need userfaultfd.
+fn userfaultfd() -> Result<Verdict> {
+    let targets = ignored_targets(&workspace().join("crates"), "needs userfaultfd")?;
+    let mut packages: Vec<_> = targets.iter().map(|target| target.package.as_str()).collect();
+    packages.dedup();
+    let mut arguments = vec!["test", PROFILE, "--no-fail-fast"];
+    arguments.extend(packages.iter().flat_map(|package| ["-p", package]));
+    if targets.iter().any(|target| target.test.is_none()) {
+        arguments.extend(["--lib", "--bins"]);
+    }
+    let tests = targets.iter().filter_map(|target| target.test.as_deref());
+    arguments.extend(tests.flat_map(|test| ["--test", test]));
+    arguments.extend(["--", "--ignored"]);
+    if targets.is_empty() {
+        let (why, how) = ("there are none".to_owned(), "nothing to do".to_owned());
+        return Ok(Verdict::LeftOut { why, how });
+    }
+    match machine::userfaultfd() {
+        Ok(()) => Ok(cargo(&arguments, &[])?.into()),
+        Err(why) => Ok(Verdict::LeftOut { why, how: shown(&arguments, &[]) }),
+    }
+}
+
+/// Where a package has tests: in an integration test, or (`None`) in its sources.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Target {
+    package: String,
+    test: Option<String>,
+}
+
+/// The targets in which an ignored test's reason starts with `reason`, in order, each once. A
+/// package has the name of its directory here.
+fn ignored_targets(crates: &Path, reason: &str) -> Result<Vec<Target>> {
+    let marker = format!("ignore = \"{reason}");
+    let mut targets = Vec::new();
+    for package in entries(crates)? {
+        for directory in ["src", "tests"].map(|name| package.join(name)) {
+            for path in entries(&directory)? {
+                if holds(&path, &marker)? {
+                    let name = |path: &Path| Some(path.file_stem()?.to_str()?.to_owned());
+                    targets.push(Target {
+                        package: name(&package).context("a package without a name")?,
+                        test: if directory.ends_with("tests") { name(&path) } else { None },
+                    });
+                }
+            }
+        }
+    }
+    targets.sort();
+    targets.dedup();
+    Ok(targets)
+}
+
+/// Whether a source file, or one somewhere below a directory, holds `marker`.
+fn holds(path: &Path, marker: &str) -> Result<bool> {
+    if path.is_dir() {
+        for entry in entries(path)? {
+            if holds(&entry, marker)? {
+                return Ok(true);
+            }
+        }
+        return Ok(false);
+    }
+    let is_source = path.extension().is_some_and(|extension| extension == "rs");
+    Ok(is_source && fs::read_to_string(path)?.contains(marker))
+}
+
+/// What is in a directory; nothing if there is no such directory.
+fn entries(directory: &Path) -> Result<Vec<PathBuf>> {
+    match fs::read_dir(directory) {
+        Ok(entries) => {
+            Ok(entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>()?)
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(e) => Err(e).with_context(|| format!("reading {}", directory.display())),
+    }
+}
+
+#[cfg(test)]
+mod unit_tests {
+    use super::*;
+
+    #[test]
+    fn targets_with_ignored_tests_are_found_by_their_reason() {
+        let root = std::env::temp_dir().join(format!("xtask-targets-{}", std::process::id()));
+        let file = |path: &str, text: &str| {
+            let path = root.join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        let needing = "#[ignore = \"needs userfaultfd in kernel mode\"]\nfn f() {}\n";
+        file("a/src/deep/er.rs", needing);
+        file("a/src/lib.rs", needing);
+        file("a/tests/memory/moves.rs", needing);
+        file("b/tests/slow.rs", "#[ignore = \"takes an hour\"]\nfn f() {}\n");
+        file("b/tests/uffd.rs", needing);
+        let found = ignored_targets(&root, "needs userfaultfd").unwrap();
+        let target = |package: &str, test: Option<&str>| Target {
+            package: package.to_owned(),
+            test: test.map(str::to_owned),
+        };
+        assert_eq!(
+            found,
+            [target("a", None), target("a", Some("memory")), target("b", Some("uffd"))]
+        );
+        fs::remove_dir_all(&root).unwrap();
+    }
+}
