@@ -6,10 +6,11 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
 
-/// The profile of all tests, as an argument of cargo: one only, so that everything is built once.
-/// Without optimisation the zero-scan kernels are some fifty times slower, and real guests with
-/// them.
-pub(crate) const PROFILE: &str = "--release";
+/// The profile of ordinary tests, as arguments of cargo: optimised, because the zero-scan kernels are
+/// some fifty times slower otherwise, and with every assertion.
+pub(crate) const CHECKED: [&str; 2] = ["--profile", "checked"];
+/// The profile in which real guests are run: what users have.
+pub(crate) const RELEASE: &str = "--release";
 
 /// The root of the workspace.
 pub(crate) fn workspace() -> &'static Path {

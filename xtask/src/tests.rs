@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use crate::cargo::{Outcome, PROFILE, cargo, shown, workspace};
+use crate::cargo::{CHECKED, Outcome, RELEASE, cargo, shown, workspace};
 use crate::{machine, setup};
 
 /// Whether tests on real guests are wanted.
@@ -37,7 +37,8 @@ impl From<Outcome> for Verdict {
 /// Runs the groups; whether none failed.
 pub(crate) fn run(real_guests: RealGuests) -> Result<bool> {
     let mut groups = Vec::new();
-    let ordinary = ["test", PROFILE, "--workspace", "--no-fail-fast"];
+    let [profile, checked] = CHECKED;
+    let ordinary = ["test", profile, checked, "--workspace", "--no-fail-fast"];
     groups.push(("ordinary tests", Verdict::from(cargo(&ordinary, &[])?)));
     groups.push(("userfaultfd tests", userfaultfd()?));
     // Someone may be at work on a tree that has none yet.
@@ -76,13 +77,13 @@ fn on_real_guests(wanted: RealGuests) -> Result<Verdict> {
         return Ok(Verdict::LeftOut { why, how: "the above, then cargo xtask test".to_owned() });
     }
     // The tests start the program, which preloads the agent: both have to be there.
-    let build = ["build", PROFILE, "-p", "zerosweep-cli", "-p", "zerosweep-agent"];
+    let build = ["build", RELEASE, "-p", "zerosweep-cli", "-p", "zerosweep-agent"];
     if cargo(&build, &[])? == Outcome::Failed {
         return Ok(Verdict::Failed);
     }
     #[rustfmt::skip]
     let test = [
-        "test", PROFILE, "-p", "zerosweep-cli", "--test", "real_guest",
+        "test", RELEASE, "-p", "zerosweep-cli", "--test", "real_guest",
         "--", "--include-ignored", "--test-threads", "1", "--nocapture",
     ];
     Ok(cargo(&test, &[])?.into())
@@ -93,7 +94,8 @@ fn userfaultfd() -> Result<Verdict> {
     let targets = ignored_targets(&workspace().join("crates"), "needs userfaultfd")?;
     let mut packages: Vec<_> = targets.iter().map(|target| target.package.as_str()).collect();
     packages.dedup();
-    let mut arguments = vec!["test", PROFILE, "--no-fail-fast"];
+    let [profile, checked] = CHECKED;
+    let mut arguments = vec!["test", profile, checked, "--no-fail-fast"];
     arguments.extend(packages.iter().flat_map(|package| ["-p", package]));
     if targets.iter().any(|target| target.test.is_none()) {
         arguments.extend(["--lib", "--bins"]);

@@ -2,7 +2,7 @@
 //!
 //! [`GuestMemory::new`] takes a range over: it maps the huge zero page everywhere, protects it
 //! against writes, and from then on every first write is a fault that
-//! [the service](crate::service) answers from the pool. The VMM's threads come in through
+//! the service (`service`) answers from the pool. The VMM's threads come in through
 //! [`GuestMemory::decrease`] and [`GuestMemory::discard`].
 //!
 //! Locks: the domain's mutex is the only one that a fault needs, and nothing slow happens under it:
@@ -31,6 +31,9 @@ use crate::sys::pagemap::Pagemap;
 use crate::sys::poll::WakeEvent;
 use crate::sys::region::Region;
 use crate::sys::uffd::{Uffd, Watch};
+
+/// Superpages that are looked at under the lock at a time: some microseconds.
+const SNAPSHOT_STEP: u64 = 1024;
 
 /// What happens when no frame can be found (rule R15).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -329,21 +332,19 @@ impl GuestMemory {
         self.service.add_vcpu(thread_id);
     }
 
-    /// Figures of this moment.
+    /// Figures of this moment. Superpages are counted in steps, so that faults are served meanwhile.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
+        let (mut whole, mut broken) = (0, 0);
+        self.for_each_superpage(|letter| match letter {
+            b'W' => whole += 1,
+            b'b' => broken += 1,
+            _ => {}
+        });
         let domain = self.lock();
         let quantities = domain.quantities();
         let statistics = *domain.statistics();
         let superpages_in_cache = domain.cache().superpages();
-        let (mut whole, mut broken) = (0, 0);
-        for superpage in (0..domain.p2m().superpages()).map(Superpage::new) {
-            match domain.p2m().whole(superpage) {
-                Some(Entry::Ram { .. }) => whole += 1,
-                Some(_) => {}
-                None => broken += u64::from(domain.p2m().tally(superpage).ram > 0),
-            }
-        }
         drop(domain);
         Snapshot {
             quantities,
@@ -362,18 +363,28 @@ impl GuestMemory {
     /// A letter for each superpage of the guest: `W` whole, `b` broken, `p` promised, `.` out.
     #[must_use]
     pub fn map_letters(&self) -> Vec<u8> {
-        let domain = self.lock();
-        let p2m = domain.p2m();
-        let letter = |superpage| match p2m.whole(superpage) {
-            Some(Entry::Ram { .. }) => b'W',
-            Some(Entry::Pod) => b'p',
-            Some(_) => b'.',
-            None => match p2m.tally(superpage) {
-                tally if tally.ram > 0 => b'b',
-                _ => b'p',
-            },
-        };
-        (0..p2m.superpages()).map(|n| letter(Superpage::new(n))).collect()
+        let superpages = self.machine.guest.bytes().div_ceil(SUPERPAGE_BYTES);
+        let mut letters = Vec::with_capacity(superpages as usize);
+        self.for_each_superpage(|letter| letters.push(letter));
+        letters
+    }
+
+    /// Calls `visit` with each superpage's letter; the lock is held for [`SNAPSHOT_STEP`] at a time.
+    fn for_each_superpage(&self, mut visit: impl FnMut(u8)) {
+        let superpages = self.machine.guest.bytes().div_ceil(SUPERPAGE_BYTES);
+        for first in (0..superpages).step_by(SNAPSHOT_STEP as usize) {
+            let domain = self.lock();
+            let p2m = domain.p2m();
+            for superpage in (first..(first + SNAPSHOT_STEP).min(superpages)).map(Superpage::new) {
+                visit(match p2m.whole(superpage) {
+                    Some(Entry::Ram { .. }) => b'W',
+                    Some(Entry::Pod) => b'p',
+                    Some(_) => b'.',
+                    None if p2m.tally(superpage).ram > 0 => b'b',
+                    None => b'p',
+                });
+            }
+        }
     }
 
     /// Whether the cap is lifted.

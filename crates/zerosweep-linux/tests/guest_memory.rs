@@ -1,5 +1,6 @@
 //! A guest of threads on real memory: what it wrote it reads, the cap holds, and the kernel counts
 //! the same superpages as the engine.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 use std::sync::Arc;
 use std::sync::mpsc::channel;

@@ -313,7 +313,7 @@ impl Domain {
         let s = &self.statistics;
         let found = s.superpages_reclaimed * 512 + s.singles_reclaimed;
         let looked = (s.bytes_scanned / PAGE_BYTES).max(s.zero_checks_2m).max(found);
-        let share = if looked == 0 { 0 } else { q.populated.saturating_mul(found) / looked };
+        let share = q.populated.saturating_mul(found).checked_div(looked).unwrap_or(0);
         let certain = q.cache.min(q.entries);
         let likely = share.min(q.entries - certain).min(q.populated);
         Forecast { certain, likely, short: q.entries - certain - likely }

@@ -1,0 +1,37 @@
+//! A real Linux guest under an unmodified QEMU, on populate-on-demand memory.
+//!
+//! The guest is a Debian kernel with `zerosweep-guest` as `/init`, on QEMU's software CPU (TCG), so
+//! no KVM is needed. What is needed: QEMU, a guest image (`cargo xtask setup`), userfaultfd in kernel
+//! mode, and the release builds of program and agent:
+//!
+//! ```text
+//! cargo build --release -p zerosweep-cli -p zerosweep-agent
+//! cargo test --release -p zerosweep-cli --test real_guest -- \
+//!     --include-ignored --test-threads 1 --nocapture
+//! ```
+//!
+//! | module | what |
+//! | --- | --- |
+//! | `boots` | boots, balloons, keeps every page, and stays within its target at every moment |
+//! | `boot_time` | what that costs, against plain QEMU, in pairs |
+//! | `endings` | whoever of VMM and tool is killed, nothing is left and no guest is lost |
+//! | `exhaustion` | a guest that needs more than its target: rule R15 |
+//! | `surroundings` | command lines, names and sockets that stand in the way |
+//! | `harness` | guests that end with their test, markers, control sockets, memory held |
+//!
+//! One at a time: the machine has few CPUs, and times are measured.
+
+#![expect(clippy::unwrap_used, reason = "test code; clippy does not see that in helpers")]
+
+#[path = "real_guest/boot_time.rs"]
+mod boot_time;
+#[path = "real_guest/boots.rs"]
+mod boots;
+#[path = "real_guest/endings.rs"]
+mod endings;
+#[path = "real_guest/exhaustion.rs"]
+mod exhaustion;
+#[path = "real_guest/harness/mod.rs"]
+mod harness;
+#[path = "real_guest/surroundings.rs"]
+mod surroundings;

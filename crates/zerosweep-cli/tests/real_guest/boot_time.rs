@@ -1,0 +1,80 @@
+//! What the guest loses by it: boot and ballooning against plain QEMU, in pairs, because the
+//! machine is noisy.
+
+use std::time::Duration;
+
+use super::harness::{Guest, Place, Spec, median};
+
+const TARGET_BYTES: u64 = 300 << 20;
+const RATIO_MAX: f64 = 1.10;
+const PAIRS: usize = 5;
+const PAIRS_AGAIN: usize = 9;
+
+#[test]
+#[ignore = "needs QEMU, a guest image and userfaultfd: cargo xtask test sets them up"]
+fn boot_time_is_within_ten_percent() {
+    check("", PAIRS);
+}
+
+/// The guest that zeroes all of its memory while it boots: here zerosweep has work to do.
+#[test]
+#[ignore = "needs QEMU, a guest image and userfaultfd: cargo xtask test sets them up"]
+fn boot_time_is_within_ten_percent_init_on_free() {
+    check("init_on_free=1", 3);
+}
+
+fn check(append: &str, pairs: usize) {
+    // Host memory that was never touched is slow the first time: once for nothing.
+    let _ = measure(append, false);
+    let ratio = compare(append, pairs);
+    if ratio > RATIO_MAX {
+        println!("  {ratio:.3} is too much: once more, with {PAIRS_AGAIN} pairs");
+        let ratio = compare(append, PAIRS_AGAIN);
+        assert!(ratio <= RATIO_MAX, "boot takes {ratio:.3} times as long as with plain QEMU");
+    }
+}
+
+/// Prints a table; the median of the pairs' ratios of boot time.
+fn compare(append: &str, pairs: usize) -> f64 {
+    println!("\n  {append}");
+    println!("  | pair | boot plain, s | zerosweep | ratio | inflate plain, s | zerosweep |");
+    println!("  | --- | --- | --- | --- | --- | --- |");
+    let (mut rows, mut ratios) = ([const { Vec::new() }; 4], Vec::new());
+    for pair in 1..=pairs {
+        let (plain, managed) = (measure(append, false), measure(append, true));
+        let row = [plain.0, managed.0, plain.1, managed.1].map(|time| time.as_secs_f64());
+        ratios.push(row[1] / row[0]);
+        print_row(&pair.to_string(), row, row[1] / row[0]);
+        rows.iter_mut().zip(row).for_each(|(column, figure)| column.push(figure));
+    }
+    let ratio = median(ratios);
+    print_row("median", rows.map(median), ratio);
+    ratio
+}
+
+fn print_row(name: &str, [plain, managed, inflate, inflate_managed]: [f64; 4], ratio: f64) {
+    println!(
+        "  | {name} | {plain:.2} | {managed:.2} | {ratio:.3} | {inflate:.2} | {inflate_managed:.2} |"
+    );
+}
+
+/// From the start of the process to the boot marker; and how long the balloon took to inflate, as
+/// the guest saw it (to 50 ms), the second that it waits for more left out.
+fn measure(append: &str, managed: bool) -> (Duration, Duration) {
+    let place = Place::new();
+    let append = format!("zs.fill=96M zs.end=idle {append}");
+    let spec = Spec { append: &append, ..Spec::default() };
+    let guest = match managed {
+        true => Guest::managed(&place, &spec),
+        false => Guest::plain(&place, &spec),
+    };
+    if !managed {
+        // As early as zerosweep does it: the device keeps the target until the driver comes up.
+        guest.qmp().balloon(TARGET_BYTES).unwrap();
+    }
+    let boot = guest.marker("boot ").at - guest.started;
+    let settled = guest.marker("balloon settled");
+    let given_back_kib = settled.value("mem_before") - settled.value("mem_total");
+    assert!(given_back_kib > 1_700_000.0, "the balloon did not inflate: {}", settled.text);
+    (boot, Duration::from_secs_f64(settled.value("seconds") - 1.0))
+}

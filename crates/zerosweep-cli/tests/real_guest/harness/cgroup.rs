@@ -1,0 +1,232 @@
+//! A memory cgroup for one VMM: the kernel's own account of what stands behind it.
+//!
+//! A page that was discarded within a huge page is still held, and only the cgroup's usage says so
+//! (DESIGN.md, section 5, "Memory held").
+
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal};
+
+use super::{ENDING, wait_until};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Version {
+    V1,
+    V2,
+}
+
+/// What a cgroup is charged, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Charge {
+    /// Everything.
+    pub(super) usage: u64,
+    /// Of this, files' pages.
+    pub(super) cache: u64,
+    /// Of this, the kernel's own: page tables, stacks, slabs.
+    pub(super) kernel: u64,
+}
+
+impl Charge {
+    /// Anonymous memory, half-freed huge pages included.
+    pub(super) fn anonymous(self) -> u64 {
+        self.usage.saturating_sub(self.cache + self.kernel)
+    }
+}
+
+/// A cgroup of our own, removed with what is in it on drop.
+#[derive(Debug)]
+pub(crate) struct MemoryCgroup {
+    version: Version,
+    path: PathBuf,
+}
+
+impl MemoryCgroup {
+    /// Makes one below our own, or below the nearest group that may have children with a memory
+    /// account.
+    ///
+    /// # Errors
+    /// Why there cannot be one.
+    pub(crate) fn create() -> Result<Self, String> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let read = |path: &str| fs::read_to_string(path).map_err(|e| format!("{path}: {e}"));
+        let (mounts, own) = (read("/proc/self/mounts")?, read("/proc/self/cgroup")?);
+        let (version, parents) = parents(&mounts, &own).ok_or("no memory controller is mounted")?;
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("zerosweep-test-{}-{number}", std::process::id());
+        let mut why = "no parent".to_owned();
+        for parent in parents {
+            let path = parent.join(&name);
+            if let Err(error) = fs::create_dir(&path) {
+                why = format!("{}: {error}", path.display());
+                continue;
+            }
+            let cgroup = Self { version, path };
+            match cgroup.charge() {
+                Ok(_) => return Ok(cgroup),
+                Err(error) => why = error,
+            }
+        }
+        Err(why)
+    }
+
+    /// Writes a program that moves itself into the group and becomes QEMU: under zerosweep as
+    /// without it, only the VMM is in the group, with all that it allocates.
+    pub(crate) fn wrapper(&self, directory: &Path) -> PathBuf {
+        let procs = self.path.join("cgroup.procs");
+        let text = format!(
+            "#!/bin/sh\necho $$ > '{}' || exit 99\nexec qemu-system-x86_64 \"$@\"\n",
+            procs.display()
+        );
+        let path = directory.join("qemu-in-cgroup");
+        let mut file = fs::File::create(&path).unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        file.set_permissions(fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    }
+
+    /// The processes in it.
+    pub(super) fn processes(&self) -> Vec<u32> {
+        let text = fs::read_to_string(self.path.join("cgroup.procs")).unwrap_or_default();
+        text.lines().filter_map(|line| line.parse().ok()).collect()
+    }
+
+    /// What it is charged now.
+    pub(super) fn charge(&self) -> Result<Charge, String> {
+        let read = |name: &str| {
+            let path = self.path.join(name);
+            fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))
+        };
+        let number = |name: &str| {
+            read(name)?.trim().parse::<u64>().map_err(|error| format!("{name}: {error}"))
+        };
+        let stat = read("memory.stat")?;
+        match self.version {
+            Version::V1 => Ok(Charge {
+                usage: number("memory.usage_in_bytes")?,
+                cache: field(&stat, "cache").ok_or("memory.stat has no cache")?,
+                kernel: number("memory.kmem.usage_in_bytes").unwrap_or(0),
+            }),
+            Version::V2 => Ok(Charge {
+                usage: number("memory.current")?,
+                cache: field(&stat, "file").ok_or("memory.stat has no file")?,
+                kernel: kernel(&stat),
+            }),
+        }
+    }
+
+    /// The highest usage there ever was, by the kernel: without gaps between looks.
+    pub(super) fn peak(&self) -> Option<u64> {
+        let name = match self.version {
+            Version::V1 => "memory.max_usage_in_bytes",
+            Version::V2 => "memory.peak",
+        };
+        fs::read_to_string(self.path.join(name)).ok()?.trim().parse().ok()
+    }
+}
+
+impl Drop for MemoryCgroup {
+    fn drop(&mut self) {
+        for process in self.processes() {
+            if let Some(pid) = i32::try_from(process).ok().and_then(Pid::from_raw) {
+                let _ = rustix::process::kill_process(pid, Signal::KILL);
+            }
+        }
+        let removed = || fs::remove_dir(&self.path).is_ok().then_some(());
+        if std::thread::panicking() {
+            std::thread::sleep(Duration::from_millis(200));
+            let _ = removed();
+        } else {
+            wait_until("the cgroup can be removed", ENDING, removed);
+        }
+    }
+}
+
+/// The number behind a name in `memory.stat`.
+fn field(stat: &str, name: &str) -> Option<u64> {
+    stat.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
+}
+
+/// The kernel's own memory; kernels before 5.18 do not add it up.
+fn kernel(stat: &str) -> u64 {
+    let parts = || ["kernel_stack", "pagetables", "sec_pagetables", "percpu", "slab", "vmalloc"];
+    field(stat, "kernel")
+        .unwrap_or_else(|| parts().iter().filter_map(|part| field(stat, part)).sum())
+}
+
+/// Groups below which one with a memory account may be made, the nearest first.
+fn parents(mounts: &str, own: &str) -> Option<(Version, Vec<PathBuf>)> {
+    let mounts = || {
+        mounts.lines().filter_map(|line| {
+            let mut words = line.split(' ').skip(1);
+            Some((words.next()?, words.next()?, words.next()?))
+        })
+    };
+    let own_path = |controller: &str| {
+        own.lines().find_map(|line| {
+            let mut parts = line.splitn(3, ':').skip(1);
+            let controllers = parts.next()?;
+            let path = parts.next()?;
+            controllers.split(',').any(|name| name == controller).then_some(path)
+        })
+    };
+    let upwards = |root: &str, path: Option<&str>| {
+        let start = Path::new(root).join(path.unwrap_or("/").trim_start_matches('/'));
+        start.ancestors().take_while(|at| at.starts_with(root)).map(PathBuf::from).collect()
+    };
+    let is_v1 = |options: &str| options.split(',').any(|option| option == "memory");
+    if let Some((root, ..)) =
+        mounts().find(|(_, kind, options)| *kind == "cgroup" && is_v1(options))
+    {
+        return Some((Version::V1, upwards(root, own_path("memory"))));
+    }
+    let (root, ..) = mounts().find(|(_, kind, _)| *kind == "cgroup2")?;
+    Some((Version::V2, upwards(root, own_path(""))))
+}
+
+mod tests {
+    use super::*;
+
+    #[test]
+    fn version_1_is_found_below_its_controller() {
+        let mounts = "tmpfs /sys/fs/cgroup tmpfs rw 0 0\n\
+                      cgroup /sys/fs/cgroup/cpu cgroup rw,relatime,cpu 0 0\n\
+                      cgroup /sys/fs/cgroup/memory cgroup rw,relatime,memory 0 0\n\
+                      cgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n";
+        let own = "4:memory:/a/b\n1:cpu:/\n0::/\n";
+        let (version, parents) = parents(mounts, own).unwrap();
+        assert_eq!(version, Version::V1);
+        let expected = ["a/b", "a", ""].map(|at| Path::new("/sys/fs/cgroup/memory").join(at));
+        assert_eq!(parents, expected);
+    }
+
+    #[test]
+    fn version_2_has_one_tree() {
+        let mounts = "cgroup2 /sys/fs/cgroup cgroup2 rw,nosuid 0 0\n";
+        let (version, parents) = parents(mounts, "0::/user.slice/x\n").unwrap();
+        assert_eq!(version, Version::V2);
+        assert_eq!(parents[0], Path::new("/sys/fs/cgroup/user.slice/x"));
+        assert_eq!(parents.len(), 3);
+        assert!(super::parents("proc /proc proc rw 0 0\n", "").is_none());
+    }
+
+    #[test]
+    fn a_version_2_charge_is_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| fs::write(directory.path().join(name), text).unwrap();
+        write("memory.current", "1000\n");
+        write("memory.peak", "1200\n");
+        write("memory.stat", "anon 600\nfile 100\nkernel 50\nkernel_stack 16\nfile_mapped 7\n");
+        let path = directory.path().to_owned();
+        let cgroup = std::mem::ManuallyDrop::new(MemoryCgroup { version: Version::V2, path });
+        let charge = cgroup.charge().unwrap();
+        assert_eq!(charge, Charge { usage: 1000, cache: 100, kernel: 50 });
+        assert_eq!(charge.anonymous(), 850);
+        assert_eq!(cgroup.peak(), Some(1200));
+        assert_eq!(kernel("kernel_stack 16\npagetables 4\nslab 5\nslab_reclaimable 3\n"), 25);
+    }
+}

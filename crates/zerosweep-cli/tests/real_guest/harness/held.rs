@@ -1,0 +1,243 @@
+//! How much memory a guest holds, many times a second.
+//!
+//! ```text
+//! held = the cgroup's usage − files' pages − the kernel's own − the VMM's own anonymous memory
+//! ```
+//!
+//! The VMM's own is the sum of `Anonymous` in `/proc/PID/smaps` over all mappings but two: guest
+//! RAM and zerosweep's pool, between which pages move. Both are known by their exact sizes. So
+//! no sum is taken over the pages that move, and what the kernel keeps behind half-discarded huge
+//! pages counts as held. zerosweep's tables and buffers count as the VMM's own, and show there.
+//!
+//! The VMM's own grows while QEMU translates code, so it is read before and after each look at the
+//! usage: held lies between `low` (the larger one subtracted) and `high` (the smaller one). Further
+//! errors: the kernel charges in batches (up to 256 KiB a CPU too much), and a page under
+//! construction is charged before it is mapped (2 MiB too much for a moment, whoever it is for).
+
+use std::fs;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::cgroup::{Charge, MemoryCgroup};
+use super::{GUEST_BYTES, MEBIBYTE, mib};
+
+/// Between two looks.
+const REST: Duration = Duration::from_millis(8);
+/// The VMM's own may grow by so much during a look that counts as exact.
+const STEADY_BYTES: u64 = 64 << 10;
+const SUPERPAGE_BYTES: u64 = 2 << 20;
+/// zerosweep's pool: twice as many superpages of addresses as the guest has, and 64.
+const POOL_BYTES: u64 = 2 * GUEST_BYTES + 64 * SUPERPAGE_BYTES;
+
+/// One look.
+#[derive(Clone, Copy, Debug)]
+struct Sample {
+    at: Instant,
+    /// What is held at least.
+    low: u64,
+    /// What is held at most.
+    high: u64,
+}
+
+/// Everything that was seen.
+#[derive(Debug, Default)]
+pub(crate) struct Held {
+    samples: Vec<Sample>,
+    /// Highest anonymous memory of the VMM's own.
+    pub(crate) own_peak: u64,
+    /// Highest memory of the kernel's own for the VMM: page tables.
+    pub(crate) kernel_peak: u64,
+    /// The highest usage by the kernel's own account: the VMM's, the kernel's and files included.
+    pub(crate) usage_peak: Option<u64>,
+    /// Huge pages in guest RAM at the last look.
+    pub(crate) superpages: u64,
+    guest: Option<Range<u64>>,
+    pool: Option<Range<u64>>,
+}
+
+impl Held {
+    /// The highest figure that is certain, until `until`.
+    pub(crate) fn peak(&self, until: Option<Instant>) -> u64 {
+        let within = |sample: &&Sample| until.is_none_or(|until| sample.at <= until);
+        self.samples.iter().filter(within).map(|sample| sample.low).max().unwrap_or(0)
+    }
+
+    /// The figure of the last look.
+    pub(crate) fn last(&self) -> u64 {
+        self.samples.last().map_or(0, |sample| sample.low)
+    }
+
+    fn steady(&self) -> usize {
+        let is_steady = |sample: &&Sample| sample.high - sample.low <= STEADY_BYTES;
+        self.samples.iter().filter(is_steady).count()
+    }
+
+    /// Looks a second.
+    fn rate(&self) -> f64 {
+        let (Some(first), Some(last)) = (self.samples.first(), self.samples.last()) else {
+            return 0.0;
+        };
+        (self.samples.len() - 1) as f64 / (last.at - first.at).as_secs_f64().max(1e-3)
+    }
+
+    /// Whether the figures can be believed.
+    #[track_caller]
+    pub(crate) fn check(&self, managed: bool) {
+        assert!(self.guest.is_some(), "guest RAM was not found among the VMM's mappings");
+        assert_eq!(self.pool.is_some(), managed, "zerosweep's pool among the VMM's mappings");
+        let (count, steady) = (self.samples.len(), self.steady());
+        assert!(count > 50, "only {count} looks at the memory held");
+        assert!(2 * steady > count, "only {steady} of {count} looks are exact: QEMU's own grew");
+    }
+
+    /// For people.
+    pub(crate) fn summary(&self) -> String {
+        let gaps = self.samples.windows(2).map(|pair| pair[1].at - pair[0].at);
+        format!(
+            "held: peak {:.1} MiB, last {:.1}; {} looks ({} exact), {:.0} a second, longest gap \
+             {:.0} ms; VMM's own up to {:.1} MiB, kernel's {:.1}; usage of all together never above \
+             {}",
+            mib(self.peak(None)),
+            mib(self.last()),
+            self.samples.len(),
+            self.steady(),
+            self.rate(),
+            gaps.max().unwrap_or_default().as_secs_f64() * 1e3,
+            mib(self.own_peak),
+            mib(self.kernel_peak),
+            self.usage_peak.map_or("(not known)".to_owned(), |peak| format!("{:.1}", mib(peak))),
+        )
+    }
+}
+
+/// A thread that looks until it is finished.
+pub(crate) struct Sampler {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<Held>>,
+}
+
+impl Sampler {
+    pub(crate) fn start(cgroup: &Arc<MemoryCgroup>) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (stopped, cgroup) = (Arc::clone(&stop), Arc::clone(cgroup));
+        let thread = std::thread::spawn(move || look(&cgroup, &stopped));
+        Self { stop, thread: Some(thread) }
+    }
+
+    /// Ends the looking. The VMM should still be running.
+    pub(crate) fn finish(mut self) -> Held {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.take().map(|thread| thread.join().unwrap()).unwrap_or_default()
+    }
+}
+
+impl Drop for Sampler {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+fn look(cgroup: &MemoryCgroup, stop: &AtomicBool) -> Held {
+    let mut held = Held::default();
+    let mut pending: Option<(Instant, u64, Charge)> = None;
+    while !stop.load(Ordering::Relaxed) {
+        // A process that ends shows no mappings before its memory is gone: no look then.
+        let own = own_anonymous(cgroup, &mut held);
+        if let (Some((at, before, charge)), Some(after)) = (pending, own) {
+            let held_with = |own: u64| charge.anonymous().saturating_sub(own);
+            let (low, high) = (held_with(before.max(after)), held_with(before.min(after)));
+            held.samples.push(Sample { at, low, high });
+            held.own_peak = held.own_peak.max(after);
+            held.kernel_peak = held.kernel_peak.max(charge.kernel);
+        }
+        pending = own.and_then(|own| Some((Instant::now(), own, cgroup.charge().ok()?)));
+        std::thread::sleep(REST);
+    }
+    held.usage_peak = cgroup.peak();
+    held
+}
+
+/// Anonymous memory of the VMM's own, in bytes; nothing while there is no VMM.
+fn own_anonymous(cgroup: &MemoryCgroup, held: &mut Held) -> Option<u64> {
+    let process = *cgroup.processes().first()?;
+    let smaps = fs::read(format!("/proc/{process}/smaps")).ok()?;
+    sum(std::str::from_utf8(&smaps).ok()?, held)
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Owner {
+    Vmm,
+    Guest,
+    Pool,
+}
+
+fn sum(smaps: &str, held: &mut Held) -> Option<u64> {
+    let mut owner = None;
+    let (mut own_kib, mut huge_kib) = (0, 0);
+    for line in smaps.lines() {
+        if let Some(range) = mapping(line) {
+            let bytes = range.end - range.start;
+            if bytes == GUEST_BYTES && held.guest.is_none() {
+                held.guest = Some(range.clone());
+            }
+            if bytes == POOL_BYTES && held.pool.is_none() {
+                held.pool = Some(range.clone());
+            }
+            // A part of a mapping that was split belongs to the same owner.
+            let is_in = |known: &Option<Range<u64>>| {
+                known.as_ref().is_some_and(|k| k.start <= range.start && range.end <= k.end)
+            };
+            owner = Some(match () {
+                () if is_in(&held.guest) => Owner::Guest,
+                () if is_in(&held.pool) => Owner::Pool,
+                () => Owner::Vmm,
+            });
+        } else if owner == Some(Owner::Vmm) {
+            own_kib += field_kib(line, "Anonymous:").unwrap_or(0);
+        } else if owner == Some(Owner::Guest) {
+            huge_kib += field_kib(line, "AnonHugePages:").unwrap_or(0);
+        }
+    }
+    owner?;
+    held.superpages = (huge_kib << 10) / SUPERPAGE_BYTES;
+    Some(own_kib << 10)
+}
+
+/// The addresses of a mapping's first line.
+fn mapping(line: &str) -> Option<Range<u64>> {
+    // The names of fields begin with capitals.
+    if !line.starts_with(|c: char| c.is_ascii_digit() || c.is_ascii_lowercase()) {
+        return None;
+    }
+    let (start, end) = line.split(' ').next()?.split_once('-')?;
+    let address = |text| u64::from_str_radix(text, 16).ok();
+    Some(address(start)?..address(end)?)
+}
+
+fn field_kib(line: &str, name: &str) -> Option<u64> {
+    line.strip_prefix(name)?.trim().strip_suffix(" kB")?.parse().ok()
+}
+
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_mappings_that_are_neither_guest_ram_nor_pool_are_the_vmms() {
+        let smaps = "7f0000000000-7f0080000000 rw-p 00000000 00:00 0\n\
+                     Anonymous:        1000 kB\nAnonHugePages:     4096 kB\n\
+                     7f0080000000-7f0188000000 rw-p 00000000 00:00 0\nAnonymous:        2000 kB\n\
+                     7f0200000000-7f0200001000 rw-p 00000000 00:00 0   [heap]\n\
+                     Size:                4 kB\nAnonymous:           4 kB\n";
+        let mut held = Held::default();
+        assert_eq!(sum(smaps, &mut held), Some(4096));
+        assert_eq!(held.superpages, 2);
+        assert_eq!(POOL_BYTES, 4224 * MEBIBYTE);
+        let split = smaps.replace("7f0000000000-7f0080000000", "7f0000000000-7f0070000000");
+        assert_eq!(sum(&split, &mut held), Some(4096));
+        assert_eq!(sum("", &mut held), None);
+    }
+}

@@ -1,0 +1,59 @@
+//! What every test on a real guest needs.
+//!
+//! | module | what |
+//! | --- | --- |
+//! | `guest` | starts a guest, managed or plain; whatever happens, it ends with its test |
+//! | `console` | reads what the guest says, and waits for its markers |
+//! | `control` | the agent's socket and QEMU's, every call with a time limit |
+//! | `cgroup` | a memory cgroup for one VMM, of version 1 or 2 |
+//! | `held` | how much memory the guest holds, many times a second |
+
+mod cgroup;
+mod console;
+mod control;
+mod guest;
+mod held;
+
+use std::time::{Duration, Instant};
+
+pub(crate) use cgroup::MemoryCgroup;
+pub(crate) use guest::{Guest, Place, Spec, qemu_command, stderr, stdout};
+pub(crate) use held::{Held, Sampler};
+
+/// What the guest is told that it has: `-m 2048`.
+pub(crate) const GUEST_BYTES: u64 = 2 << 30;
+pub(crate) const MEBIBYTE: u64 = 1 << 20;
+pub(crate) const PAGE_BYTES: u64 = 4096;
+
+/// No step of a guest's life may take longer: many times what it takes on an idle machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+/// What ends, ends within this.
+pub(crate) const ENDING: Duration = Duration::from_secs(15);
+
+/// Waits until `done` gives something, or fails the test.
+#[track_caller]
+pub(crate) fn wait_until<T>(what: &str, limit: Duration, mut done: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + limit;
+    loop {
+        if let Some(result) = done() {
+            return result;
+        }
+        assert!(Instant::now() < deadline, "waited {limit:?} in vain until {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Bytes in MiB, for people.
+pub(crate) fn mib(bytes: u64) -> f64 {
+    bytes as f64 / MEBIBYTE as f64
+}
+
+/// The middle of some figures.
+pub(crate) fn median(mut figures: Vec<f64>) -> f64 {
+    figures.sort_by(f64::total_cmp);
+    let half = figures.len() / 2;
+    match figures.len() % 2 {
+        0 => f64::midpoint(figures[half - 1], figures[half]),
+        _ => figures[half],
+    }
+}

@@ -1,0 +1,80 @@
+//! What stands in the way: command lines that cannot be managed, names and sockets of others, a
+//! VMM that locks itself in.
+
+use std::os::unix::net::UnixListener;
+use std::time::Duration;
+
+use zerosweep_wire::{State, runtime};
+
+use super::harness::{Guest, Place, Spec, qemu_command, stderr};
+
+#[test]
+#[ignore = "needs QEMU, a guest image and userfaultfd: cargo xtask test sets them up"]
+fn memory_that_cannot_move_is_refused() {
+    let place = Place::new();
+    let directory = place.path().to_str().unwrap().to_owned();
+    let memfd = ["-object", "memory-backend-memfd,id=m,size=2G", "-machine", "memory-backend=m"];
+    let path = ["-mem-path", directory.as_str()];
+    for (qemu, named) in [(memfd.as_slice(), "memory-backend-memfd"), (&path, "-mem-path")] {
+        let words = qemu_command(&place, &Spec { qemu, ..Spec::default() });
+        let start = ["run", "--name", "vm", "--target", "300M", "--"].map(str::to_owned);
+        let output = place.output(start.into_iter().chain(words));
+        assert_eq!(output.status.code(), Some(2), "{qemu:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains(named), "{}", stderr(&output));
+        assert_eq!(place.left_behind(), [""; 0]);
+    }
+}
+
+/// Sockets of a guest that is dead are taken away; those of one that lives are its own.
+#[test]
+#[ignore = "needs QEMU, a guest image and userfaultfd: cargo xtask test sets them up"]
+fn a_name_belongs_to_the_living() {
+    let place = Place::new();
+    let directory = place.runtime();
+    std::fs::create_dir_all(&directory).unwrap();
+    for file in [runtime::control_socket(&directory, "vm"), runtime::qmp_socket(&directory, "vm")] {
+        drop(UnixListener::bind(&file).unwrap());
+        assert!(file.exists(), "a listener that is gone leaves its file");
+    }
+    let mut first = Guest::managed(&place, &Spec { append: "zs.fill=96M", ..Spec::default() });
+    first.marker("boot ");
+    let pid = first.status().pid;
+
+    let mut second = Guest::managed(&place, &Spec::default());
+    assert_eq!(second.end(), 2, "the name is taken: wrong usage");
+    assert!(second.errors.has("is running already"), "{}", second.errors.tail(5));
+    drop(second);
+    let left = place.left_behind();
+    assert!(
+        left.contains(&"vm.sock".to_owned()) && left.contains(&"vm.qmp".to_owned()),
+        "{left:?}"
+    );
+
+    assert_eq!(first.status().pid, pid, "the first one is undisturbed");
+    assert!(first.marker("verified ").text.contains(" bad=0 "));
+    first.marker("done ok");
+    assert_eq!(first.end(), 0);
+    first.wait_until_gone();
+    assert_eq!(place.left_behind(), [""; 0]);
+}
+
+/// As libvirt starts QEMU.
+#[test]
+#[ignore = "needs QEMU, a guest image and userfaultfd: cargo xtask test sets them up"]
+fn a_vmm_in_its_sandbox_is_managed() {
+    let place = Place::new();
+    let sandbox = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
+    let qemu = ["-sandbox", sandbox];
+    let append = "init_on_free=1 zs.fill=96M zs.end=idle";
+    let guest = Guest::managed(&place, &Spec { qemu: &qemu, append, ..Spec::default() });
+    guest.marker("balloon settled");
+    assert!(guest.marker("verified ").text.contains(" bad=0 "));
+    let from = guest.console.len();
+    guest.marker_from(from, "alive ");
+    std::thread::sleep(Duration::from_millis(200));
+    let status = guest.status();
+    if status.state != State::Managing || status.counters.superpages_reclaimed == 0 {
+        guest.fail("it is not managed in its sandbox");
+    }
+    assert!(status.counters.peak_total_pages <= status.pages.target);
+}

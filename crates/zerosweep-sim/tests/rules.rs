@@ -1,0 +1,489 @@
+//! The engine's rules, one test or more each, named after them.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
+use zerosweep::{
+    BuildError, Config, ConfigError, DecreaseError, Domain, Entry, Event, Fault, FaultError, Gate,
+    Gfn, Hold, Host, InvalidTouch, Life, Mfn, Order, Policy, Progress, Session, Superpage,
+    TargetError,
+};
+use zerosweep_sim::{SoftwareGuest, SoftwareMachine, TouchError};
+
+fn order(raw: u8) -> Order {
+    Order::new(raw).unwrap()
+}
+
+fn guest(max: u64, target: u64, policy: Policy) -> SoftwareGuest {
+    SoftwareGuest::new(Config::new(max, target, policy)).unwrap()
+}
+
+fn fill(guest: &mut SoftwareGuest, pages: std::ops::Range<u64>, value: u64) {
+    for page in pages {
+        guest.write(Gfn::new(page), 0, value).unwrap();
+    }
+}
+
+fn state(guest: &SoftwareGuest) -> (u64, u64, u64) {
+    guest.domain.audit().unwrap();
+    let q = guest.domain.quantities();
+    (q.entries, q.cache, q.total())
+}
+
+/// Domain and machine, and a list of what happened.
+struct Recorder<'a> {
+    guest: &'a mut SoftwareGuest,
+    events: Vec<Event>,
+}
+
+impl Host for Recorder<'_> {
+    type Machine = SoftwareMachine;
+
+    fn domain(&mut self) -> &mut Domain {
+        &mut self.guest.domain
+    }
+
+    fn machine<R>(&mut self, work: impl FnOnce(&mut SoftwareMachine) -> R) -> R {
+        work(&mut self.guest.machine)
+    }
+
+    fn event(&mut self, event: Event) {
+        self.events.push(event);
+    }
+}
+
+fn record(guest: &mut SoftwareGuest, work: impl FnOnce(&mut Session<Recorder<'_>>)) -> Vec<Event> {
+    let mut session = Session::new(Recorder { guest, events: Vec::new() });
+    work(&mut session);
+    std::mem::take(&mut session.host().events)
+}
+
+#[test]
+fn r1_build_at_any_order_and_alignment() {
+    let machine = SoftwareMachine::new(1 << 19);
+    let mut domain = Domain::new(Config::new(1 << 19, 1 << 19, Policy::Zerosweep)).unwrap();
+    let mut machine = machine;
+    let mut session = domain.with(&mut machine);
+    session.populate_on_demand(Gfn::new(0), Order::MAX).unwrap();
+    // PoD over PoD does not count twice.
+    session.populate_on_demand(Gfn::new(5), order(10)).unwrap();
+    session.populate_on_demand(Gfn::new((1 << 18) - 3), order(3)).unwrap();
+    assert_eq!(domain.quantities().entries, (1 << 18) + 5);
+    let mut session = domain.with(&mut machine);
+    let beyond = session.populate_on_demand(Gfn::new(1 << 18), order(18));
+    assert_eq!(beyond, Ok(()));
+    let beyond = session.populate_on_demand(Gfn::new((1 << 18) + 1), Order::MAX);
+    assert_eq!(beyond, Err(BuildError::OutOfRange));
+    domain.audit().unwrap();
+}
+
+#[test]
+fn r1_ram_and_special_are_not_marked_and_nothing_changes() {
+    let mut guest = guest(2048, 1024, Policy::Zerosweep);
+    guest.write(Gfn::new(700), 0, 9).unwrap();
+    guest.session().set_special(Gfn::new(1600), Order::PAGE).unwrap();
+    let before = state(&guest);
+    for gfn in [0, 512, 1500] {
+        let outcome = guest.session().populate_on_demand(Gfn::new(gfn), order(9));
+        assert!(matches!(outcome, Ok(()) | Err(BuildError::Busy(_))), "{outcome:?}");
+    }
+    assert_eq!(
+        guest.session().populate_on_demand(Gfn::new(600), order(8)),
+        Err(BuildError::Busy(Gfn::new(600)))
+    );
+    assert_eq!(state(&guest), before);
+    assert_eq!(guest.read(Gfn::new(700), 0), Ok(9));
+}
+
+#[test]
+fn r1_a_kernel_image_is_populated_for_real_or_not_at_all() {
+    let mut guest = guest(2048, 2048, Policy::Zerosweep);
+    guest.session().decrease(Gfn::new(0), order(10)).unwrap();
+    assert_eq!(guest.session().populate_physmap(Gfn::new(3), order(4)), Ok(()));
+    let p2m = guest.domain.p2m();
+    assert!(matches!(p2m.get(Gfn::new(3)).0, Entry::Ram { .. }));
+    assert_eq!(p2m.get(Gfn::new(2)).0, Entry::Invalid);
+    let before = state(&guest);
+    let in_the_way = guest.session().populate_physmap(Gfn::new(0), order(3));
+    assert_eq!(in_the_way, Err(BuildError::Busy(Gfn::new(3))));
+    let mut full = SoftwareGuest::new(Config::new(2048, 1024, Policy::Zerosweep)).unwrap();
+    let outcome = full.session().populate_physmap(Gfn::new(0), Order::PAGE);
+    assert_eq!(outcome, Err(BuildError::OverTarget));
+    assert_eq!(state(&guest), before);
+}
+
+#[test]
+fn r2_the_cache_grows_with_the_target_and_is_never_cut() {
+    let mut guest = guest(4096, 1024, Policy::Xen2016);
+    assert_eq!(state(&guest), (4096, 1024, 1024));
+    let refused = [0, 4097, u64::MAX].map(|target| guest.session().set_target(target));
+    assert!(refused.iter().all(|r| matches!(r, Err(TargetError::OutOfRange { max: 4096, .. }))));
+    guest.session().set_target(512).unwrap();
+    assert_eq!(state(&guest).1, 1024, "the balloon brings the rest");
+    let no_frames = guest.session().set_target(4096);
+    assert!(matches!(no_frames, Err(TargetError::Fill(_))), "{no_frames:?}");
+    assert_eq!(guest.domain.quantities().target, 4096);
+    guest.domain.audit().unwrap();
+}
+
+#[test]
+fn r2_filling_can_be_interrupted() {
+    let machine = SoftwareMachine::new(4096);
+    let mut guest = SoftwareGuest::on(machine, Config::new(4096, 512, Policy::Zerosweep)).unwrap();
+    guest.session().begin_target(4096).unwrap();
+    assert_eq!(guest.session().fill(3), Ok(Progress::More));
+    assert_eq!(state(&guest), (4096, 512 * 4, 512 * 4));
+    while guest.session().fill(1) == Ok(Progress::More) {}
+    assert_eq!(state(&guest), (4096, 4096, 4096));
+}
+
+#[test]
+fn r3_a_touch_gets_a_superpage_or_a_single_and_zeros() {
+    let machine = SoftwareMachine::new(1024).with_poison();
+    let mut guest = SoftwareGuest::on(machine, Config::new(2048, 515, Policy::None)).unwrap();
+    assert_eq!(guest.read(Gfn::new(600), 4088), Ok(0));
+    let (_, first) = guest.machine.translate(Gfn::new(512)).unwrap();
+    assert_eq!(first, Order::SUPERPAGE);
+    let events = record(&mut guest, |session| {
+        let _ = session.fault(Gfn::new(5)).unwrap();
+    });
+    let splinter = Event::Splinter { gfn: Gfn::new(0), fault: Gfn::new(5) };
+    assert_eq!(events[0], splinter);
+    assert!(matches!(events[1], Event::Populate { gfn, .. } if gfn == Gfn::new(5)), "{events:?}");
+    assert_eq!(guest.machine.translate(Gfn::new(4)), None);
+    assert_eq!(guest.read(Gfn::new(5), 0), Ok(0));
+    guest.domain.audit().unwrap();
+}
+
+#[test]
+fn r4_a_page_given_back_twice_or_never_owned_changes_nothing() {
+    let mut guest = guest(2048, 1024, Policy::Zerosweep);
+    fill(&mut guest, 0..600, 7);
+    assert_eq!(guest.session().decrease(Gfn::new(100), order(2)), Ok(4));
+    let before = state(&guest);
+    assert_eq!(guest.session().decrease(Gfn::new(100), order(2)), Ok(0));
+    assert_eq!(state(&guest), before);
+    let beyond = guest.session().decrease(Gfn::new(2047), order(1));
+    assert_eq!(beyond, Err(DecreaseError::OutOfRange));
+    assert_eq!(guest.session().decrease(Gfn::new(98), order(3)), Ok(4), "two, a hole, two");
+}
+
+#[test]
+fn r4_every_alignment_and_order_is_taken_page_by_page() {
+    for policy in Policy::ALL {
+        for raw in 0..=10 {
+            for start in [0, 1, 3, 8, 255, 256, 511, 512, 700] {
+                let mut guest = guest(4096, 1024, policy);
+                fill(&mut guest, 500..520, 3);
+                let pages = order(raw).pages();
+                assert_eq!(guest.session().decrease(Gfn::new(start), order(raw)), Ok(pages));
+                let p2m = guest.domain.p2m();
+                for page in 0..4096 {
+                    let out = (start..start + pages).contains(&page);
+                    let entry = p2m.get(Gfn::new(page)).0;
+                    assert_eq!(entry == Entry::Invalid, out, "{policy} {raw} {start} {page}");
+                }
+                guest.domain.audit().unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn r4_without_debt_whole_superpages_go_back_and_singles_stay() {
+    let mut ours = guest(2048, 2048, Policy::Zerosweep);
+    ours.session().decrease(Gfn::new(0), order(9)).unwrap();
+    ours.session().decrease(Gfn::new(512), Order::PAGE).unwrap();
+    assert_eq!(state(&ours), (1535, 1536, 1536), "one single is kept");
+    let mut xen = guest(2048, 2048, Policy::Xen2016);
+    xen.session().decrease(Gfn::new(0), order(9)).unwrap();
+    // Xen gives 512 too many back one by one, out of a superpage that it breaks.
+    assert_eq!(state(&xen), (1536, 1536, 1536));
+    assert_eq!(xen.domain.statistics().pages_returned_4k, 512);
+    assert_eq!(ours.domain.statistics().superpages_returned, 1);
+}
+
+#[test]
+fn r5_the_seed_takes_a_zero_superpage_whole_and_shatters_the_others() {
+    for (policy, checks_without_debt) in
+        [(Policy::Rfc2011(Gate::Debt), false), (Policy::Rfc2011(Gate::Always), true)]
+    {
+        let mut zeros = guest(4096, 1024, policy);
+        fill(&mut zeros, 0..512, 0);
+        assert_eq!(zeros.session().decrease(Gfn::new(77), Order::PAGE), Ok(1));
+        assert_eq!(zeros.domain.statistics().superpages_reclaimed, 1);
+        assert_eq!(zeros.domain.p2m().tally(Superpage::new(0)).pod, 511);
+
+        let mut dirty = guest(4096, 1024, policy);
+        fill(&mut dirty, 0..512, 1);
+        assert_eq!(dirty.session().decrease(Gfn::new(77), Order::PAGE), Ok(1));
+        assert_eq!(dirty.domain.statistics().zero_checks_2m, 1);
+        assert_eq!(dirty.session().decrease(Gfn::new(78), Order::PAGE), Ok(1));
+        assert_eq!(dirty.domain.statistics().zero_checks_2m, 1, "never scanned again");
+
+        let mut rich = guest(1024, 1024, policy);
+        fill(&mut rich, 0..1024, 0);
+        assert_eq!(rich.session().decrease(Gfn::new(77), Order::PAGE), Ok(1));
+        assert_eq!(rich.domain.statistics().zero_checks_2m == 1, checks_without_debt);
+    }
+}
+
+#[test]
+fn r5_what_a_quick_check_misses_the_full_check_finds() {
+    for policy in Policy::ALL {
+        let mut guest = guest(4096, 1024, policy);
+        fill(&mut guest, 0..512, 0);
+        guest.write(Gfn::new(300), 4088, 0x55).unwrap();
+        guest.session().decrease(Gfn::new(2), Order::PAGE).unwrap();
+        fill(&mut guest, 512..1024, 0);
+        for page in 1024..4096 {
+            if guest.write(Gfn::new(page), 0, 0).is_err() {
+                break;
+            }
+        }
+        assert_eq!(guest.read(Gfn::new(300), 4088), Ok(0x55), "{policy}");
+        guest.domain.audit().unwrap();
+    }
+}
+
+#[test]
+fn r7_the_sweep_is_bounded_wraps_and_reaches_both_ends() {
+    let config = Config {
+        fault_budget_bytes: 64 << 10,
+        ..Config::new(16 * 512, 8 * 512, Policy::Zerosweep)
+    };
+    for zero_at in [0, 3, 7] {
+        let mut guest = SoftwareGuest::new(config).unwrap();
+        // Dirty deep in the page: every check that is not spared costs its bytes.
+        for superpage in 0..8 {
+            let page = superpage * 512 + 511;
+            if superpage == zero_at {
+                guest.write(Gfn::new(page), 0, 0).unwrap();
+            } else {
+                guest.write(Gfn::new(page), 2048, 1).unwrap();
+            }
+        }
+        let mut steps = 0;
+        loop {
+            let before = guest.domain.statistics().bytes_scanned;
+            let fault = guest.session().fault(Gfn::new(8 * 512)).unwrap();
+            let scanned = guest.domain.statistics().bytes_scanned - before;
+            assert!(scanned <= (64 << 10) + (2 << 20) + (128 << 10), "{scanned} bytes at once");
+            steps += 1;
+            match fault {
+                Fault::Again => assert!(steps < 1000),
+                Fault::Present { .. } => break,
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(guest.domain.p2m().whole(Superpage::new(zero_at)), Some(Entry::Pod));
+        guest.domain.audit().unwrap();
+    }
+}
+
+#[test]
+fn r7_singles_are_found_when_no_superpage_is_zero() {
+    let mut guest = guest(4096, 1024, Policy::Zerosweep);
+    fill(&mut guest, 0..1024, 1);
+    guest.write(Gfn::new(0), 0, 0).unwrap();
+    guest.write(Gfn::new(2000), 0, 5).unwrap();
+    assert_eq!(guest.domain.p2m().get(Gfn::new(0)).0, Entry::Pod, "gfn 0 too");
+    assert_eq!(guest.read(Gfn::new(2000), 0), Ok(5));
+    assert_eq!(guest.read(Gfn::new(1), 0), Ok(1));
+}
+
+#[test]
+fn r8_a_full_sweep_takes_every_zero_superpage_in_steps() {
+    let mut guest = guest(8 * 512, 8 * 512, Policy::Zerosweep);
+    fill(&mut guest, 0..4096, 0);
+    guest.write(Gfn::new(5 * 512), 0, 1).unwrap();
+    let mut next = 0;
+    let mut steps = 0;
+    while guest.session().sweep_full(&mut next, 3) == Progress::More {
+        steps += 1;
+    }
+    assert_eq!((next, steps), (8, 2));
+    assert_eq!(guest.domain.statistics().superpages_reclaimed, 7);
+    assert_eq!(state(&guest), (7 * 512, 7 * 512, 4096));
+}
+
+#[test]
+fn r8_the_hypercall_sweeps_once_before_the_first_page_is_given_back() {
+    let mut guest = guest(8 * 512, 4 * 512, Policy::Hypercall2011);
+    fill(&mut guest, 0..2048, 0);
+    guest.session().decrease(Gfn::new(4000), Order::PAGE).unwrap();
+    assert_eq!(guest.domain.statistics().superpages_reclaimed, 4);
+    fill(&mut guest, 0..512, 0);
+    guest.session().decrease(Gfn::new(4001), Order::PAGE).unwrap();
+    assert_eq!(guest.domain.statistics().superpages_reclaimed, 4);
+}
+
+#[test]
+fn r9_without_debt_nothing_is_scanned() {
+    for policy in [Policy::None, Policy::Rfc2011(Gate::Debt), Policy::Xen2012, Policy::Xen2016] {
+        let mut guest = guest(4096, 4096, policy);
+        fill(&mut guest, 0..4096, 0);
+        for page in 0..4096 {
+            guest.session().decrease(Gfn::new(page), Order::PAGE).unwrap();
+        }
+        assert_eq!(guest.domain.statistics().bytes_scanned, 0, "{policy}");
+    }
+    let mut ours = guest(4096, 4096, Policy::Zerosweep);
+    fill(&mut ours, 0..4096, 0);
+    ours.session().decrease(Gfn::new(9), Order::PAGE).unwrap();
+    assert_eq!(ours.domain.statistics().bytes_scanned, 0);
+}
+
+#[test]
+fn r10_a_no_is_cheap_the_next_time() {
+    let mut guest = guest(8 * 512, 4 * 512, Policy::Zerosweep);
+    fill(&mut guest, 0..2048, 1);
+    let mut next = 0;
+    let _ = guest.session().sweep_full(&mut next, 4);
+    let once = guest.domain.statistics().bytes_scanned;
+    next = 0;
+    let _ = guest.session().sweep_full(&mut next, 4);
+    assert_eq!(guest.domain.statistics().bytes_scanned - once, 4 * 8, "one word each");
+}
+
+#[test]
+fn r11_verified_frames_are_not_cleared_again_and_no_frame_is_handed_out_dirty() {
+    let machine = SoftwareMachine::new(1024).with_poison();
+    let mut ours = SoftwareGuest::on(machine, Config::new(4096, 1024, Policy::Zerosweep)).unwrap();
+    let filled = ours.domain.statistics().bytes_cleared;
+    for page in 0..4096 {
+        assert_eq!(ours.read(Gfn::new(page), 8), Ok(0));
+        ours.write(Gfn::new(page), 0, 0).unwrap();
+    }
+    assert_eq!(ours.domain.statistics().bytes_cleared, filled, "nothing was cleared twice");
+    fill(&mut ours, 0..100, 5);
+    ours.session().decrease(Gfn::new(0), Order::PAGE).unwrap();
+    ours.session().discard(Gfn::new(1), 99).unwrap();
+    for page in 1..4096 {
+        assert_eq!(ours.read(Gfn::new(page), 0), Ok(0), "page {page}");
+    }
+}
+
+#[test]
+fn r15_exhaustion_is_a_state_that_a_page_given_back_ends() {
+    for policy in Policy::ALL {
+        let mut guest = guest(4096, 1024, policy);
+        let mut last = 0;
+        for page in 0..4096 {
+            last = page;
+            if guest.write(Gfn::new(page), 0, 1).is_err() {
+                break;
+            }
+        }
+        assert_eq!(last, 1024, "{policy}");
+        assert_eq!(guest.write(Gfn::new(last), 0, 1), Err(TouchError::Exhausted));
+        guest.domain.audit().unwrap();
+        assert_eq!(guest.domain.forecast().certain, 0);
+        assert!(guest.domain.forecast().short > 0);
+        guest.session().decrease(Gfn::new(0), Order::PAGE).unwrap();
+        assert_eq!(guest.write(Gfn::new(last), 0, 1), Ok(()), "{policy}");
+    }
+}
+
+#[test]
+fn r15_borrowing_exceeds_the_target_by_what_is_counted() {
+    let machine = SoftwareMachine::new(4096);
+    let mut guest = SoftwareGuest::on(machine, Config::new(4096, 1024, Policy::Zerosweep)).unwrap();
+    fill(&mut guest, 0..1024, 1);
+    for page in 1024..1030 {
+        while guest.session().fault_borrowing(Gfn::new(page)) == Ok(Fault::Again) {}
+        guest.write(Gfn::new(page), 0, 1).unwrap();
+    }
+    let q = guest.domain.quantities();
+    assert_eq!((q.total(), guest.domain.statistics().borrowed), (1030, 6));
+    guest.domain.audit().unwrap();
+}
+
+#[test]
+fn r15_a_touch_of_a_page_that_is_out_takes_it_again_under_the_linux_rule() {
+    let config = Config {
+        invalid_touch: InvalidTouch::Increase,
+        ..Config::new(2048, 1024, Policy::Zerosweep)
+    };
+    let mut guest = SoftwareGuest::new(config).unwrap();
+    guest.session().decrease(Gfn::new(0), order(10)).unwrap();
+    assert_eq!(guest.domain.quantities().guest(), 1024);
+    guest.write(Gfn::new(3), 0, 4).unwrap();
+    assert_eq!(guest.domain.quantities().guest(), 1025);
+    assert_eq!(guest.read(Gfn::new(3), 0), Ok(4));
+    let q = guest.domain.quantities();
+    assert!(q.total() <= 1024, "{q:?}");
+    guest.domain.audit().unwrap();
+    let mut refusing = self::guest(2048, 1024, Policy::Zerosweep);
+    refusing.session().decrease(Gfn::new(3), Order::PAGE).unwrap();
+    let touch = refusing.write(Gfn::new(3), 0, 4);
+    assert_eq!(touch, Err(TouchError::Fault(FaultError::Unmapped)));
+}
+
+#[test]
+fn r16_special_and_pinned_pages_stay() {
+    for policy in Policy::ALL {
+        let mut guest = guest(4096, 1024, policy);
+        guest.session().set_special(Gfn::new(40), order(2)).unwrap();
+        fill(&mut guest, 512..1024, 0);
+        guest.session().pin(Gfn::new(600), Hold::Pinned).unwrap();
+        let (mfn, _) = guest.machine.translate(Gfn::new(600)).unwrap();
+        assert_eq!(guest.session().decrease(Gfn::new(32), order(4)), Ok(12));
+        assert_eq!(guest.session().decrease(Gfn::new(600), Order::PAGE), Ok(0));
+        let mut next = 0;
+        let _ = guest.session().sweep_full(&mut next, u64::MAX);
+        assert_eq!(guest.machine.translate(Gfn::new(600)).map(|(mfn, _)| mfn), Some(mfn));
+        assert_eq!(guest.domain.p2m().get(Gfn::new(41)).0, Entry::Special);
+        assert_eq!(guest.write(Gfn::new(41), 0, 1), Err(TouchError::Fault(FaultError::Special)));
+        guest.domain.audit().unwrap();
+    }
+}
+
+#[test]
+fn r18_death_returns_every_frame_in_steps() {
+    for policy in Policy::ALL {
+        let mut guest = guest(4096, 1024, policy);
+        fill(&mut guest, 0..700, 3);
+        guest.session().decrease(Gfn::new(5), order(4)).unwrap();
+        let busy = guest.machine.translate(Gfn::new(650)).unwrap().0;
+        guest.machine.set_busy(busy, true);
+        for _ in 0..100 {
+            let _ = guest.session().teardown(2);
+        }
+        assert_ne!(guest.domain.life(), Life::Dead, "a busy frame is waited for");
+        assert_eq!(guest.session().fault(Gfn::new(3)), Err(FaultError::Dying));
+        assert_eq!(guest.session().decrease(Gfn::new(3), order(0)), Err(DecreaseError::Dying));
+        guest.machine.set_busy(busy, false);
+        while guest.session().teardown(2) == Progress::More {}
+        assert_eq!(guest.machine.pool().free_superpages(), 2, "{policy}");
+        assert_eq!(guest.domain.quantities().total(), 0);
+    }
+}
+
+#[test]
+fn r20_events_tell_the_whole_story() {
+    let mut guest = guest(2048, 1024, Policy::Rfc2011(Gate::Debt));
+    let events = record(&mut guest, |session| {
+        let _ = session.fault(Gfn::new(77)).unwrap();
+        session.decrease(Gfn::new(2000), Order::PAGE).unwrap();
+        session.decrease(Gfn::new(78), Order::PAGE).unwrap();
+    });
+    let mfn = Mfn::new(0);
+    let superpage = Order::SUPERPAGE;
+    assert_eq!(
+        events,
+        [
+            Event::Populate { gfn: Gfn::new(0), mfn, order: superpage, fault: Gfn::new(77) },
+            Event::Remove { gfn: Gfn::new(2000), order: Order::PAGE },
+            Event::Reclaim { gfn: Gfn::new(0), mfn, order: superpage },
+            Event::Remove { gfn: Gfn::new(78), order: Order::PAGE },
+        ]
+    );
+}
+
+#[test]
+fn a_domain_that_cannot_be_is_refused() {
+    let refused = |max, target| Domain::new(Config::new(max, target, Policy::None)).unwrap_err();
+    assert_eq!(refused(0, 1), ConfigError::MaxPages(0));
+    assert_eq!(refused(5, 6), ConfigError::Target { target: 6, max: 5 });
+    assert_eq!(refused(5, 0), ConfigError::Target { target: 0, max: 5 });
+    assert!(matches!(refused(u64::MAX, 6), ConfigError::MaxPages(_)));
+}
