@@ -135,7 +135,7 @@ fn a_pattern_survives_ballooning_and_sweeps() {
     ] {
         let memory = memory_parking(256, 64, policy, parking);
         // Every other superpage of the first 64 MiB has a pattern, the rest of memory zeros.
-        let live = |page: &u64| *page < 16384 && page / 512 % 2 == 0;
+        let live = |page: &u64| *page < 16384 && (page / 512).is_multiple_of(2);
         as_guest(
             &memory,
             vec![move |memory: &GuestMemory| {
