@@ -172,6 +172,13 @@ impl LinuxMachine {
         true
     }
 
+    /// Gives the memory of a frame that will not be used again back to the kernel.
+    pub(crate) fn drop_memory(&self, mfn: Mfn, order: Order) {
+        if let Ok(slot) = self.slot(mfn, order) {
+            let _ = slot.discard();
+        }
+    }
+
     fn slot(&self, mfn: Mfn, order: Order) -> Result<Span<'_>, crate::SpanError> {
         self.pool.span(mfn.raw() * PAGE_BYTES, order.bytes())
     }

@@ -411,6 +411,8 @@ impl GuestMemory {
         self.map_detached();
         // Until here every waiting thread is still held; this lets all of them go on.
         let _ = self.machine.uffd.unregister(self.machine.guest.all());
+        let cached: Vec<_> = self.lock().cache().iter().collect();
+        cached.into_iter().for_each(|(mfn, order)| self.machine.drop_memory(mfn, order));
     }
 
     /// Maps what a failed check left unmapped.

@@ -239,6 +239,8 @@ fn lifting_the_cap_keeps_every_byte_and_lets_a_stalled_guest_go_on() {
     finished.recv_timeout(Duration::from_secs(20)).unwrap();
     assert_eq!(memory.snapshot().lifted.as_deref(), Some("a test asked for it"));
     assert_eq!(memory.decrease(Gfn::new(0), Order::PAGE), None);
+    // What the cache held is the host's again: all that is left is the guest's.
+    assert_eq!(memory.machine().resident_pages(), Ok(16384));
 }
 
 #[test]
