@@ -30,6 +30,8 @@ mod main_thread;
 const STUCK: Duration = Duration::from_secs(2);
 /// How often a stalled fault is tried again without a reason to.
 const RETRY_MS: u32 = 20;
+/// How often a stalled guest's memory is swept again: it may have zeroed what it has.
+const SWEEP_AGAIN: Duration = Duration::from_secs(1);
 /// How often a fault may fail to be mapped before the cap is lifted.
 const MAP_TRIES: u32 = 50;
 /// More faults than this wait in the kernel, not here.
@@ -131,6 +133,7 @@ pub(crate) fn start(memory: &Arc<GuestMemory>) -> std::io::Result<()> {
     let server = Server {
         pending: Vec::with_capacity(MAX_PENDING),
         last: None,
+        swept: Instant::now(),
         buffer: Box::new(FaultBuffer::new()),
         main_thread,
     };
@@ -170,6 +173,7 @@ enum Answer {
 struct Server {
     pending: Vec<Pending>,
     last: Option<Fault>,
+    swept: Instant,
     buffer: Box<FaultBuffer>,
     main_thread: MainThread,
 }
@@ -203,6 +207,10 @@ impl Server {
             self.retry(memory, |why| why == Why::Turn)?;
             let quiet = !ready.first && !ready.second;
             if ready.second || quiet {
+                if self.swept.elapsed() >= SWEEP_AGAIN {
+                    memory.lock().allow_sweep();
+                    self.swept = Instant::now();
+                }
                 self.retry(memory, |why| why != Why::Turn)?;
             }
             self.publish(state);

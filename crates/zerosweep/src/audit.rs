@@ -143,7 +143,7 @@ mod tests {
         d.p2m.set_whole(Superpage::new(0), ram);
         d.populated = 512;
         assert_eq!(d.audit(), Ok(()));
-        d.cache.put(Mfn::new(700), Order::PAGE);
+        assert_eq!(d.cache.put(Mfn::new(700), Order::PAGE), None);
         assert_eq!(d.audit(), Err(AuditError::FrameTwice(Mfn::new(700))));
     }
 }

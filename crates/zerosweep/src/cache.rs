@@ -1,23 +1,57 @@
 //! The PoD cache: the domain's own frames that back no gfn yet.
 //!
-//! Two first-in first-out lists, as Xen keeps them: superpages, and singles. A superpage is broken
-//! only when a single is wanted and there is none.
+//! Superpages, first in first out, and singles. A superpage is broken only when a single is wanted
+//! and there is none. What happens to singles is the policy's: [`Cache::fifo`] keeps them in the
+//! order of their arrival and never rejoins them, as Xen does; [`Cache::joining`] keeps them by
+//! superframe, and when all 512 of one are home they are a superpage again.
 //!
 //! Invariant (INV-4): whoever puts a frame here has cleared it or has just found it zero.
 
 use alloc::collections::VecDeque;
+use alloc::vec::Vec;
 
 use crate::frame::{Mfn, Order, SUPERPAGE_PAGES};
 use crate::p2m::OutOfTableMemory;
 
 /// The frames that a domain holds and has not handed out.
-#[derive(Default)]
 pub struct Cache {
     superpages: VecDeque<Mfn>,
-    singles: VecDeque<Mfn>,
+    singles: Singles,
+}
+
+enum Singles {
+    Fifo(VecDeque<Mfn>),
+    Joining(Partials),
+}
+
+/// Superframes of which some pages, but not all, are in the cache.
+#[derive(Default)]
+struct Partials {
+    partials: Vec<Partial>,
+    /// For each superframe its place in `partials` plus one; 0: it has none.
+    places: Vec<u32>,
+    pages: u64,
+}
+
+struct Partial {
+    superframe: u64,
+    here: [u64; 8],
+    count: u16,
 }
 
 impl Cache {
+    /// An empty cache that never rejoins singles.
+    #[must_use]
+    pub fn fifo() -> Self {
+        Self { superpages: VecDeque::new(), singles: Singles::Fifo(VecDeque::new()) }
+    }
+
+    /// An empty cache that rejoins singles.
+    #[must_use]
+    pub fn joining() -> Self {
+        Self { superpages: VecDeque::new(), singles: Singles::Joining(Partials::default()) }
+    }
+
     /// Pages in the cache.
     #[must_use]
     pub fn pages(&self) -> u64 {
@@ -33,32 +67,55 @@ impl Cache {
     /// Singles in the cache.
     #[must_use]
     pub fn singles(&self) -> u64 {
-        self.singles.len() as u64
+        match &self.singles {
+            Singles::Fifo(list) => list.len() as u64,
+            Singles::Joining(partials) => partials.pages,
+        }
     }
 
-    /// Makes sure that `superpages` and `singles` more can be put in without asking for memory.
+    /// Makes sure that `superpages` and the singles of one run at `mfn` can be put in without
+    /// asking for memory.
     ///
     /// # Errors
     /// When the memory cannot be had; nothing is changed then.
-    pub fn reserve(&mut self, superpages: u64, singles: u64) -> Result<(), OutOfTableMemory> {
-        let grow = |list: &mut VecDeque<Mfn>, more: u64| {
-            usize::try_from(more).ok().and_then(|more| list.try_reserve(more).ok())
-        };
-        grow(&mut self.superpages, superpages)
-            .and_then(|()| grow(&mut self.singles, singles))
-            .ok_or(OutOfTableMemory)
+    pub fn reserve(
+        &mut self,
+        superpages: u64,
+        mfn: Mfn,
+        singles: u64,
+    ) -> Result<(), OutOfTableMemory> {
+        let superpages = usize::try_from(superpages).map_err(|_| OutOfTableMemory)?;
+        // One more than asked for: singles may become a superpage.
+        self.superpages.try_reserve(superpages + 1).map_err(|_| OutOfTableMemory)?;
+        match &mut self.singles {
+            Singles::Fifo(list) => {
+                let singles = usize::try_from(singles).map_err(|_| OutOfTableMemory)?;
+                list.try_reserve(singles).map_err(|_| OutOfTableMemory)
+            }
+            Singles::Joining(partials) => partials.reserve(mfn.offset(singles)),
+        }
     }
 
-    /// Puts in a run: superpages of an order ≥ 9, singles of a smaller one.
+    /// Puts in a run: superpages of an order ≥ 9, singles of a smaller one. A superframe that
+    /// becomes complete is not kept but handed back: the caller puts it in as a superpage.
     ///
     /// The caller has [reserved](Cache::reserve) room where it cannot do without.
-    pub fn put(&mut self, mfn: Mfn, order: Order) {
+    #[must_use = "a superframe that has become whole is in the caller's hands"]
+    pub fn put(&mut self, mfn: Mfn, order: Order) -> Option<Mfn> {
         if order >= Order::SUPERPAGE {
             debug_assert!(mfn.is_aligned(Order::SUPERPAGE));
             let steps = order.pages() / SUPERPAGE_PAGES;
             self.superpages.extend((0..steps).map(|i| mfn.offset(i * SUPERPAGE_PAGES)));
-        } else {
-            self.singles.extend((0..order.pages()).map(|i| mfn.offset(i)));
+            return None;
+        }
+        let run = (0..order.pages()).map(|i| mfn.offset(i));
+        match &mut self.singles {
+            Singles::Fifo(list) => {
+                list.extend(run);
+                None
+            }
+            // A run of less than a superpage lies within one: at most one is completed.
+            Singles::Joining(partials) => run.filter_map(|page| partials.put(page)).last(),
         }
     }
 
@@ -67,20 +124,131 @@ impl Cache {
         self.superpages.pop_front()
     }
 
-    /// Takes the oldest single; breaks the oldest superpage if there is none.
+    /// Takes a single; breaks the oldest superpage if there is none.
     pub fn take_single(&mut self) -> Option<Mfn> {
-        if self.singles.is_empty() && self.singles.try_reserve(SUPERPAGE_PAGES as usize).is_ok() {
-            let broken = self.superpages.pop_front()?;
-            self.singles.extend((0..SUPERPAGE_PAGES).map(|i| broken.offset(i)));
+        if self.singles() == 0 {
+            let broken = *self.superpages.front()?;
+            match &mut self.singles {
+                Singles::Fifo(list) => {
+                    list.try_reserve(SUPERPAGE_PAGES as usize).ok()?;
+                    list.extend((0..SUPERPAGE_PAGES).map(|i| broken.offset(i)));
+                }
+                Singles::Joining(partials) => partials.put_whole(broken).ok()?,
+            }
+            self.superpages.pop_front();
         }
-        self.singles.pop_front()
+        match &mut self.singles {
+            Singles::Fifo(list) => list.pop_front(),
+            Singles::Joining(partials) => partials.take(),
+        }
     }
 
-    /// Every run in the cache, with its order.
+    /// Every run in the cache, with its order; superpages first, in the order in which they go.
     pub fn iter(&self) -> impl Iterator<Item = (Mfn, Order)> + '_ {
         let superpages = self.superpages.iter().map(|&mfn| (mfn, Order::SUPERPAGE));
-        superpages.chain(self.singles.iter().map(|&mfn| (mfn, Order::PAGE)))
+        let (fifo, joining) = match &self.singles {
+            Singles::Fifo(list) => (Some(list.iter().copied()), None),
+            Singles::Joining(partials) => (None, Some(partials.iter())),
+        };
+        let singles = fifo.into_iter().flatten().chain(joining.into_iter().flatten());
+        superpages.chain(singles.map(|mfn| (mfn, Order::PAGE)))
     }
+}
+
+impl Partials {
+    fn reserve(&mut self, last: Mfn) -> Result<(), OutOfTableMemory> {
+        let superframes = usize::try_from(last.raw() / SUPERPAGE_PAGES + 1);
+        let superframes = superframes.map_err(|_| OutOfTableMemory)?;
+        if superframes > self.places.len() {
+            let more = superframes - self.places.len();
+            self.places.try_reserve(more).map_err(|_| OutOfTableMemory)?;
+            self.places.resize(superframes, 0);
+        }
+        self.partials.try_reserve(1).map_err(|_| OutOfTableMemory)
+    }
+
+    /// The place of a superframe, made for it if it has none.
+    fn place(&mut self, superframe: u64) -> usize {
+        if self.places.len() <= superframe as usize {
+            // Not reserved: as infallible as any other growth.
+            self.places.resize(superframe as usize + 1, 0);
+        }
+        let place = &mut self.places[superframe as usize];
+        if *place == 0 {
+            self.partials.push(Partial { superframe, here: [0; 8], count: 0 });
+            *place = self.partials.len() as u32;
+        }
+        *place as usize - 1
+    }
+
+    /// Puts a page in; its superframe, taken out again, if that makes it whole.
+    fn put(&mut self, mfn: Mfn) -> Option<Mfn> {
+        let superframe = mfn.raw() / SUPERPAGE_PAGES;
+        let place = self.place(superframe);
+        let (word, bit) = bit_of(mfn);
+        let partial = &mut self.partials[place];
+        debug_assert!(partial.here[word] & bit == 0, "INV-1: {mfn:?} is cached already");
+        partial.here[word] |= bit;
+        partial.count += 1;
+        self.pages += 1;
+        if u64::from(partial.count) < SUPERPAGE_PAGES {
+            return None;
+        }
+        self.remove(place);
+        self.pages -= SUPERPAGE_PAGES;
+        Some(Mfn::new(superframe * SUPERPAGE_PAGES))
+    }
+
+    /// Puts all pages of a superpage in as singles.
+    fn put_whole(&mut self, mfn: Mfn) -> Result<(), OutOfTableMemory> {
+        self.reserve(mfn)?;
+        let place = self.place(mfn.raw() / SUPERPAGE_PAGES);
+        let partial = &mut self.partials[place];
+        partial.here = [u64::MAX; 8];
+        partial.count = SUPERPAGE_PAGES as u16;
+        self.pages += SUPERPAGE_PAGES;
+        Ok(())
+    }
+
+    /// Takes the lowest page of the superframe that was broken last.
+    fn take(&mut self) -> Option<Mfn> {
+        let place = self.partials.len().checked_sub(1)?;
+        let partial = self.partials.last_mut()?;
+        let word = partial.here.iter().position(|&bits| bits != 0)?;
+        let index = partial.here[word].trailing_zeros();
+        partial.here[word] &= partial.here[word] - 1;
+        partial.count -= 1;
+        self.pages -= 1;
+        let first = partial.superframe * SUPERPAGE_PAGES;
+        if partial.count == 0 {
+            self.remove(place);
+        }
+        Some(Mfn::new(first + word as u64 * 64 + u64::from(index)))
+    }
+
+    fn remove(&mut self, place: usize) {
+        let gone = self.partials.swap_remove(place);
+        self.places[gone.superframe as usize] = 0;
+        if let Some(moved) = self.partials.get(place) {
+            self.places[moved.superframe as usize] = place as u32 + 1;
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = Mfn> + '_ {
+        self.partials.iter().flat_map(|partial| {
+            let first = Mfn::new(partial.superframe * SUPERPAGE_PAGES);
+            (0..SUPERPAGE_PAGES).map(move |i| first.offset(i)).filter(|&mfn| {
+                let (word, bit) = bit_of(mfn);
+                partial.here[word] & bit != 0
+            })
+        })
+    }
+}
+
+/// Word and bit of a page in its superframe's map.
+fn bit_of(mfn: Mfn) -> (usize, u64) {
+    let index = mfn.raw() % SUPERPAGE_PAGES;
+    ((index / 64) as usize, 1 << (index % 64))
 }
 
 #[cfg(test)]
@@ -89,9 +257,9 @@ mod tests {
 
     #[test]
     fn a_superpage_is_broken_only_for_want_of_a_single_and_in_ascending_order() {
-        let mut cache = Cache::default();
-        cache.put(Mfn::new(512), Order::SUPERPAGE);
-        cache.put(Mfn::new(7), Order::PAGE);
+        let mut cache = Cache::fifo();
+        assert_eq!(cache.put(Mfn::new(512), Order::SUPERPAGE), None);
+        assert_eq!(cache.put(Mfn::new(7), Order::PAGE), None);
         assert_eq!(cache.take_single(), Some(Mfn::new(7)));
         assert_eq!(cache.take_single(), Some(Mfn::new(512)));
         assert_eq!(cache.take_single(), Some(Mfn::new(513)));
@@ -101,10 +269,30 @@ mod tests {
 
     #[test]
     fn runs_go_to_the_list_of_their_size() {
-        let mut cache = Cache::default();
-        cache.put(Mfn::new(0), Order::new(10).unwrap());
-        cache.put(Mfn::new(2048), Order::new(3).unwrap());
-        assert_eq!((cache.superpages(), cache.singles()), (2, 8));
-        assert_eq!(cache.iter().count(), 10);
+        for mut cache in [Cache::fifo(), Cache::joining()] {
+            assert_eq!(cache.put(Mfn::new(0), Order::new(10).unwrap()), None);
+            assert_eq!(cache.put(Mfn::new(2048), Order::new(3).unwrap()), None);
+            assert_eq!((cache.superpages(), cache.singles()), (2, 8));
+            assert_eq!(cache.iter().count(), 10);
+        }
+    }
+
+    #[test]
+    fn singles_that_are_all_home_are_a_superpage_again() {
+        let mut cache = Cache::joining();
+        for mfn in [512, 1024] {
+            cache.reserve(1, Mfn::new(mfn), 0).unwrap();
+            assert_eq!(cache.put(Mfn::new(mfn), Order::SUPERPAGE), None);
+        }
+        let taken: Vec<_> = (0..700).map(|_| cache.take_single().unwrap()).collect();
+        assert_eq!((taken[0], taken[512]), (Mfn::new(512), Mfn::new(1024)));
+        assert_eq!((cache.superpages(), cache.singles()), (0, 324));
+        let mut whole = Vec::new();
+        for mfn in taken.into_iter().rev() {
+            whole.extend(cache.put(mfn, Order::PAGE));
+        }
+        assert_eq!(whole, [Mfn::new(1024), Mfn::new(512)]);
+        assert_eq!((cache.pages(), cache.iter().count()), (0, 0));
+        assert_eq!(cache.take_single(), None);
     }
 }

@@ -157,6 +157,7 @@ pub struct Statistics {
     pub unmap_flushes: u64,
     pub busy: u64,
     pub borrowed: u64,
+    pub rejoined: u64,
     pub peak_total: u64,
 }
 
@@ -181,6 +182,8 @@ pub(crate) struct Flight {
     pub(crate) from_invalid: u64,
     /// On their way from the host to the cache; not counted yet.
     pub(crate) incoming: u64,
+    /// Singles that have become superpages and are on their way back to the cache; counted there.
+    pub(crate) joining: u64,
 }
 
 /// Where a domain is in its life.
@@ -242,7 +245,7 @@ impl Domain {
         }
         Ok(Self {
             p2m: P2m::new(max_pages).map_err(ConfigError::TableMemory)?,
-            cache: Cache::default(),
+            cache: if policy.keeps_whole() { Cache::joining() } else { Cache::fifo() },
             policy,
             invalid_touch,
             fault_budget_bytes,
@@ -271,7 +274,7 @@ impl Domain {
             target: self.target,
             populated: self.populated,
             entries: self.entries,
-            cache: self.cache.pages(),
+            cache: self.cache.pages() + self.flight.joining,
             retained: 0,
         }
     }
@@ -344,10 +347,16 @@ impl Domain {
         self.statistics.peak_total = self.statistics.peak_total.max(self.total());
     }
 
-    /// Puts a clean run into the cache; room was reserved.
-    pub(crate) fn put(&mut self, mfn: Mfn, order: Order) {
-        self.cache.put(mfn, order);
+    /// Puts a clean run into the cache; room was reserved. A superframe that becomes whole is
+    /// handed out: [`Session::finish_join`] brings it back.
+    #[must_use]
+    pub(crate) fn put(&mut self, mfn: Mfn, order: Order) -> Option<Mfn> {
+        let joined = self.cache.put(mfn, order);
+        if joined.is_some() {
+            self.flight.joining += Order::SUPERPAGE.pages();
+        }
         self.note_peak();
+        joined
     }
 }
 

@@ -31,6 +31,11 @@ impl<const N: usize> Ring<N> {
         old
     }
 
+    /// Whether a range that begins at `gfn` is here.
+    pub(crate) fn contains(&self, gfn: Gfn) -> bool {
+        self.slots.iter().flatten().any(|recent| recent.gfn == gfn)
+    }
+
     /// Empties the place `ahead` of the one that the next record will overwrite.
     pub(crate) fn take(&mut self, ahead: usize) -> Option<Recent> {
         self.slots[(self.next + ahead) % N].take()

@@ -3,12 +3,14 @@
 
 use std::time::Duration;
 
-use super::harness::{Guest, Place, Spec, median};
+use super::harness::{GUEST_BYTES, Guest, Place, Spec, median};
 
 const TARGET_BYTES: u64 = 300 << 20;
 const RATIO_MAX: f64 = 1.10;
 const PAIRS: usize = 5;
 const PAIRS_AGAIN: usize = 9;
+/// Ballooning is looked at for so many seconds.
+const INFLATE_MAX: f64 = 6.0;
 
 #[test]
 #[ignore = "needs QEMU, a guest image and userfaultfd: cargo xtask test sets them up"]
@@ -53,16 +55,21 @@ fn compare(append: &str, pairs: usize) -> f64 {
 }
 
 fn print_row(name: &str, [plain, managed, inflate, inflate_managed]: [f64; 4], ratio: f64) {
+    let [inflate, inflate_managed] = [inflate, inflate_managed].map(|seconds| {
+        let sign = if seconds < INFLATE_MAX { "" } else { "≥ " };
+        format!("{sign}{seconds:.2}")
+    });
     println!(
-        "  | {name} | {plain:.2} | {managed:.2} | {ratio:.3} | {inflate:.2} | {inflate_managed:.2} |"
+        "  | {name} | {plain:.2} | {managed:.2} | {ratio:.3} | {inflate} | {inflate_managed} |"
     );
 }
 
 /// From the start of the process to the boot marker; and how long the balloon took to inflate, as
-/// the guest saw it (to 50 ms), the second that it waits for more left out.
+/// the guest saw it (to 50 ms), the second that it waits for more left out. A balloon that takes
+/// longer than [`INFLATE_MAX`] counts as that.
 fn measure(append: &str, managed: bool) -> (Duration, Duration) {
     let place = Place::new();
-    let append = format!("zs.fill=96M zs.end=idle {append}");
+    let append = format!("zs.fill=96M zs.settle={INFLATE_MAX} zs.end=idle {append}");
     let spec = Spec { append: &append, ..Spec::default() };
     let guest = match managed {
         true => Guest::managed(&place, &spec),
@@ -75,6 +82,10 @@ fn measure(append: &str, managed: bool) -> (Duration, Duration) {
     let boot = guest.marker("boot ").at - guest.started;
     let settled = guest.marker("balloon settled");
     let given_back_kib = settled.value("mem_before") - settled.value("mem_total");
-    assert!(given_back_kib > 1_700_000.0, "the balloon did not inflate: {}", settled.text);
-    (boot, Duration::from_secs_f64(settled.value("seconds") - 1.0))
+    assert!(given_back_kib > 0.0, "the balloon did not inflate: {}", settled.text);
+    let inflate = match given_back_kib >= ((GUEST_BYTES - TARGET_BYTES) >> 10) as f64 {
+        true => settled.value("seconds") - 1.0,
+        false => INFLATE_MAX,
+    };
+    (boot, Duration::from_secs_f64(inflate))
 }

@@ -101,7 +101,7 @@ fn check(variant: &str, qemu: &[&str], append: &str) {
         println!("  memory held is NOT MEASURED, for want of a memory cgroup: {why}");
     }
     let sampler = cgroup.as_ref().ok().map(Sampler::start);
-    let append = format!("zs.fill=96M zs.end=idle {append}");
+    let append = format!("zs.fill=96M zs.settle=80 zs.end=idle {append}");
     let spec = Spec { qemu, append: &append, cgroup: cgroup.as_deref().ok(), ..Spec::default() };
     let mut guest = Guest::managed(&place, &spec);
 

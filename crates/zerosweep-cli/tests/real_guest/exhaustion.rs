@@ -7,7 +7,7 @@ use zerosweep_wire::State;
 use super::harness::{Guest, MEBIBYTE, PATIENCE, Place, Spec, wait_until};
 
 /// More than the target, none of it zero.
-const APPEND: &str = "zs.fill=400M zs.end=idle";
+const APPEND: &str = "init_on_free=1 zs.fill=400M zs.end=idle";
 const RAISED_BYTES: u64 = 600 << 20;
 
 #[test]

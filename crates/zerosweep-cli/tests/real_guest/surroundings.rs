@@ -36,7 +36,8 @@ fn a_name_belongs_to_the_living() {
         drop(UnixListener::bind(&file).unwrap());
         assert!(file.exists(), "a listener that is gone leaves its file");
     }
-    let mut first = Guest::managed(&place, &Spec { append: "zs.fill=96M", ..Spec::default() });
+    let mut first =
+        Guest::managed(&place, &Spec { append: "init_on_free=1 zs.fill=96M", ..Spec::default() });
     first.marker("boot ");
     let pid = first.status().pid;
 

@@ -42,7 +42,7 @@ impl<H: Host> Session<H> {
     pub(crate) fn check_claimed_superpage(&mut self, superpage: Superpage) -> Check {
         let domain = self.host.domain();
         let Some(mfn) = domain.p2m.consecutive(superpage) else { return Check::NotEligible };
-        if domain.cache.reserve(1, 0).is_err() {
+        if domain.cache.reserve(1, mfn, 0).is_err() {
             return Check::NotEligible;
         }
         domain.statistics.zero_checks_2m += 1;
@@ -122,7 +122,7 @@ impl<H: Host> Session<H> {
         domain.p2m.set_whole(superpage, Entry::Pod);
         domain.p2m.set_hint(superpage, None);
         domain.count_unpopulate(SUPERPAGE_PAGES);
-        domain.put(mfn, Order::SUPERPAGE);
+        let _ = domain.put(mfn, Order::SUPERPAGE);
         domain.statistics.zero_checks_2m_hit += 1;
         domain.statistics.superpages_reclaimed += 1;
         let event = Event::Reclaim { gfn: superpage.first(), mfn, order: Order::SUPERPAGE };
@@ -133,9 +133,6 @@ impl<H: Host> Session<H> {
     /// (Xen: `p2m_pod_zero_check`.)
     pub(crate) fn check_singles(&mut self, gfns: &[Gfn]) -> u64 {
         debug_assert!(gfns.len() <= BATCH);
-        if self.domain().cache.reserve(0, BATCH as u64).is_err() {
-            return 0;
-        }
         let mut claims = Claims::default();
         let mut batch = [None; BATCH];
         for (slot, &gfn) in batch.iter_mut().zip(gfns) {
@@ -173,6 +170,10 @@ impl<H: Host> Session<H> {
         if quick.is_some() || self.split(gfn.superpage()).is_err() {
             return None;
         }
+        // A batch may put in that many before anyone reserves again.
+        if self.domain().cache.reserve(1, mfn, BATCH as u64).is_err() {
+            return None;
+        }
         match self.host.machine(|m| m.unmap(gfn, mfn, Order::PAGE)) {
             Unmapped::Done => Some((gfn, mfn)),
             Unmapped::Busy => {
@@ -200,13 +201,14 @@ impl<H: Host> Session<H> {
         let domain = self.host.domain();
         domain.p2m.set_page(gfn, Entry::Pod);
         domain.count_unpopulate(1);
-        domain.put(mfn, Order::PAGE);
+        let joined = domain.put(mfn, Order::PAGE);
         domain.statistics.zero_checks_4k_hit += 1;
         domain.statistics.singles_reclaimed += 1;
         if domain.policy.keeps_whole() && domain.p2m.tally(gfn.superpage()).pod == SUPERPAGE_PAGES {
             domain.p2m.set_whole(gfn.superpage(), Entry::Pod);
         }
         self.host.event(Event::Reclaim { gfn, mfn, order: Order::PAGE });
+        self.finish_join(joined);
         true
     }
 }

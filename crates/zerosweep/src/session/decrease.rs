@@ -137,8 +137,14 @@ impl<H: Host> Session<H> {
             DecreaseCheck::RamChunk => {
                 debt && domain.entries > 0 && order < Order::SUPERPAGE && content.ram == pages
             }
+            // What was populated a moment ago is being given back page by page, each page touched
+            // first: a guest that clears pages when it allocates them. To take it whole now would
+            // make a fault of every other page of it; its singles come home and rejoin instead.
             DecreaseCheck::WhileOwed => {
-                domain.quantities().owed() > 0 && order < Order::SUPERPAGE && content.ram > 0
+                domain.quantities().owed() > 0
+                    && order < Order::SUPERPAGE
+                    && content.ram > 0
+                    && !domain.rings.zerosweep.contains(superpage.first())
             }
         };
         if !wanted {
@@ -266,7 +272,7 @@ impl<H: Host> Session<H> {
     /// Unmaps a run, and makes it ready for where it goes. Its entry still says ram.
     fn detach_to(&mut self, gfn: Gfn, mfn: Mfn, order: Order, to: Destination) -> bool {
         let superpages = u64::from(order == Order::SUPERPAGE);
-        if self.domain().cache.reserve(superpages, order.pages()).is_err() {
+        if self.domain().cache.reserve(superpages, mfn, order.pages()).is_err() {
             return false;
         }
         let detached =
@@ -289,13 +295,15 @@ impl<H: Host> Session<H> {
             Destination::Cache => {
                 let cached = self.cached_order(order);
                 let domain = self.host.domain();
-                if cached == order {
-                    domain.put(mfn, order);
+                let joined = if cached == order {
+                    domain.put(mfn, order)
                 } else {
-                    (0..order.pages()).for_each(|i| domain.put(mfn.offset(i), Order::PAGE));
-                }
+                    let pages = (0..order.pages()).map(|i| mfn.offset(i));
+                    pages.filter_map(|page| domain.put(page, Order::PAGE)).last()
+                };
                 self.host.event(Event::Remove { gfn, order });
                 self.note_steal(gfn, mfn, order);
+                self.finish_join(joined);
             }
             Destination::Host => {
                 self.host.event(Event::Remove { gfn, order });
@@ -352,7 +360,7 @@ impl<H: Host> Session<H> {
             domain.p2m.set_whole(superpage, Entry::Pod);
             domain.p2m.set_hint(superpage, None);
             domain.count_unpopulate(SUPERPAGE_PAGES);
-            domain.put(mfn, Order::SUPERPAGE);
+            let _ = domain.put(mfn, Order::SUPERPAGE);
             self.host.event(Event::Reclaim { gfn, mfn, order: Order::SUPERPAGE });
             return SUPERPAGE_PAGES;
         }
@@ -370,11 +378,12 @@ impl<H: Host> Session<H> {
         let domain = self.host.domain();
         domain.p2m.set_page(gfn, Entry::Pod);
         domain.count_unpopulate(1);
-        domain.put(mfn, Order::PAGE);
+        let joined = domain.put(mfn, Order::PAGE);
         if domain.policy.keeps_whole() && domain.p2m.tally(gfn.superpage()).pod == SUPERPAGE_PAGES {
             domain.p2m.set_whole(gfn.superpage(), Entry::Pod);
         }
         self.host.event(Event::Reclaim { gfn, mfn, order: Order::PAGE });
+        self.finish_join(joined);
         1
     }
 }

@@ -202,7 +202,7 @@ impl<H: Host> Session<H> {
             }
             Err(_) => {
                 domain.count_unpopulate(order.pages());
-                domain.put(mfn, order);
+                self.put(mfn, order);
                 Err(FaultError::Map)
             }
         }

@@ -129,6 +129,23 @@ impl<H: Host> Session<H> {
         self.domain().statistics.bytes_cleared += order.bytes();
     }
 
+    /// Puts a clean run into the cache, for which room was reserved.
+    pub(crate) fn put(&mut self, mfn: Mfn, order: Order) {
+        let joined = self.domain().put(mfn, order);
+        self.finish_join(joined);
+    }
+
+    /// A superframe whose singles are all home goes back to the cache whole; the machine may make
+    /// it whole too.
+    pub(crate) fn finish_join(&mut self, joined: Option<Mfn>) {
+        let Some(mfn) = joined else { return };
+        self.host.machine(|m| m.park(mfn));
+        let domain = self.domain();
+        domain.flight.joining -= Order::SUPERPAGE.pages();
+        let _ = domain.put(mfn, Order::SUPERPAGE);
+        domain.statistics.rejoined += 1;
+    }
+
     /// Gives a run of any order back to the host.
     pub(crate) fn free(&mut self, mfn: Mfn, order: Order) {
         self.host.machine(|m| m.free(mfn, order));

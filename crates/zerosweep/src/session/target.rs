@@ -114,18 +114,23 @@ impl<H: Host> Session<H> {
 
     fn fill_run(&mut self, order: Order) -> Result<bool, FillError> {
         let domain = self.host.domain();
-        domain.cache.reserve(1, order.pages()).map_err(|_| FillError::TableMemory)?;
         domain.flight.incoming += order.pages();
         let allocated = self.host.machine(|m| m.allocate(order));
+        if let Ok(Allocated { mfn, .. }) = allocated
+            && self.domain().cache.reserve(1, mfn, order.pages()).is_err()
+        {
+            self.host.machine(|m| m.free(mfn, order));
+            self.domain().flight.incoming -= order.pages();
+            return Err(FillError::TableMemory);
+        }
         if let Ok(Allocated { mfn, content: Content::Unknown }) = allocated {
             self.clear(mfn, order);
         }
         let domain = self.host.domain();
         domain.flight.incoming -= order.pages();
-        match allocated {
-            Ok(Allocated { mfn, .. }) => domain.put(mfn, order),
-            Err(_) => return Ok(false),
-        }
+        let Ok(Allocated { mfn, .. }) = allocated else { return Ok(false) };
+        let joined = domain.put(mfn, order);
+        self.finish_join(joined);
         Ok(true)
     }
 

@@ -36,7 +36,7 @@ impl<H: Host> Session<H> {
                 None => domain.cache.take_single().map(|mfn| (mfn, Order::PAGE)),
             };
             let Some((mfn, order)) = run else {
-                if domain.flight.incoming > 0 {
+                if domain.flight.incoming + domain.flight.joining > 0 {
                     return Progress::More;
                 }
                 domain.life = Life::Dead;

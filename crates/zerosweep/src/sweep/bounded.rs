@@ -3,6 +3,7 @@
 //! found or the byte budget is used up; the next one goes on where it stopped. Only a full round
 //! in which nothing was found and nothing was passed over is exhaustion.
 
+use crate::domain::Domain;
 use crate::event::Event;
 use crate::frame::{Gfn, SUPERPAGE_PAGES, Superpage};
 use crate::machine::Host;
@@ -36,7 +37,14 @@ pub(crate) struct Cursor {
     seen: u64,
     /// Whether one of them was in transit.
     passed_over: bool,
+    /// A round found nothing: what had been populated and given back by then.
+    fruitless: Option<(u64, u64)>,
 }
+
+/// A step is content with so many pages: a superpage, or a batch of singles.
+const ENOUGH_PAGES: u64 = 64;
+/// After a round that found nothing, so many more pages must be populated before the next.
+const REST_POPULATES: u64 = 512;
 
 /// Looking at a range costs at least a few cache lines: so much is taken off the budget for it.
 const MIN_COST_BYTES: u64 = 256;
@@ -45,6 +53,9 @@ impl<H: Host> Session<H> {
     /// One step of the emergency sweep.
     pub(crate) fn sweep_step(&mut self) -> Step {
         let domain = self.host.domain();
+        if domain.is_sweep_fruitless() {
+            return Step::Ended;
+        }
         domain.statistics.emergency_sweeps += 1;
         let budget = domain.fault_budget_bytes;
         let start = Superpage::new(domain.cursors.bounded.next).first();
@@ -56,14 +67,19 @@ impl<H: Host> Session<H> {
             reclaimed += self.sweep_range(superpage, phase);
             let scanned = self.domain().statistics.bytes_scanned - before;
             spent += scanned.max(MIN_COST_BYTES);
-            if reclaimed > 0 || self.domain().cache.pages() > 0 {
-                self.domain().cursors.bounded.restart();
+            // Singles are gathered up to a batch; a step for each would cost more than they bring.
+            let others_found = reclaimed == 0 && self.domain().cache.pages() > 0;
+            let enough = reclaimed >= ENOUGH_PAGES || (reclaimed > 0 && spent >= budget);
+            if enough || others_found {
                 break Step::Ended;
             }
             if spent >= budget {
                 break Step::Again;
             }
         };
+        if reclaimed > 0 {
+            self.domain().cursors.bounded.restart();
+        }
         self.host.event(Event::Sweep { gfn: start, reclaimed });
         step
     }
@@ -82,6 +98,9 @@ impl<H: Host> Session<H> {
                     let again = cursor.passed_over;
                     cursor.restart();
                     if !again {
+                        let s = &domain.statistics;
+                        let populates = s.populates_2m + s.populates_4k;
+                        cursor.fruitless = Some((populates, s.pages_given_back));
                         return None;
                     }
                     Phase::Superpages
@@ -126,6 +145,24 @@ impl<H: Host> Session<H> {
             }
         }
         reclaimed + self.check_singles(&batch[..len])
+    }
+}
+
+impl Domain {
+    /// Whether another sweep would find as little as the last one. A guest can make zeros of what
+    /// it has without a fault, so a host that lets it wait calls
+    /// [`Domain::allow_sweep`] from time to time.
+    fn is_sweep_fruitless(&self) -> bool {
+        let s = &self.statistics;
+        let populates = s.populates_2m + s.populates_4k;
+        self.cursors.bounded.fruitless.is_some_and(|(populated, given_back)| {
+            populates < populated + REST_POPULATES && s.pages_given_back == given_back
+        })
+    }
+
+    /// The next fault that finds no frame sweeps again, even if the last round found nothing.
+    pub fn allow_sweep(&mut self) {
+        self.cursors.bounded.fruitless = None;
     }
 }
 

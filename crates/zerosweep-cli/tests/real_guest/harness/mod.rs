@@ -26,7 +26,7 @@ pub(crate) const MEBIBYTE: u64 = 1 << 20;
 pub(crate) const PAGE_BYTES: u64 = 4096;
 
 /// No step of a guest's life may take longer: many times what it takes on an idle machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
 /// What ends, ends within this.
 pub(crate) const ENDING: Duration = Duration::from_secs(15);
 
