@@ -63,7 +63,7 @@ mod tests {
         for part in ["bin/libz", "bin/deps/libz", "../lib/zerosweep/libz", "cargo build"] {
             assert!(error.contains(part), "{part}: {error}");
         }
-        for place in ["lib/zerosweep", "bin/deps", "bin"] {
+        for place in ["lib/zerosweep", "bin", "bin/deps"] {
             std::fs::create_dir_all(root.join("bin")).unwrap();
             std::fs::create_dir_all(root.join(place)).unwrap();
             let library = root.join(place).join(FILE_NAME);

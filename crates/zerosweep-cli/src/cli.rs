@@ -8,6 +8,7 @@ use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use zerosweep_wire::{OnExhaustion, ReturnMode};
 
+use crate::commands::experiment::arguments::ExperimentArguments;
 use crate::size::Size;
 
 /// Names of the policies, as the engine spells them.
@@ -46,6 +47,8 @@ pub(crate) enum Command {
     Audit(GuestArguments),
     /// Boot a scrubbing guest with a quarter of its memory, and watch it
     Demo(DemoArguments),
+    /// Run every policy on every guest model and compare
+    Experiment(Box<ExperimentArguments>),
     /// Say what this machine allows, and the command that mends each gap
     Doctor(ListArguments),
     /// Build kernel and initramfs of the test guest

@@ -5,6 +5,7 @@
 mod audit;
 mod demo;
 mod doctor;
+pub(crate) mod experiment;
 mod guest_image;
 mod ps;
 mod run;
@@ -27,6 +28,7 @@ pub(crate) fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Ps(arguments) => ps::execute(&arguments),
         Command::Audit(arguments) => audit::execute(&arguments),
         Command::Demo(arguments) => demo::execute(&arguments),
+        Command::Experiment(arguments) => experiment::execute(&arguments),
         Command::Doctor(arguments) => doctor::execute(&arguments),
         Command::GuestImage(arguments) => guest_image::execute(&arguments),
     }

@@ -4,10 +4,12 @@
 //! measured on Linux 6.18 on an x86-64 server. It knows nothing of caches or of virtual CPUs that
 //! wait for each other.
 
+use serde::{Deserialize, Serialize};
 use zerosweep::Statistics;
 
 /// What each kind of work costs, in nanoseconds.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct CostModel {
     /// A fault, from the guest's touch to its next instruction, on a zero-mapped range.
     pub fault_ns: f64,

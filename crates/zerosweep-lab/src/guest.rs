@@ -1,64 +1,85 @@
-//! Guest models.
+//! Guest models: what a guest writes and gives back, the same on every machine.
 //!
-//! [`Scrub`] is the one with which Xen's figures were made: it touches every page in ascending
-//! order and leaves zeros, or a 1 at the start of those pages that stay dirty; then its balloon
-//! gives everything above the target back, 4 KiB at a time.
+//! A [`Guest`] has a name, parameters, and makes a [`Plan`] for a [`Shape`]; a run follows the plan
+//! on the software machine or lets threads follow it on real memory. A plan depends on the shape
+//! alone, and the seed is part of it.
+//!
+//! | guest | what it does | where that comes from |
+//! | --- | --- | --- |
+//! | `linux`, `linux-scrub`, `churn` | [`linux`] | the kernel's allocator and `init_on_free` |
+//! | `windows` | [`windows`] | the zero-page threads, a late driver |
+//! | `scrub` | [`scrub`] | the guest of Xen's published figures |
+//! | `hostile` | [`hostile`] | an attack on zero checks |
+
+mod buddy;
+pub mod hostile;
+pub mod linux;
+mod parse;
+mod plan;
+mod random;
+pub mod scrub;
+pub mod windows;
 
 use std::fmt;
 
-/// A guest that scrubs all of its memory.
+pub use hostile::Hostile;
+pub use linux::Linux;
+pub use parse::{GuestError, parse_list};
+pub use plan::{Plan, Shape, Store};
+pub use random::splitmix64;
+pub use scrub::Scrub;
+pub use windows::Windows;
+
+/// The seed of the published figures.
+pub const DEFAULT_SEED: u64 = 7777;
+
+/// A guest, with the name under which it was asked for: `scrub:dirty_percent=5,clustered`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Guest {
+    name: String,
+    model: Model,
+}
+
+/// The models.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Scrub {
-    /// How many of a hundred pages stay dirty.
-    pub dirty_percent: u64,
-    /// Whether whole superpages are dirty or clean, rather than each page for itself.
-    pub clustered: bool,
-    /// Which ones: 7777 in the published figures.
-    pub seed: u64,
+pub enum Model {
+    /// Linux, in its three kinds.
+    Linux(Linux),
+    /// Windows.
+    Windows(Windows),
+    /// The guest of Xen's figures.
+    Scrub(Scrub),
+    /// An attacker.
+    Hostile(Hostile),
 }
 
-impl Scrub {
-    /// The seed of the published figures.
-    pub const SEED: u64 = 7777;
-
-    /// What the guest leaves in the first word of a page.
+impl Guest {
+    /// What it is called.
     #[must_use]
-    pub fn value(&self, page: u64) -> u64 {
-        let drawn = if self.clustered { page >> 9 } else { page };
-        u64::from(splitmix64(self.seed + drawn) % 100 < self.dirty_percent)
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What it is.
+    #[must_use]
+    pub fn model(&self) -> Model {
+        self.model
+    }
+
+    /// What it is going to do.
+    #[must_use]
+    pub fn plan(&self, shape: &Shape) -> Plan {
+        match self.model {
+            Model::Linux(guest) => guest.plan(shape),
+            Model::Windows(guest) => guest.plan(shape),
+            Model::Scrub(guest) => guest.plan(shape),
+            Model::Hostile(guest) => guest.plan(shape),
+        }
     }
 }
 
-impl fmt::Display for Scrub {
+impl fmt::Display for Guest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "scrub:dirty_percent={}", self.dirty_percent)?;
-        if self.clustered { f.write_str(",clustered") } else { Ok(()) }
-    }
-}
-
-/// Steele, Lea and Flood's generator, one step from `x`.
-#[must_use]
-pub fn splitmix64(x: u64) -> u64 {
-    let mut z = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn splitmix64_is_the_published_one() {
-        assert_eq!(splitmix64(7777), 0x62cc_b525_6c6f_ec02);
-    }
-
-    #[test]
-    fn a_clustered_guest_dirties_whole_superpages() {
-        let guest = Scrub { dirty_percent: 5, clustered: true, seed: Scrub::SEED };
-        assert!((0..1 << 20).all(|page| guest.value(page) == guest.value(page >> 9 << 9)));
-        assert_eq!((0..2048).filter(|n| guest.value(n << 9) == 1).count(), 106);
-        assert_eq!(guest.to_string(), "scrub:dirty_percent=5,clustered");
+        f.write_str(&self.name)
     }
 }

@@ -4,12 +4,22 @@
 //! | --- | --- |
 //! | [`guest`] | guest models |
 //! | [`run`] | runs of a model, on the software machine and on real memory |
+//! | [`ledger`] | what a guest knows to be in its memory, and the limit that follows |
+//! | [`timeline`] | how a run went |
+//! | [`matrix`] | many runs: guests × policies × seeds, shards, several at a time |
 //! | [`cost`] | what counted work would cost: modelled times |
+//! | [`calibrate`] | measures what the cost model is made of |
 //! | [`result`] | the JSON documents |
+//! | [`report`] | the HTML report |
 //! | [`image`] | kernel and initramfs of the real Linux guests that run under QEMU |
 
+pub mod calibrate;
 pub mod cost;
 pub mod guest;
 pub mod image;
+pub mod ledger;
+pub mod matrix;
+pub mod report;
 pub mod result;
 pub mod run;
+pub mod timeline;

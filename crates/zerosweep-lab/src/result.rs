@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::timeline::Sample;
+
 /// Version of the documents.
 pub const SCHEMA: u32 = 1;
 
@@ -81,6 +83,11 @@ pub enum TimeKind {
 }
 
 /// One guest under one policy. Pages are of 4 KiB; `null` is what was not measured.
+///
+/// `limit_superpages_free` and `limit_bytes_scanned` are what any policy could have done at best
+/// ([`crate::ledger::Limit`]). What it did: [`Run::superpages_free`] and `bytes_scanned`.
+/// `live_on_superpages` is the share of the pages that hold something, of those that the guest has
+/// at the end, that lie in superpages that are whole; 1 where no page holds anything.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "names are those of the documented JSON")]
 pub struct Run {
@@ -120,4 +127,29 @@ pub struct Run {
     pub fault_ns_p50: Option<u64>,
     pub fault_ns_p99: Option<u64>,
     pub fault_ns_max: Option<u64>,
+    #[serde(default)]
+    pub limit_superpages_free: u64,
+    #[serde(default)]
+    pub limit_bytes_scanned: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeline: Option<Vec<Sample>>,
+}
+
+impl Run {
+    /// Superpages of the target that are free at the end: in the cache, or with the host.
+    #[must_use]
+    pub fn superpages_free(&self) -> u64 {
+        self.superpages_in_cache + self.superpages_returned
+    }
+
+    /// Whether both are runs of the same experiment, whatever came of them.
+    #[must_use]
+    pub fn is_repeat_of(&self, other: &Self) -> bool {
+        self.identity() == other.identity()
+    }
+
+    fn identity(&self) -> (&str, &str, &str, [u64; 4]) {
+        let numbers = [self.seed, u64::from(self.vcpus), self.max_mem_bytes, self.target_bytes];
+        (&self.guest, &self.policy, &self.machine, numbers)
+    }
 }

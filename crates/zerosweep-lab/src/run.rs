@@ -3,19 +3,23 @@
 mod linux;
 mod software;
 
+use std::ops::ControlFlow;
+
 pub use linux::on_linux;
 pub use software::on_software;
+use zerosweep::{Gfn, PAGE_BYTES, Policy, SUPERPAGE_PAGES, Statistics};
 
-use zerosweep::{PAGE_BYTES, Policy, Quantities, Statistics};
-
-use crate::guest::Scrub;
+use crate::cost::CostModel;
+use crate::guest::{Guest, Plan, Shape};
+use crate::ledger::{Ledger, Limit};
 use crate::result::{Outcome, Run, TimeKind};
+use crate::timeline::Sample;
 
 /// What is to be run.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Experiment {
     /// The guest.
-    pub guest: Scrub,
+    pub guest: Guest,
     /// How the engine decides.
     pub policy: Policy,
     /// What the guest is told that it has, in bytes.
@@ -24,25 +28,61 @@ pub struct Experiment {
     pub target_bytes: u64,
     /// Its virtual CPUs: on real memory each is a thread.
     pub vcpus: u32,
+    /// What the guest's random choices depend on.
+    pub seed: u64,
+    /// What modelled times are made of.
+    pub costs: CostModel,
+    /// Whether the timeline is wanted.
+    pub timeline: bool,
 }
 
-impl Experiment {
-    fn max_pages(&self) -> u64 {
-        self.max_mem_bytes / PAGE_BYTES
-    }
+/// Called from time to time with the superpage map, a letter each; may end the run.
+pub type Watch<'a> = &'a mut dyn FnMut(&[u8]) -> ControlFlow<()>;
 
-    fn target_pages(&self) -> u64 {
-        self.target_bytes / PAGE_BYTES
+/// The run was ended by the one who watched it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the run was interrupted")]
+pub struct Interrupted;
+
+impl Experiment {
+    /// What the guest is going to do.
+    #[must_use]
+    pub fn plan(&self) -> Plan {
+        self.guest.plan(&Shape {
+            max_pages: self.max_mem_bytes / PAGE_BYTES,
+            target_pages: self.target_bytes / PAGE_BYTES,
+            vcpus: self.vcpus.max(1),
+            seed: self.seed,
+        })
     }
 }
 
 /// What both machines can tell of a run that is under way or over.
 struct Readings {
     statistics: Statistics,
-    quantities: Quantities,
-    superpages_in_guest: u64,
     superpages_in_cache: u64,
     superpages_returned: u64,
+    /// A letter for each superpage of the guest.
+    letters: Vec<u8>,
+}
+
+impl Readings {
+    fn superpages_in_guest(&self) -> u64 {
+        self.letters.iter().filter(|&&letter| letter == b'W').count() as u64
+    }
+
+    fn is_whole(&self, gfn: Gfn) -> bool {
+        self.letters.get(gfn.superpage().index()) == Some(&b'W')
+    }
+
+    fn live_on_superpages(&self, ledger: &Ledger) -> f64 {
+        let (mut live, mut whole) = (0_u64, 0_u64);
+        for gfn in ledger.live() {
+            live += 1;
+            whole += u64::from(self.is_whole(gfn));
+        }
+        if live == 0 { 1.0 } else { whole as f64 / live as f64 }
+    }
 }
 
 /// What is measured differently on each machine.
@@ -53,56 +93,66 @@ struct Times {
     fault_ns: Option<(u64, u64, u64)>,
 }
 
-fn assemble(
-    experiment: &Experiment,
-    machine: &str,
+/// All that is known of a run at its end.
+struct Finished<'a> {
+    experiment: &'a Experiment,
+    machine: &'static str,
     outcome: Outcome,
-    booted: &Statistics,
-    end: &Readings,
-    times: &Times,
-) -> Run {
-    let s = &end.statistics;
-    let populated = end.quantities.populated;
-    let live = match populated {
-        0 => 0.0,
-        _ => (end.superpages_in_guest * 512) as f64 / populated as f64,
-    };
-    Run {
-        guest: experiment.guest.to_string(),
-        policy: experiment.policy.to_string(),
-        machine: machine.to_owned(),
-        seed: experiment.guest.seed,
-        vcpus: experiment.vcpus,
-        max_mem_bytes: experiment.max_mem_bytes,
-        target_bytes: experiment.target_bytes,
-        outcome,
-        boot_seconds: times.boot_seconds,
-        balloon_seconds: times.balloon_seconds,
-        time_kind: times.kind,
-        populates_2m: s.populates_2m,
-        populates_4k: s.populates_4k,
-        zero_checks_2m: s.zero_checks_2m,
-        zero_checks_2m_hit: s.zero_checks_2m_hit,
-        zero_checks_4k: s.zero_checks_4k,
-        bytes_scanned: s.bytes_scanned,
-        bytes_cleared: s.bytes_cleared,
-        bytes_copied: s.bytes_copied,
-        eager_checks: s.eager_checks,
-        emergency_sweeps: s.emergency_sweeps,
-        splinters: s.splinters,
-        shatters: s.shatters,
-        superpages_reclaimed: s.superpages_reclaimed,
-        superpages_in_guest: end.superpages_in_guest,
-        superpages_in_cache: end.superpages_in_cache,
-        superpages_returned: end.superpages_returned,
-        pages_returned_4k: s.pages_returned_4k,
-        emergency_sweeps_ballooning: s.emergency_sweeps - booted.emergency_sweeps,
-        bytes_scanned_ballooning: s.bytes_scanned - booted.bytes_scanned,
-        peak_total_bytes: s.peak_total * PAGE_BYTES,
-        unmap_flushes: s.unmap_flushes,
-        live_on_superpages: live,
-        fault_ns_p50: times.fault_ns.map(|(p50, _, _)| p50),
-        fault_ns_p99: times.fault_ns.map(|(_, p99, _)| p99),
-        fault_ns_max: times.fault_ns.map(|(_, _, max)| max),
+    limit: Limit,
+    ledger: &'a Ledger,
+    booted: Statistics,
+    end: Readings,
+    times: Times,
+    timeline: Option<Vec<Sample>>,
+}
+
+impl Finished<'_> {
+    fn assemble(self) -> Run {
+        let Self { experiment, booted, end, times, limit, .. } = self;
+        let s = &end.statistics;
+        Run {
+            guest: experiment.guest.to_string(),
+            policy: experiment.policy.to_string(),
+            machine: self.machine.to_owned(),
+            seed: experiment.seed,
+            vcpus: experiment.vcpus,
+            max_mem_bytes: experiment.max_mem_bytes,
+            target_bytes: experiment.target_bytes,
+            outcome: self.outcome,
+            boot_seconds: times.boot_seconds,
+            balloon_seconds: times.balloon_seconds,
+            time_kind: times.kind,
+            populates_2m: s.populates_2m,
+            populates_4k: s.populates_4k,
+            zero_checks_2m: s.zero_checks_2m,
+            zero_checks_2m_hit: s.zero_checks_2m_hit,
+            zero_checks_4k: s.zero_checks_4k,
+            bytes_scanned: s.bytes_scanned,
+            bytes_cleared: s.bytes_cleared,
+            bytes_copied: s.bytes_copied,
+            eager_checks: s.eager_checks,
+            emergency_sweeps: s.emergency_sweeps,
+            splinters: s.splinters,
+            shatters: s.shatters,
+            superpages_reclaimed: s.superpages_reclaimed,
+            superpages_in_guest: end.superpages_in_guest(),
+            superpages_in_cache: end.superpages_in_cache,
+            superpages_returned: end.superpages_returned,
+            pages_returned_4k: s.pages_returned_4k,
+            emergency_sweeps_ballooning: s.emergency_sweeps - booted.emergency_sweeps,
+            bytes_scanned_ballooning: s.bytes_scanned - booted.bytes_scanned,
+            peak_total_bytes: s.peak_total * PAGE_BYTES,
+            unmap_flushes: s.unmap_flushes,
+            live_on_superpages: end.live_on_superpages(self.ledger),
+            fault_ns_p50: times.fault_ns.map(|(p50, _, _)| p50),
+            fault_ns_p99: times.fault_ns.map(|(_, p99, _)| p99),
+            fault_ns_max: times.fault_ns.map(|(_, _, max)| max),
+            limit_superpages_free: limit.superpages_free,
+            limit_bytes_scanned: limit.bytes_scanned,
+            timeline: self.timeline,
+        }
     }
 }
+
+/// The words to look at in a page that should be zero: its start and its end.
+const ZERO_WORDS: [u16; 3] = [0, 15, (SUPERPAGE_PAGES - 1) as u16];

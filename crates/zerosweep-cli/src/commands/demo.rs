@@ -7,10 +7,12 @@
 mod qemu;
 
 use std::fmt::Write as _;
+use std::ops::ControlFlow;
 use std::process::ExitCode;
 
 use zerosweep::Policy;
-use zerosweep_lab::guest::Scrub;
+use zerosweep_lab::cost::CostModel;
+use zerosweep_lab::guest::{DEFAULT_SEED, Guest};
 use zerosweep_lab::result::{HostFacts, Outcome, Report, Run, SCHEMA, TimeKind};
 use zerosweep_lab::run::{Experiment, on_linux, on_software};
 use zerosweep_linux::AdoptError;
@@ -22,7 +24,7 @@ use crate::output;
 use crate::size::{PAGE_BYTES, Size};
 
 const POLICIES: [Policy; 3] = [Policy::None, Policy::Xen2016, Policy::Zerosweep];
-const GUEST: Scrub = Scrub { dirty_percent: 5, clustered: true, seed: Scrub::SEED };
+const GUEST: &str = "scrub:dirty_percent=5,clustered";
 
 /// Runs the demo.
 pub(super) fn execute(arguments: &DemoArguments) -> Result<ExitCode, Failure> {
@@ -99,18 +101,26 @@ impl Demo {
     }
 
     fn run(&mut self, policy: Policy) -> Result<Run, Failure> {
+        let guest: Guest = GUEST.parse().map_err(Failure::work)?;
         let cpus = std::thread::available_parallelism().map_or(1, |n| n.get().min(4)) as u32;
         let experiment = Experiment {
-            guest: GUEST,
+            guest,
             policy,
             max_mem_bytes: self.max_mem.0,
             target_bytes: self.target.0,
             vcpus: cpus,
+            seed: DEFAULT_SEED,
+            costs: CostModel::default(),
+            timeline: false,
         };
         let title = format!("policy {policy}");
         let map = &mut self.map;
+        let mut watch = |letters: &[u8]| {
+            map.draw(&title, letters);
+            ControlFlow::Continue(())
+        };
         let run = if self.instead.is_none() {
-            match on_linux(&experiment, |letters| map.draw(&title, letters)) {
+            match on_linux(&experiment, &mut watch) {
                 Err(error) if error.is::<AdoptError>() => {
                     let reason = format!("{error:#}");
                     self.say.line(format_args!(
@@ -129,7 +139,7 @@ impl Demo {
         let run = run.unwrap_or_else(|| {
             // One virtual CPU there: its result depends on nothing but the seed.
             let experiment = Experiment { vcpus: 1, ..experiment };
-            on_software(&experiment, |letters| map.draw(&title, letters))
+            on_software(&experiment, &mut watch)
         });
         self.map.keep();
         let run = run.map_err(|error| Failure::work(format!("policy {policy}: {error:#}")))?;

@@ -2,65 +2,52 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use zerosweep::{Gfn, Order, PAGE_BYTES};
-use zerosweep_linux::{AdoptError, GuestMemory, OnExhaustion, Options, Parking, Region};
+use zerosweep_linux::{AdoptError, GuestMemory, OnExhaustion, Options, Parking, Region, Snapshot};
 
-use super::{Experiment, Readings, Times, assemble};
-use crate::guest::Scrub;
+use super::{Experiment, Finished, Interrupted, Readings, Times, Watch, ZERO_WORDS};
+use crate::guest::{Plan, Store};
+use crate::ledger::{Expected, Ledger, Limit};
 use crate::result::{Outcome, Run, TimeKind};
+use crate::timeline::Recorder;
 
-/// How often `watch` is called.
+/// How often the run is looked at.
 const WATCH: Duration = Duration::from_millis(50);
+/// As above, when there is to be a timeline.
+const WATCH_CLOSELY: Duration = Duration::from_millis(15);
 /// A guest whose every virtual CPU waits for a frame for so long is given up.
 const GIVE_UP: Duration = Duration::from_secs(2);
 
-/// Runs the guest. `watch` is given the superpage map, a letter each, from time to time.
+/// Runs the guest.
 ///
 /// # Errors
-/// When memory cannot be managed here ([`AdoptError`] is then the cause), or the guest was damaged
-/// (a defect).
-pub fn on_linux(experiment: &Experiment, mut watch: impl FnMut(&[u8])) -> Result<Run> {
+/// When memory cannot be managed here ([`AdoptError`] is then the cause), the guest was damaged (a
+/// defect), or `watch` ended it.
+pub fn on_linux(experiment: &Experiment, watch: Watch<'_>) -> Result<Run> {
+    let plan = Arc::new(experiment.plan());
+    let limit = Limit::of(&plan);
     let memory = adopt(experiment)?;
-    let start = Instant::now();
-    let outcome = boot(&memory, experiment, &mut watch)?;
-    let boot_seconds = start.elapsed().as_secs_f64();
-    let booted = memory.snapshot();
-    let start = Instant::now();
-    if outcome == Outcome::Ok {
-        balloon(&memory, experiment, &mut watch);
-    }
-    let balloon_seconds = start.elapsed().as_secs_f64();
-    watch(&memory.map_letters());
-    memory.audit().context("the audit failed")?;
-    let end = memory.snapshot();
-    if outcome == Outcome::Ok {
-        let by_kernel = memory.machine().whole_superpages()?;
-        if by_kernel != end.superpages_in_guest {
-            bail!("{} superpages are whole, the kernel says {by_kernel}", end.superpages_in_guest);
-        }
-    }
-    let readings = Readings {
-        statistics: end.statistics,
-        quantities: end.quantities,
-        superpages_in_guest: end.superpages_in_guest,
-        superpages_in_cache: end.superpages_in_cache,
-        superpages_returned: end.statistics.superpages_returned,
+    let mut following = Following {
+        ledger: Arc::new(Ledger::new(plan.shape().max_pages)),
+        recorder: Recorder::new(experiment.timeline),
+        pause: if experiment.timeline { WATCH_CLOSELY } else { WATCH },
+        start: Instant::now(),
+        ballooning: false,
+        experiment,
+        memory,
+        plan,
+        watch,
     };
-    let times = Times {
-        boot_seconds,
-        balloon_seconds,
-        kind: TimeKind::Measured,
-        fault_ns: Some(end.latency_ns),
-    };
-    if outcome == Outcome::Ok {
-        // Last, because a read of what was reclaimed populates it again.
-        verify(&memory, experiment)?;
-        memory.stop();
+    let done = following.run(limit);
+    if done.is_err() {
+        // The threads that serve the range end, and it is unmapped.
+        following.memory.lift("the run failed");
     }
-    Ok(assemble(experiment, "linux", outcome, &booted.statistics, &readings, &times))
+    done
 }
 
 fn adopt(experiment: &Experiment) -> Result<Arc<GuestMemory>, AdoptError> {
@@ -74,82 +61,192 @@ fn adopt(experiment: &Experiment) -> Result<Arc<GuestMemory>, AdoptError> {
     GuestMemory::new(region, &options)
 }
 
-/// Every virtual CPU scrubs its part of memory.
-fn boot(
-    memory: &Arc<GuestMemory>,
-    experiment: &Experiment,
-    watch: &mut impl FnMut(&[u8]),
-) -> Result<Outcome> {
-    let vcpus = u64::from(experiment.vcpus.max(1));
-    let stop = Arc::new(AtomicBool::new(false));
-    let scrubbed = Arc::new(AtomicU64::new(0));
-    let share = experiment.max_pages().div_ceil(vcpus);
-    let threads: Vec<_> = (0..vcpus)
-        .map(|n| {
-            let pages = n * share..((n + 1) * share).min(experiment.max_pages());
-            let (memory, stop) = (Arc::clone(memory), Arc::clone(&stop));
-            let (guest, scrubbed) = (experiment.guest, Arc::clone(&scrubbed));
-            std::thread::spawn(move || scrub(&memory, &guest, pages, &stop, &scrubbed))
-        })
-        .collect();
-    let mut last = (0, Instant::now());
-    while !threads.iter().all(std::thread::JoinHandle::is_finished) {
-        std::thread::sleep(WATCH);
-        watch(&memory.map_letters());
-        let done = scrubbed.load(Ordering::Relaxed);
-        if done != last.0 || memory.snapshot().stalled == 0 {
-            last = (done, Instant::now());
-        }
-        if let Some(reason) = memory.snapshot().lifted
-            && !stop.load(Ordering::Relaxed)
-        {
-            bail!("the cap had to be lifted: {reason}");
-        }
-        if last.1.elapsed() >= GIVE_UP {
-            // Lets the threads go on, so that they can end.
-            stop.store(true, Ordering::Relaxed);
-            memory.lift("the run was given up");
-        }
-    }
-    Ok(if stop.load(Ordering::Relaxed) { Outcome::Stalled } else { Outcome::Ok })
+/// What the virtual CPUs share.
+struct Vcpus {
+    stop: AtomicBool,
+    stores: AtomicU64,
 }
 
-fn scrub(
+/// A guest on its way through its plan.
+struct Following<'a> {
+    experiment: &'a Experiment,
+    memory: Arc<GuestMemory>,
+    plan: Arc<Plan>,
+    ledger: Arc<Ledger>,
+    recorder: Recorder,
+    watch: Watch<'a>,
+    pause: Duration,
+    start: Instant,
+    ballooning: bool,
+}
+
+impl Following<'_> {
+    fn run(&mut self, limit: Limit) -> Result<Run> {
+        let outcome = self.boot()?;
+        let boot_seconds = self.start.elapsed().as_secs_f64();
+        let booted = self.memory.snapshot().statistics;
+        let start = Instant::now();
+        if outcome == Outcome::Ok {
+            self.balloon()?;
+        }
+        let balloon_seconds = start.elapsed().as_secs_f64();
+        self.sample()?;
+        let end = self.readings(outcome)?;
+        let fault_ns = Some(self.memory.snapshot().latency_ns);
+        let kind = TimeKind::Measured;
+        let times = Times { boot_seconds, balloon_seconds, kind, fault_ns };
+        let ledger = Arc::clone(&self.ledger);
+        let recorder = std::mem::replace(&mut self.recorder, Recorder::new(false));
+        let run = Finished {
+            experiment: self.experiment,
+            machine: "linux",
+            outcome,
+            limit,
+            ledger: &ledger,
+            booted,
+            end,
+            times,
+            timeline: recorder.finish(),
+        }
+        .assemble();
+        // Last, because a read of what was reclaimed may populate it again.
+        self.verify()?;
+        if outcome == Outcome::Ok {
+            self.memory.stop();
+        }
+        Ok(run)
+    }
+
+    /// Every virtual CPU follows its part of the plan.
+    fn boot(&mut self) -> Result<Outcome> {
+        let vcpus = Arc::new(Vcpus { stop: AtomicBool::new(false), stores: AtomicU64::new(0) });
+        let threads: Vec<_> = (0..self.plan.shape().vcpus)
+            .map(|n| {
+                let (memory, plan) = (Arc::clone(&self.memory), Arc::clone(&self.plan));
+                let (ledger, vcpus) = (Arc::clone(&self.ledger), Arc::clone(&vcpus));
+                std::thread::spawn(move || follow(&memory, plan.boot_of(n), &ledger, &vcpus))
+            })
+            .collect();
+        let outcome = self.watch_boot(&threads, &vcpus);
+        if outcome.is_err() {
+            vcpus.stop.store(true, Ordering::Relaxed);
+            self.memory.lift("the run failed");
+        }
+        // A thread that panicked has said so itself.
+        threads.into_iter().for_each(|thread| drop(thread.join()));
+        outcome
+    }
+
+    fn watch_boot(&mut self, threads: &[JoinHandle<()>], vcpus: &Vcpus) -> Result<Outcome> {
+        let mut seen = Instant::now();
+        let mut progress = (0, Instant::now());
+        while !threads.iter().all(JoinHandle::is_finished) {
+            std::thread::sleep(Duration::from_millis(1));
+            if seen.elapsed() < self.pause {
+                continue;
+            }
+            seen = Instant::now();
+            let snapshot = self.sample()?;
+            let stores = vcpus.stores.load(Ordering::Relaxed);
+            if stores != progress.0 || snapshot.stalled == 0 {
+                progress = (stores, Instant::now());
+            }
+            let stopped = vcpus.stop.load(Ordering::Relaxed);
+            if let (Some(reason), false) = (snapshot.lifted, stopped) {
+                bail!("the cap had to be lifted: {reason}");
+            }
+            if progress.1.elapsed() >= GIVE_UP {
+                // Lets the threads go on, so that they can end.
+                vcpus.stop.store(true, Ordering::Relaxed);
+                self.memory.lift("the run was given up");
+            }
+        }
+        Ok(if vcpus.stop.load(Ordering::Relaxed) { Outcome::Stalled } else { Outcome::Ok })
+    }
+
+    fn balloon(&mut self) -> Result<()> {
+        self.ballooning = true;
+        let plan = Arc::clone(&self.plan);
+        let mut seen = Instant::now();
+        for (n, &page) in plan.balloon().iter().enumerate() {
+            let gfn = Gfn::new(page);
+            self.ledger.give_back(gfn);
+            self.memory.decrease(gfn, Order::PAGE);
+            if n % 256 == 0 && seen.elapsed() >= self.pause {
+                self.sample()?;
+                seen = Instant::now();
+            }
+        }
+        Ok(())
+    }
+
+    fn sample(&mut self) -> Result<Snapshot> {
+        let letters = self.memory.map_letters();
+        let snapshot = self.memory.snapshot();
+        let seconds = self.start.elapsed().as_secs_f64();
+        self.recorder.add(seconds, self.ballooning, &snapshot.quantities, &letters);
+        if (self.watch)(&letters).is_break() {
+            bail!(Interrupted);
+        }
+        Ok(snapshot)
+    }
+
+    fn readings(&self, outcome: Outcome) -> Result<Readings> {
+        self.memory.audit().context("the audit failed")?;
+        let end = self.memory.snapshot();
+        if outcome == Outcome::Ok {
+            let by_kernel = self.memory.machine().whole_superpages()?;
+            if by_kernel != end.superpages_in_guest {
+                bail!(
+                    "{} superpages are whole, the kernel says {by_kernel}",
+                    end.superpages_in_guest
+                );
+            }
+        }
+        Ok(Readings {
+            superpages_in_cache: end.superpages_in_cache,
+            superpages_returned: end.statistics.superpages_returned,
+            statistics: end.statistics,
+            letters: self.memory.map_letters(),
+        })
+    }
+
+    fn verify(&self) -> Result<()> {
+        let guest = self.memory.guest();
+        for gfn in (0..self.plan.shape().max_pages).map(Gfn::new) {
+            let found = |word: u16| guest.load_word(gfn.raw() * PAGE_BYTES + u64::from(word) * 8);
+            let as_expected = match self.ledger.expected(gfn) {
+                Expected::GivenBack => true,
+                Expected::Zero => {
+                    let words = ZERO_WORDS.map(found).into_iter().collect::<Result<Vec<_>, _>>()?;
+                    words.iter().all(|&word| word == 0)
+                }
+                Expected::Word { word, value } => found(word)? == value,
+            };
+            if !as_expected {
+                bail!("{gfn:?} was damaged: {:?} should be there", self.ledger.expected(gfn));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One virtual CPU.
+fn follow(
     memory: &GuestMemory,
-    guest: &Scrub,
-    pages: std::ops::Range<u64>,
-    stop: &AtomicBool,
-    scrubbed: &AtomicU64,
+    stores: impl Iterator<Item = Store>,
+    ledger: &Ledger,
+    vcpus: &Vcpus,
 ) {
     memory.add_vcpu(zerosweep_linux::sys::raw::thread_id());
-    for page in pages {
-        if stop.load(Ordering::Relaxed) {
+    for store in stores {
+        if vcpus.stop.load(Ordering::Relaxed) {
             return;
         }
+        ledger.note(&store);
+        let offset = store.gfn.raw() * PAGE_BYTES + u64::from(store.word) * 8;
         // The page is in range and the offset aligned: the store cannot fail.
-        let _ = memory.guest().store_word(page * PAGE_BYTES, guest.value(page));
-        scrubbed.fetch_add(1, Ordering::Relaxed);
+        let _ = memory.guest().store_word(offset, store.value);
+        vcpus.stores.fetch_add(1, Ordering::Relaxed);
     }
-}
-
-fn balloon(memory: &GuestMemory, experiment: &Experiment, watch: &mut impl FnMut(&[u8])) {
-    let mut seen = Instant::now();
-    for page in experiment.target_pages()..experiment.max_pages() {
-        memory.decrease(Gfn::new(page), Order::PAGE);
-        if page % 512 == 0 && seen.elapsed() >= WATCH {
-            watch(&memory.map_letters());
-            seen = Instant::now();
-        }
-    }
-}
-
-fn verify(memory: &GuestMemory, experiment: &Experiment) -> Result<()> {
-    for page in 0..experiment.target_pages() {
-        let wanted = experiment.guest.value(page);
-        let found = memory.guest().load_word(page * PAGE_BYTES)?;
-        if found != wanted {
-            bail!("page {page} was damaged: {found} is there");
-        }
-    }
-    Ok(())
 }

@@ -1,79 +1,173 @@
 //! A run on the software machine: deterministic, without any privilege, with modelled times.
+//!
+//! Virtual CPUs take turns of [`TURN`] stores, so that the result depends on the seed alone.
 
 use anyhow::{Result, anyhow, bail};
-use zerosweep::{Config, Entry, Gfn, Order, Superpage};
+use zerosweep::{Config, Entry, Gfn, Order, PAGE_BYTES, Statistics, Superpage};
 use zerosweep_sim::{SoftwareGuest, TouchError};
 
-use super::{Experiment, Readings, Times, assemble};
-use crate::cost::CostModel;
+use super::{Experiment, Finished, Interrupted, Readings, Times, Watch, ZERO_WORDS};
+use crate::guest::{Plan, Store};
+use crate::ledger::{Expected, Ledger, Limit};
 use crate::result::{Outcome, Run, TimeKind};
+use crate::timeline::Recorder;
 
-/// Runs the guest. `watch` is given the superpage map, a letter each, from time to time.
+/// Stores of one virtual CPU before it is the next one's turn.
+const TURN: usize = 64;
+/// Moments that are sampled in a run.
+const SAMPLES: u64 = 64;
+
+/// Runs the guest.
 ///
 /// # Errors
-/// When such a guest cannot be, or it was damaged (a defect).
-pub fn on_software(experiment: &Experiment, mut watch: impl FnMut(&[u8])) -> Result<Run> {
-    let config = Config::new(experiment.max_pages(), experiment.target_pages(), experiment.policy);
-    let mut guest = SoftwareGuest::new(config).map_err(|error| anyhow!("{error}"))?;
+/// When such a guest cannot be, it was damaged (a defect), or `watch` ended it.
+pub fn on_software(experiment: &Experiment, watch: Watch<'_>) -> Result<Run> {
+    let plan = experiment.plan();
+    let shape = plan.shape();
+    let config = Config::new(shape.max_pages, shape.target_pages, experiment.policy);
+    let guest = SoftwareGuest::new(config).map_err(|error| anyhow!("{error}"))?;
     let built = *guest.domain.statistics();
-    let step = (experiment.max_pages() / 64).max(1);
-    let mut outcome = Outcome::Ok;
-    for page in 0..experiment.max_pages() {
-        match guest.write(Gfn::new(page), 0, experiment.guest.value(page)) {
-            Ok(()) => {}
-            Err(TouchError::Exhausted) => {
-                outcome = Outcome::Exhausted;
-                break;
-            }
-            Err(error) => bail!("page {page} cannot be touched: {error}"),
-        }
-        if page % step == 0 {
-            watch(&letters(&guest));
-        }
-    }
-    let booted = *guest.domain.statistics();
+    let mut following = Following {
+        experiment,
+        guest,
+        built,
+        ledger: Ledger::new(shape.max_pages),
+        recorder: Recorder::new(experiment.timeline),
+        watch,
+        done: 0,
+        step: ((plan.stores() + plan.balloon().len() as u64) / SAMPLES).max(1),
+        ballooning: false,
+    };
+    let outcome = following.boot(&plan)?;
+    let booted = *following.guest.domain.statistics();
     if outcome == Outcome::Ok {
-        for page in experiment.target_pages()..experiment.max_pages() {
-            let given = guest.session().decrease(Gfn::new(page), Order::PAGE);
-            given.map_err(|error| anyhow!("page {page} cannot be given back: {error}"))?;
-            if page % step == 0 {
-                watch(&letters(&guest));
-            }
-        }
-        verify(&mut guest, experiment)?;
+        following.balloon(&plan)?;
     }
-    guest.domain.audit().map_err(|error| anyhow!("the audit failed: {error}"))?;
-    watch(&letters(&guest));
-    let model = CostModel::default();
-    let readings = Readings {
-        statistics: *guest.domain.statistics(),
-        quantities: guest.domain.quantities(),
-        superpages_in_guest: letters(&guest).iter().filter(|&&letter| letter == b'W').count()
-            as u64,
-        superpages_in_cache: guest.domain.cache().superpages(),
-        superpages_returned: guest.machine.pool().free_superpages(),
-    };
-    let times = Times {
-        boot_seconds: model.seconds(&built, &booted),
-        balloon_seconds: model.seconds(&booted, &readings.statistics),
-        kind: TimeKind::Modelled,
-        fault_ns: None,
-    };
-    Ok(assemble(experiment, "software", outcome, &booted, &readings, &times))
+    following.sample()?;
+    following.verify()?;
+    Ok(following.finish(outcome, booted, Limit::of(&plan)))
 }
 
-fn verify(guest: &mut SoftwareGuest, experiment: &Experiment) -> Result<()> {
-    for page in 0..experiment.target_pages() {
-        // Looked at from outside: a read of the guest's would populate what is PoD again.
-        let found = match guest.machine.translate(Gfn::new(page)) {
-            Some((mfn, _)) => guest.machine.word(mfn, 0),
-            None => 0,
-        };
-        if found != experiment.guest.value(page) {
-            bail!("page {page} was damaged: {found} is there");
+/// A guest on its way through its plan.
+struct Following<'a> {
+    experiment: &'a Experiment,
+    guest: SoftwareGuest,
+    built: Statistics,
+    ledger: Ledger,
+    recorder: Recorder,
+    watch: Watch<'a>,
+    done: u64,
+    step: u64,
+    ballooning: bool,
+}
+
+impl Following<'_> {
+    fn boot(&mut self, plan: &Plan) -> Result<Outcome> {
+        let mut vcpus: Vec<_> = (0..plan.shape().vcpus).map(|n| plan.boot_of(n)).collect();
+        let mut idle = false;
+        while !idle {
+            idle = true;
+            for vcpu in &mut vcpus {
+                for store in vcpu.take(TURN) {
+                    idle = false;
+                    if !self.store(&store)? {
+                        return Ok(Outcome::Exhausted);
+                    }
+                }
+            }
         }
+        Ok(Outcome::Ok)
     }
-    Ok(())
+
+    /// False if there is no frame for the page.
+    fn store(&mut self, store: &Store) -> Result<bool> {
+        self.advance()?;
+        match self.guest.write(store.gfn, usize::from(store.word) * 8, store.value) {
+            Ok(()) => self.ledger.note(store),
+            Err(TouchError::Exhausted) => return Ok(false),
+            Err(error) => bail!("{:?} cannot be touched: {error}", store.gfn),
+        }
+        Ok(true)
+    }
+
+    fn balloon(&mut self, plan: &Plan) -> Result<()> {
+        self.sample()?;
+        self.ballooning = true;
+        for &page in plan.balloon() {
+            self.advance()?;
+            let gfn = Gfn::new(page);
+            self.ledger.give_back(gfn);
+            let given = self.guest.session().decrease(gfn, Order::PAGE);
+            given.map_err(|error| anyhow!("{gfn:?} cannot be given back: {error}"))?;
+        }
+        Ok(())
+    }
+
+    fn advance(&mut self) -> Result<()> {
+        if self.done.is_multiple_of(self.step) {
+            self.sample()?;
+        }
+        self.done += 1;
+        Ok(())
+    }
+
+    fn sample(&mut self) -> Result<()> {
+        let letters = letters(&self.guest);
+        let domain = &self.guest.domain;
+        let seconds = self.experiment.costs.seconds(&self.built, domain.statistics());
+        self.recorder.add(seconds, self.ballooning, &domain.quantities(), &letters);
+        if (self.watch)(&letters).is_break() {
+            bail!(Interrupted);
+        }
+        Ok(())
+    }
+
+    /// Looks from outside: a read of the guest's would populate what is PoD again.
+    fn verify(&self) -> Result<()> {
+        let machine = &self.guest.machine;
+        for gfn in (0..self.experiment.max_mem_bytes / PAGE_BYTES).map(Gfn::new) {
+            let frame = machine.translate(gfn).map(|(mfn, _)| mfn);
+            let found = |word: u16| frame.map_or(0, |mfn| machine.word(mfn, word.into()));
+            let as_expected = match self.ledger.expected(gfn) {
+                Expected::GivenBack => true,
+                Expected::Zero => ZERO_WORDS.iter().all(|&word| found(word) == 0),
+                Expected::Word { word, value } => found(word) == value,
+            };
+            if !as_expected {
+                bail!("{gfn:?} was damaged: {:?} should be there", self.ledger.expected(gfn));
+            }
+        }
+        self.guest.domain.audit().map_err(|error| anyhow!("the audit failed: {error}"))
+    }
+
+    fn finish(self, outcome: Outcome, booted: Statistics, limit: Limit) -> Run {
+        let Self { experiment, guest, built, ledger, recorder, .. } = self;
+        let end = *guest.domain.statistics();
+        let readings = Readings {
+            statistics: end,
+            superpages_in_cache: guest.domain.cache().superpages(),
+            superpages_returned: guest.machine.pool().free_superpages(),
+            letters: letters(&guest),
+        };
+        let times = Times {
+            boot_seconds: experiment.costs.seconds(&built, &booted),
+            balloon_seconds: experiment.costs.seconds(&booted, &end),
+            kind: TimeKind::Modelled,
+            fault_ns: None,
+        };
+        Finished {
+            experiment,
+            machine: "software",
+            outcome,
+            limit,
+            ledger: &ledger,
+            booted,
+            end: readings,
+            times,
+            timeline: recorder.finish(),
+        }
+        .assemble()
+    }
 }
 
 fn letters(guest: &SoftwareGuest) -> Vec<u8> {
@@ -82,8 +176,14 @@ fn letters(guest: &SoftwareGuest) -> Vec<u8> {
         Some(Entry::Ram { .. }) => b'W',
         Some(Entry::Pod) => b'p',
         Some(_) => b'.',
-        None if p2m.tally(superpage).ram > 0 => b'b',
-        None => b'p',
+        None => {
+            let tally = p2m.tally(superpage);
+            match () {
+                () if tally.ram > 0 => b'b',
+                () if tally.pod > 0 => b'p',
+                () => b'.',
+            }
+        }
     };
     (0..p2m.superpages()).map(|n| letter(Superpage::new(n))).collect()
 }

@@ -1,0 +1,73 @@
+//! The superpage map over time: a column a moment, guest memory from top to bottom.
+
+use std::fmt::Write as _;
+
+use super::escape;
+use super::lines::{WIDTH, balloon_x};
+use crate::result::Run;
+use crate::timeline::Sample;
+
+const HEIGHT: f64 = 160.0;
+
+/// Letters of a map, and the classes of their colours. What was given back is the background.
+const STATES: [(u8, &str); 3] = [(b'W', "whole"), (b'b', "broken"), (b'p', "pod")];
+
+/// The map as SVG: one path a state, a vertical stroke for each run of equal cells.
+pub(super) fn svg(run: &Run, samples: &[Sample]) -> String {
+    let columns = samples.len().max(1);
+    let cells = samples.iter().map(|sample| sample.map.len()).max().unwrap_or(0).max(1);
+    let mut svg = format!(
+        "<svg class=\"plot map\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=img aria-label=\"Superpage \
+         map of {} under {}\"><rect class=out width={WIDTH} height={HEIGHT} />\
+         <g transform=\"scale({:.5} {:.5})\">",
+        escape(&run.guest),
+        escape(&run.policy),
+        WIDTH / columns as f64,
+        HEIGHT / cells as f64
+    );
+    for (letter, class) in STATES {
+        let path = path(letter, samples);
+        // Writing to a string cannot fail.
+        let _ = write!(svg, "<path class={class} d=\"{path}\"/>");
+    }
+    svg.push_str("</g>");
+    if let Some(x) = balloon_x(samples) {
+        let _ = write!(svg, "<path class=phase d=\"M{x:.1} 0V{HEIGHT}\"/>");
+    }
+    svg + "</svg>"
+}
+
+fn path(letter: u8, samples: &[Sample]) -> String {
+    let mut path = String::new();
+    for (column, sample) in samples.iter().enumerate() {
+        let mut at = 0;
+        for run in sample.map.as_bytes().chunk_by(|a, b| a == b) {
+            if run[0] == letter {
+                let _ = write!(path, "M{column}.5 {at}v{}", run.len());
+            }
+            at += run.len();
+        }
+    }
+    path
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_cells_are_one_stroke() {
+        let sample = |map: &str| Sample {
+            seconds: 0.0,
+            ballooning: false,
+            total_bytes: 0,
+            populated_bytes: 0,
+            cache_bytes: 0,
+            entries_bytes: 0,
+            map: map.to_owned(),
+        };
+        let samples = [sample("WWpb"), sample("ppWW")];
+        assert_eq!(path(b'W', &samples), "M0.5 0v2M1.5 2v2");
+        assert_eq!(path(b'.', &samples), "");
+    }
+}

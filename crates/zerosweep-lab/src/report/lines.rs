@@ -1,0 +1,66 @@
+//! The timeline of one run: total, populated, cache and entries.
+
+use std::fmt::Write as _;
+
+use super::{escape, size};
+use crate::result::Run;
+use crate::timeline::Sample;
+
+/// Width of a small plot; [`super::heatmap`] has the same.
+pub(super) const WIDTH: f64 = 320.0;
+const HEIGHT: f64 = 120.0;
+
+/// Reads one quantity.
+type Read = fn(&Sample) -> u64;
+
+/// What is drawn: class, and where it is in a sample.
+const LINES: [(&str, Read); 4] = [
+    ("entries", |sample| sample.entries_bytes),
+    ("total", |sample| sample.total_bytes),
+    ("populated", |sample| sample.populated_bytes),
+    ("cache", |sample| sample.cache_bytes),
+];
+
+/// Where a moment lies: moments are equally far apart.
+pub(super) fn x(n: usize, samples: &[Sample]) -> f64 {
+    WIDTH * n as f64 / (samples.len().max(2) - 1) as f64
+}
+
+/// Where the balloon begins.
+pub(super) fn balloon_x(samples: &[Sample]) -> Option<f64> {
+    samples.iter().position(|sample| sample.ballooning).map(|n| x(n, samples))
+}
+
+/// The plot, from 0 to all of the guest's memory.
+pub(super) fn svg(run: &Run, samples: &[Sample]) -> String {
+    let y = |bytes: u64| HEIGHT - HEIGHT * bytes as f64 / run.max_mem_bytes.max(1) as f64;
+    let mut svg = format!(
+        "<svg class=plot viewBox=\"0 -4 {WIDTH} {:.0}\" role=img aria-label=\"Quantities over the \
+         run of {} under {}\">",
+        HEIGHT + 8.0,
+        escape(&run.guest),
+        escape(&run.policy)
+    );
+    let target = y(run.target_bytes);
+    // Writing to a string cannot fail.
+    let _ = write!(
+        svg,
+        "<path class=axis d=\"M0 0V{HEIGHT}H{WIDTH}\"/>\
+         <path class=limit d=\"M0 {target:.1}H{WIDTH}\"/>\
+         <text class=small x={:.0} y={:.1}>target {}</text>",
+        WIDTH - 2.0,
+        target - 3.0,
+        size(run.target_bytes)
+    );
+    if let Some(x) = balloon_x(samples) {
+        let _ = write!(svg, "<path class=phase d=\"M{x:.1} 0V{HEIGHT}\"/>");
+    }
+    for (class, read) in LINES {
+        let mut points = String::new();
+        for (n, sample) in samples.iter().enumerate() {
+            let _ = write!(points, "{:.1},{:.1} ", x(n, samples), y(read(sample)));
+        }
+        let _ = write!(svg, "<polyline class=\"line {class}\" points=\"{}\"/>", points.trim_end());
+    }
+    svg + "</svg>"
+}
