@@ -153,3 +153,14 @@ impl Run {
         (&self.guest, &self.policy, &self.machine, numbers)
     }
 }
+
+impl Run {
+    /// Where it ran, for people: to be put behind the guest's name.
+    #[must_use]
+    pub fn place(&self) -> &'static str {
+        match self.machine.as_str() {
+            "linux" => "on real memory",
+            _ => "on the software machine",
+        }
+    }
+}

@@ -70,13 +70,13 @@ fn section(page: &mut String, group: &Group<'_>) {
     // Writing to a string cannot fail.
     let _ = write!(
         page,
-        "<section><h2>{}</h2><p class=dim>{} of {}, {} {virtual_cpus}, on the {} machine; times \
-         are {}</p>",
+        "<section><h2>{}</h2><p class=dim>{} of {}, {} {virtual_cpus}, {}; times are \
+         {}</p>",
         escape(&first.guest),
         size(first.target_bytes),
         size(first.max_mem_bytes),
         first.vcpus,
-        escape(&first.machine),
+        first.place(),
         kind(first)
     );
     table(page, group);

@@ -39,11 +39,11 @@ fn heading(text: &mut String, run: &Run, more: bool) {
     let gap = if more { "\n" } else { "" };
     let _ = writeln!(
         text,
-        "{gap}{}, {} of {}, on the {} machine",
+        "{gap}{}, {} of {}, {}",
         run.guest,
         Size(run.target_bytes),
         Size(run.max_mem_bytes),
-        run.machine
+        run.place()
     );
     let _ = writeln!(
         text,
