@@ -487,3 +487,49 @@ fn a_domain_that_cannot_be_is_refused() {
     assert_eq!(refused(5, 0), ConfigError::Target { target: 0, max: 5 });
     assert!(matches!(refused(u64::MAX, 6), ConfigError::MaxPages(_)));
 }
+
+#[test]
+fn r5_a_superpage_populated_a_moment_ago_is_left_to_come_home_page_by_page() {
+    let mut guest = guest(64 * 512, 32 * 512, Policy::Zerosweep);
+    for page in 0..512 {
+        // The guest clears each page when it allocates it, and gives it back at once.
+        guest.write(Gfn::new(page), 0, 0).unwrap();
+        guest.session().decrease(Gfn::new(page), Order::PAGE).unwrap();
+    }
+    let statistics = guest.domain.statistics();
+    assert_eq!((statistics.populates_2m, statistics.populates_4k), (1, 0));
+    assert_eq!(statistics.rejoined, 1);
+    assert_eq!((guest.domain.cache().superpages(), guest.domain.cache().singles()), (32, 0));
+    guest.domain.audit().unwrap();
+}
+
+#[test]
+fn r13_singles_in_the_cache_rejoin_when_all_of_a_superpage_are_home() {
+    let mut ours = guest(4096, 1024, Policy::Zerosweep);
+    let mut xen = guest(4096, 1024, Policy::Xen2016);
+    for guest in [&mut ours, &mut xen] {
+        fill(guest, 0..512, 7);
+        for page in (0..512).rev() {
+            guest.session().decrease(Gfn::new(page), Order::PAGE).unwrap();
+        }
+        guest.domain.audit().unwrap();
+    }
+    assert_eq!((ours.domain.cache().superpages(), ours.domain.cache().singles()), (2, 0));
+    assert_eq!((xen.domain.cache().superpages(), xen.domain.cache().singles()), (1, 512));
+}
+
+#[test]
+fn r15_a_fruitless_sweep_is_not_repeated_at_every_fault() {
+    let mut guest = guest(4096, 1024, Policy::Zerosweep);
+    fill(&mut guest, 0..1024, 1);
+    assert_eq!(guest.write(Gfn::new(2000), 0, 1), Err(TouchError::Exhausted));
+    let scanned = guest.domain.statistics().bytes_scanned;
+    for _ in 0..100 {
+        assert_eq!(guest.session().fault(Gfn::new(2000)), Ok(Fault::Exhausted));
+    }
+    assert_eq!(guest.domain.statistics().bytes_scanned, scanned);
+    // The guest made zeros of what it has: the next sweep that is allowed finds them.
+    guest.write(Gfn::new(9), 0, 0).unwrap();
+    guest.domain.allow_sweep();
+    assert_eq!(guest.write(Gfn::new(2000), 0, 1), Ok(()));
+}

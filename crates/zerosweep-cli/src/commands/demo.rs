@@ -199,7 +199,7 @@ fn comparison(runs: &[Run], instead: Option<&str>) -> String {
         };
     }
     let machine = match instead {
-        None => "real memory through userfaultfd; times measured, superpages by the kernel's count",
+        None => "real memory through userfaultfd; times are measured",
         Some(_) => "the software machine, because userfaultfd is not allowed; times modelled",
     };
     let _ = writeln!(text, "\n{machine}");
