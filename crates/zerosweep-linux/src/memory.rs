@@ -376,13 +376,7 @@ impl GuestMemory {
             let domain = self.lock();
             let p2m = domain.p2m();
             for superpage in (first..(first + SNAPSHOT_STEP).min(superpages)).map(Superpage::new) {
-                visit(match p2m.whole(superpage) {
-                    Some(Entry::Ram { .. }) => b'W',
-                    Some(Entry::Pod) => b'p',
-                    Some(_) => b'.',
-                    None if p2m.tally(superpage).ram > 0 => b'b',
-                    None => b'p',
-                });
+                visit(p2m.letter(superpage));
             }
         }
     }

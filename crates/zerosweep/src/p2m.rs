@@ -250,6 +250,22 @@ impl P2m {
         }
     }
 
+    /// What a superpage is, in a letter, for maps of guest memory: `W` whole, `b` broken and with
+    /// frames, `p` promised, `.` neither.
+    #[must_use]
+    pub fn letter(&self, superpage: Superpage) -> u8 {
+        match self.whole(superpage) {
+            Some(Entry::Ram { .. }) => b'W',
+            Some(Entry::Pod) => b'p',
+            Some(_) => b'.',
+            None => match self.tally(superpage) {
+                tally if tally.ram > 0 => b'b',
+                tally if tally.pod > 0 => b'p',
+                _ => b'.',
+            },
+        }
+    }
+
     /// The first frame, if the superpage is 512 free ram entries of consecutive frames from an
     /// aligned one: whole, or broken but in order.
     #[must_use]

@@ -3,7 +3,7 @@
 //! Virtual CPUs take turns of [`TURN`] stores, so that the result depends on the seed alone.
 
 use anyhow::{Result, anyhow, bail};
-use zerosweep::{Config, Entry, Gfn, Order, PAGE_BYTES, Statistics, Superpage};
+use zerosweep::{Config, Gfn, Order, PAGE_BYTES, Statistics, Superpage};
 use zerosweep_sim::{SoftwareGuest, TouchError};
 
 use super::{Experiment, Finished, Interrupted, Readings, Times, Watch, ZERO_WORDS};
@@ -172,18 +172,5 @@ impl Following<'_> {
 
 fn letters(guest: &SoftwareGuest) -> Vec<u8> {
     let p2m = guest.domain.p2m();
-    let letter = |superpage| match p2m.whole(superpage) {
-        Some(Entry::Ram { .. }) => b'W',
-        Some(Entry::Pod) => b'p',
-        Some(_) => b'.',
-        None => {
-            let tally = p2m.tally(superpage);
-            match () {
-                () if tally.ram > 0 => b'b',
-                () if tally.pod > 0 => b'p',
-                () => b'.',
-            }
-        }
-    };
-    (0..p2m.superpages()).map(|n| letter(Superpage::new(n))).collect()
+    (0..p2m.superpages()).map(|n| p2m.letter(Superpage::new(n))).collect()
 }
