@@ -3,7 +3,7 @@
 use std::fmt;
 
 use zerosweep::{
-    BuildError, Config, ConfigError, Domain, Exclusive, Fault, FaultError, Gfn, Order, Session,
+    BuildError, Config, ConfigError, Domain, Exclusive, Fault, FaultError, Gfn, InvalidTouch, Order, Session,
     TargetError,
 };
 
@@ -58,6 +58,7 @@ pub struct SoftwareGuest {
     pub domain: Domain,
     /// The machine below it.
     pub machine: SoftwareMachine,
+    refuses: bool,
 }
 
 impl SoftwareGuest {
@@ -76,7 +77,8 @@ impl SoftwareGuest {
     /// When such a guest cannot be.
     pub fn on(machine: SoftwareMachine, config: Config) -> Result<Self, NewGuestError> {
         let domain = Domain::new(config).map_err(NewGuestError::Config)?;
-        let mut guest = Self { domain, machine };
+        let refuses = config.invalid_touch == InvalidTouch::Refuse;
+        let mut guest = Self { domain, machine, refuses };
         let mut session = guest.session();
         let mut at = 0;
         while at < config.max_pages {
@@ -118,11 +120,18 @@ impl SoftwareGuest {
     ///
     /// # Errors
     /// When it gets none.
+    ///
+    /// A page that was given back may still be mapped (rule R12). A guest that may take it again
+    /// without a word ([`InvalidTouch::Increase`]) then does so unseen; another would be an error
+    /// of the guest's that the hardware does not show, and is one here.
     pub fn touch(&mut self, gfn: Gfn) -> Result<zerosweep::Mfn, TouchError> {
         // There is no clock: every touch may find what the guest has zeroed since the last one.
         self.domain.allow_sweep();
         loop {
             if let Some((mfn, _)) = self.machine.translate(gfn) {
+                if self.refuses && self.domain.p2m().is_out(gfn) {
+                    return Err(TouchError::Fault(FaultError::Unmapped));
+                }
                 return Ok(mfn);
             }
             match self.session().fault(gfn) {

@@ -25,6 +25,8 @@ pub struct MachineCounters {
     pub clears: u64,
     /// Bytes cleared.
     pub bytes_cleared: u64,
+    /// Pages copied.
+    pub copies: u64,
     /// Runs mapped.
     pub maps: u64,
     /// Runs unmapped.
@@ -46,7 +48,8 @@ pub struct SoftwareMachine {
     pool: FramePool,
     table: Vec<Slot>,
     busy: BTreeSet<u64>,
-    unflushed: bool,
+    /// Runs that were unmapped since the last flush: first frame, and behind the last.
+    unflushed: Vec<(u64, u64)>,
     poison: bool,
     counters: MachineCounters,
 }
@@ -65,7 +68,7 @@ impl SoftwareMachine {
             pool: FramePool::new(count).expect("memory for the pool's tables"),
             table: Vec::new(),
             busy: BTreeSet::new(),
-            unflushed: false,
+            unflushed: Vec::new(),
             poison: false,
             counters: MachineCounters::default(),
         }
@@ -124,14 +127,21 @@ impl SoftwareMachine {
         self.arena[word_index(mfn) + index] = value;
     }
 
-    fn words(&self, mfn: Mfn, order: Order) -> &[u64] {
+    fn words(&self, mfn: Mfn, pages: u64) -> &[u64] {
         let first = word_index(mfn);
-        &self.arena[first..first + order.pages() as usize * PAGE_WORDS]
+        &self.arena[first..first + pages as usize * PAGE_WORDS]
     }
 
-    fn words_mut(&mut self, mfn: Mfn, order: Order) -> &mut [u64] {
+    fn words_mut(&mut self, mfn: Mfn, pages: u64) -> &mut [u64] {
         let first = word_index(mfn);
-        &mut self.arena[first..first + order.pages() as usize * PAGE_WORDS]
+        &mut self.arena[first..first + pages as usize * PAGE_WORDS]
+    }
+
+    /// INV-4 to INV-6: nobody may look at, copy or clear what a CPU may still write to.
+    fn assert_still(&self, mfn: Mfn, pages: u64) {
+        let (first, end) = (mfn.raw(), mfn.raw() + pages);
+        let reached = self.unflushed.iter().find(|run| run.0 < end && run.1 > first);
+        assert_eq!(reached, None, "a CPU may still write to {mfn:?}");
     }
 
     fn slot(&mut self, gfn: Gfn) -> &mut Slot {
@@ -165,12 +175,13 @@ impl Machine for SoftwareMachine {
     fn allocate(&mut self, order: Order) -> Result<Allocated, OutOfFrames> {
         let mfn = self.pool.allocate(order)?;
         if self.poison {
-            self.words_mut(mfn, order).fill(POISON);
+            self.words_mut(mfn, order.pages()).fill(POISON);
         }
         Ok(Allocated { mfn, content: Content::Unknown })
     }
 
     fn free(&mut self, mfn: Mfn, order: Order) {
+        self.assert_still(mfn, order.pages());
         assert!(self.pool.free(mfn, order), "INV-1: {mfn:?} was given back twice");
     }
 
@@ -199,7 +210,7 @@ impl Machine for SoftwareMachine {
             return Unmapped::Busy;
         }
         self.counters.unmaps += 1;
-        self.unflushed = true;
+        self.unflushed.push((run.start, run.end));
         let slot = self.slot(gfn);
         if order == Order::SUPERPAGE {
             let all = match slot {
@@ -218,7 +229,7 @@ impl Machine for SoftwareMachine {
 
     fn flush(&mut self) {
         self.counters.flushes += 1;
-        self.unflushed = false;
+        self.unflushed.clear();
     }
 
     fn quick_check(&mut self, _gfn: Gfn, mfn: Mfn, order: Order) -> Option<u32> {
@@ -235,15 +246,32 @@ impl Machine for SoftwareMachine {
         self.word(mfn, word as usize)
     }
 
-    fn zero_check(&mut self, mfn: Mfn, order: Order) -> Option<u32> {
-        assert!(!self.unflushed, "INV-5: a check of what a CPU may still write");
+    fn zero_check(&mut self, mfn: Mfn, pages: u64) -> Option<u32> {
+        self.assert_still(mfn, pages);
         self.counters.zero_checks += 1;
-        zerosweep_scan::first_nonzero(self.words(mfn, order)).map(|word| word as u32)
+        zerosweep_scan::first_nonzero(self.words(mfn, pages)).map(|word| word as u32)
+    }
+
+    fn copy(&mut self, from: Mfn, to: Mfn) {
+        self.assert_still(from, 1);
+        self.counters.copies += 1;
+        let from = word_index(from);
+        self.arena.copy_within(from..from + PAGE_WORDS, word_index(to));
+    }
+
+    fn scrub(&mut self, gfn: Gfn, mfn: Mfn) -> Content {
+        assert_eq!(self.translate(gfn).map(|(mfn, _)| mfn), Some(mfn), "another frame is there");
+        if zerosweep_scan::first_nonzero(self.words(mfn, 1)).is_none() {
+            return Content::Zero;
+        }
+        self.words_mut(mfn, 1).fill(0);
+        Content::Unknown
     }
 
     fn clear(&mut self, mfn: Mfn, order: Order) {
+        self.assert_still(mfn, order.pages());
         self.counters.clears += 1;
         self.counters.bytes_cleared += order.bytes();
-        self.words_mut(mfn, order).fill(0);
+        self.words_mut(mfn, order.pages()).fill(0);
     }
 }

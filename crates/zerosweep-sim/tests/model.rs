@@ -106,8 +106,21 @@ impl Both {
         }
     }
 
+    /// Whether the guest took the page again without a word, or may as well not have: the engine
+    /// says that it is out.
+    fn is_unseen(&self, page: usize) -> bool {
+        self.invalid_touch == InvalidTouch::Increase
+            && matches!(self.model[page], Page::In(_))
+            && self.guest.domain.p2m().get(Gfn::new(page as u64)).0 == zerosweep::Entry::Invalid
+    }
+
     fn decrease(&mut self, page: u64, order: u8) {
         let order = Order::new(order).unwrap();
+        for index in self.range(page, order.pages()).into_iter().flatten() {
+            if self.is_unseen(index) {
+                self.model[index] = Page::Out;
+            }
+        }
         let given = self.guest.session().decrease(Gfn::new(page), order);
         let Some(range) = self.range(page, order.pages()) else {
             assert!(given.is_err());
@@ -133,6 +146,9 @@ impl Both {
 
     fn build(&mut self, page: u64, order: u8, physmap: bool) {
         let order = Order::new(order).unwrap();
+        let range = self.range(page, order.pages());
+        let unseen: Vec<bool> =
+            range.into_iter().flatten().map(|index| self.is_unseen(index)).collect();
         let mut session = self.guest.session();
         let outcome = match physmap {
             true => session.populate_physmap(Gfn::new(page), order),
@@ -143,9 +159,11 @@ impl Both {
             return;
         };
         if outcome.is_ok() {
-            for slot in &mut self.model[range] {
+            for (index, slot) in self.model[range].iter_mut().enumerate() {
                 match *slot {
                     Page::Out => *slot = Page::In(0),
+                    // Taken again without a word, and now with one.
+                    Page::In(_) if physmap && unseen[index] => {}
                     // Only what has no frame may be there, and that reads as zero.
                     Page::In(value) => assert_eq!(value, 0),
                     Page::Special => panic!("special was built over"),
@@ -169,11 +187,11 @@ impl Both {
             return;
         };
         outcome.unwrap();
-        let p2m = self.guest.domain.p2m();
         for index in range {
-            let is_pod = p2m.get(Gfn::new(index as u64)).0 == zerosweep::Entry::Pod;
+            // A frame that is busy keeps what is in it.
+            let now = self.word(index as u64).unwrap_or(0);
             if let Page::In(value) = &mut self.model[index]
-                && is_pod
+                && now == 0
             {
                 *value = 0;
             }
@@ -206,17 +224,28 @@ impl Both {
         self.guest.domain.audit().unwrap();
         let q = self.guest.domain.quantities();
         assert!(q.total() <= q.target.max(before), "INV-3: {q:?}, {before} before");
-        let inside = self.model.iter().filter(|page| matches!(page, Page::In(_))).count();
-        assert_eq!(q.guest(), inside as u64, "B");
+        let pages = 0..self.model.len();
+        let inside = pages.filter(|&index| {
+            matches!(self.model[index], Page::In(_)) && !self.is_unseen(index)
+        });
+        assert_eq!(q.guest(), inside.count() as u64, "B");
+    }
+
+    fn word(&self, page: u64) -> Option<u64> {
+        let (mfn, _) = self.guest.machine.translate(Gfn::new(page))?;
+        Some(self.guest.machine.word(mfn, offset(page) / 8))
     }
 
     /// Every page, looked at from outside.
     fn check_bytes(&self) {
         for (page, state) in self.model.iter().enumerate() {
-            let found = self.guest.machine.translate(Gfn::new(page as u64));
-            let value = found.map(|(mfn, _)| self.guest.machine.word(mfn, offset(page as u64) / 8));
+            let value = self.word(page as u64);
             match state {
                 Page::In(known) => assert_eq!(value.unwrap_or(0), *known, "page {page}"),
+                // Its frame may still be there (R12), and is zero (INV-11).
+                Page::Out if value == Some(0) => {
+                    assert!(self.guest.domain.p2m().is_out(Gfn::new(page as u64)), "page {page}");
+                }
                 Page::Out | Page::Special => assert_eq!(value, None, "page {page}"),
             }
         }

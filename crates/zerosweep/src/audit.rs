@@ -61,13 +61,20 @@ impl Domain {
         };
         expect("entries", self.entries + flight.from_pod, counted.pod)?;
         let in_flight = flight.from_pod + flight.from_invalid;
-        expect("populated", self.populated - in_flight, counted.ram)?;
+        let retained = self.recount_retained();
+        expect("retained", self.p2m.retained_pages(), retained)?;
+        expect("populated and retained", self.populated + retained - in_flight, counted.ram)?;
         let cached = self.cache.iter().map(|(_, order)| order.pages()).sum();
         expect("cache", self.cache.pages(), cached)?;
         for (mfn, order) in self.cache.iter() {
             push(&mut frames, mfn, order.pages())?;
         }
         no_frame_twice(&mut frames)
+    }
+
+    fn recount_retained(&self) -> u64 {
+        let superpages = (0..self.p2m.superpages()).map(Superpage::new);
+        superpages.map(|superpage| self.p2m.out_bits(superpage).count()).sum()
     }
 
     fn recount(&self, frames: &mut Vec<(u64, u64)>) -> Result<Tally, AuditError> {

@@ -5,7 +5,9 @@
 //! order of their arrival and never rejoins them, as Xen does; [`Cache::joining`] keeps them by
 //! superframe, and when all 512 of one are home they are a superpage again.
 //!
-//! Invariant (INV-4): whoever puts a frame here has cleared it or has just found it zero.
+//! Invariant (INV-4): whoever puts a frame here has cleared it or has just found it zero. Frames
+//! that are still to be cleared (rule R11) wait in a list of their own, and are counted, but not
+//! handed out.
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
@@ -17,6 +19,19 @@ use crate::p2m::OutOfTableMemory;
 pub struct Cache {
     superpages: VecDeque<Mfn>,
     singles: Singles,
+    dirty: VecDeque<Dirty>,
+    dirty_pages: u64,
+}
+
+/// A run that is to be cleared before it is handed out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dirty {
+    /// First frame.
+    pub mfn: Mfn,
+    /// Size: a page or a superpage.
+    pub order: Order,
+    /// Whether no CPU can reach it any more.
+    pub flushed: bool,
 }
 
 enum Singles {
@@ -43,28 +58,44 @@ impl Cache {
     /// An empty cache that never rejoins singles.
     #[must_use]
     pub fn fifo() -> Self {
-        Self { superpages: VecDeque::new(), singles: Singles::Fifo(VecDeque::new()) }
+        Self::with(Singles::Fifo(VecDeque::new()))
     }
 
     /// An empty cache that rejoins singles.
     #[must_use]
     pub fn joining() -> Self {
-        Self { superpages: VecDeque::new(), singles: Singles::Joining(Partials::default()) }
+        Self::with(Singles::Joining(Partials::default()))
+    }
+
+    fn with(singles: Singles) -> Self {
+        Self { superpages: VecDeque::new(), singles, dirty: VecDeque::new(), dirty_pages: 0 }
     }
 
     /// Pages in the cache.
     #[must_use]
     pub fn pages(&self) -> u64 {
+        self.clean_pages() + self.dirty_pages
+    }
+
+    /// Pages that can be handed out.
+    #[must_use]
+    pub fn clean_pages(&self) -> u64 {
         self.superpages() * SUPERPAGE_PAGES + self.singles()
     }
 
-    /// Whole superpages in the cache.
+    /// Pages that are still to be cleared.
+    #[must_use]
+    pub fn dirty_pages(&self) -> u64 {
+        self.dirty_pages
+    }
+
+    /// Whole superpages in the cache that can be handed out.
     #[must_use]
     pub fn superpages(&self) -> u64 {
         self.superpages.len() as u64
     }
 
-    /// Singles in the cache.
+    /// Singles in the cache that can be handed out.
     #[must_use]
     pub fn singles(&self) -> u64 {
         match &self.singles {
@@ -87,6 +118,8 @@ impl Cache {
         let superpages = usize::try_from(superpages).map_err(|_| OutOfTableMemory)?;
         // One more than asked for: singles may become a superpage.
         self.superpages.try_reserve(superpages + 1).map_err(|_| OutOfTableMemory)?;
+        let dirty = usize::try_from(singles).map_err(|_| OutOfTableMemory)?.saturating_add(1);
+        self.dirty.try_reserve(dirty).map_err(|_| OutOfTableMemory)?;
         match &mut self.singles {
             Singles::Fifo(list) => {
                 let singles = usize::try_from(singles).map_err(|_| OutOfTableMemory)?;
@@ -117,6 +150,29 @@ impl Cache {
             // A run of less than a superpage lies within one: at most one is completed.
             Singles::Joining(partials) => run.filter_map(|page| partials.put(page)).last(),
         }
+    }
+
+    /// Puts in a run that is to be cleared; room was [reserved](Cache::reserve).
+    pub fn put_dirty(&mut self, dirty: Dirty) {
+        self.dirty_pages += dirty.order.pages();
+        if dirty.order >= Order::SUPERPAGE {
+            self.dirty.push_front(dirty);
+        } else {
+            self.dirty.push_back(dirty);
+        }
+    }
+
+    /// Takes a run that is to be cleared, superpages first.
+    pub fn take_dirty(&mut self) -> Option<Dirty> {
+        let dirty = self.dirty.pop_front()?;
+        self.dirty_pages -= dirty.order.pages();
+        Some(dirty)
+    }
+
+    /// Whether a superpage is to be cleared.
+    #[must_use]
+    pub fn has_dirty_superpage(&self) -> bool {
+        self.dirty.front().is_some_and(|dirty| dirty.order >= Order::SUPERPAGE)
     }
 
     /// Takes the oldest superpage.
@@ -151,7 +207,8 @@ impl Cache {
             Singles::Joining(partials) => (None, Some(partials.iter())),
         };
         let singles = fifo.into_iter().flatten().chain(joining.into_iter().flatten());
-        superpages.chain(singles.map(|mfn| (mfn, Order::PAGE)))
+        let dirty = self.dirty.iter().map(|dirty| (dirty.mfn, dirty.order));
+        superpages.chain(singles.map(|mfn| (mfn, Order::PAGE))).chain(dirty)
     }
 }
 

@@ -25,6 +25,18 @@ pub struct Config {
     pub invalid_touch: InvalidTouch,
     /// How many bytes one fault may scan under [`Policy::Zerosweep`] before others are served.
     pub fault_budget_bytes: u64,
+    /// Who does what can wait: clearing, breaking superpages of which pages are retained.
+    pub upkeep: Upkeep,
+}
+
+/// Who does what can wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Upkeep {
+    /// The operation that brings it about, before it returns.
+    Inline,
+    /// The host, in a thread of its own: it calls [`Session::upkeep`] when
+    /// [`Domain::wants_upkeep`] says so.
+    Host,
 }
 
 impl Config {
@@ -40,6 +52,7 @@ impl Config {
             policy,
             invalid_touch: InvalidTouch::Refuse,
             fault_budget_bytes: Self::DEFAULT_FAULT_BUDGET_BYTES,
+            upkeep: Upkeep::Inline,
         }
     }
 }
@@ -158,6 +171,10 @@ pub struct Statistics {
     pub busy: u64,
     pub borrowed: u64,
     pub rejoined: u64,
+    pub evacuations: u64,
+    pub refills: u64,
+    pub pages_retained: u64,
+    pub pages_retaken: u64,
     pub peak_total: u64,
 }
 
@@ -182,8 +199,9 @@ pub(crate) struct Flight {
     pub(crate) from_invalid: u64,
     /// On their way from the host to the cache; not counted yet.
     pub(crate) incoming: u64,
-    /// Singles that have become superpages and are on their way back to the cache; counted there.
-    pub(crate) joining: u64,
+    /// Taken out of the cache to be cleared, joined or copied to, and on their way back or to the
+    /// table; counted as in the cache.
+    pub(crate) in_hand: u64,
 }
 
 /// Where a domain is in its life.
@@ -219,6 +237,7 @@ pub struct Domain {
     pub(crate) policy: Policy,
     pub(crate) invalid_touch: InvalidTouch,
     pub(crate) fault_budget_bytes: u64,
+    pub(crate) upkeep: Upkeep,
     pub(crate) target: u64,
     pub(crate) populated: u64,
     pub(crate) entries: u64,
@@ -236,7 +255,7 @@ impl Domain {
     /// # Errors
     /// When it cannot be, or its tables cannot be had.
     pub fn new(config: Config) -> Result<Self, ConfigError> {
-        let Config { max_pages, target, policy, invalid_touch, fault_budget_bytes } = config;
+        let Config { max_pages, target, policy, invalid_touch, fault_budget_bytes, upkeep } = config;
         if max_pages == 0 || max_pages > FRAME_LIMIT {
             return Err(ConfigError::MaxPages(max_pages));
         }
@@ -249,6 +268,7 @@ impl Domain {
             policy,
             invalid_touch,
             fault_budget_bytes,
+            upkeep,
             target,
             populated: 0,
             entries: 0,
@@ -274,8 +294,8 @@ impl Domain {
             target: self.target,
             populated: self.populated,
             entries: self.entries,
-            cache: self.cache.pages() + self.flight.joining,
-            retained: 0,
+            cache: self.cache.pages() + self.flight.in_hand,
+            retained: self.p2m.retained_pages(),
         }
     }
 
@@ -322,6 +342,11 @@ impl Domain {
         Forecast { certain, likely, short: q.entries - certain - likely }
     }
 
+    /// Whether superpages should be found before they are wanted.
+    pub(crate) fn is_cache_low(&self) -> bool {
+        self.cache.superpages() * crate::SUPERPAGE_PAGES < self.target / 8
+    }
+
     pub(crate) fn debt(&self) -> i64 {
         self.quantities().debt()
     }
@@ -353,7 +378,7 @@ impl Domain {
     pub(crate) fn put(&mut self, mfn: Mfn, order: Order) -> Option<Mfn> {
         let joined = self.cache.put(mfn, order);
         if joined.is_some() {
-            self.flight.joining += Order::SUPERPAGE.pages();
+            self.flight.in_hand += Order::SUPERPAGE.pages();
         }
         self.note_peak();
         joined

@@ -40,6 +40,16 @@ pub enum Event {
         /// First gfn.
         gfn: Gfn,
     },
+    /// The live pages of a superpage were put elsewhere, and its frame went to the cache; or they
+    /// stayed where they were, and the other pages went there one by one.
+    Evacuate {
+        /// First gfn.
+        gfn: Gfn,
+        /// First frame.
+        mfn: Mfn,
+        /// How many live pages there were.
+        live: u64,
+    },
     /// A range became invalid.
     Remove {
         /// First gfn.

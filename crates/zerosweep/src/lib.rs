@@ -17,8 +17,10 @@
 //!                                   └───────────┘                      └──────────────────┘
 //! ```
 //!
-//! Known holes: pages do not move yet (evacuate, refill, retain, consolidate), so a superpage with
-//! one live page in it cannot come free whole.
+//! Under our policy pages move: the few live pages of a superpage are copied elsewhere so that its
+//! frame comes free whole (*evacuate*), and back into one when memory allows (*refill*); pages that
+//! are given back one by one keep their frames in a superpage that stays whole until the frames are
+//! needed (*retain*).
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -35,14 +37,15 @@ mod machine;
 mod p2m;
 mod policy;
 mod pool;
+mod retained;
 mod ring;
 mod session;
 mod sweep;
 
 pub use audit::AuditError;
-pub use cache::Cache;
+pub use cache::{Cache, Dirty};
 pub use domain::{
-    Config, ConfigError, Domain, Forecast, InvalidTouch, Life, Quantities, Statistics,
+    Config, ConfigError, Domain, Forecast, InvalidTouch, Life, Quantities, Statistics, Upkeep,
 };
 pub use event::Event;
 pub use frame::{
@@ -55,6 +58,7 @@ pub use machine::{
 pub use p2m::{Entry, Hold, OutOfTableMemory, P2m, Tally};
 pub use policy::{Gate, Policy, UnknownPolicy};
 pub use pool::FramePool;
+pub use retained::PageBits;
 pub use session::{
     BuildError, DecreaseError, Fault, FaultError, FillError, Progress, Session, TargetError,
 };

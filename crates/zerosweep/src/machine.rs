@@ -90,12 +90,18 @@ pub trait Machine {
     /// Looks at one word, `word` × 8 bytes into the run, while the guest may write.
     fn peek(&mut self, gfn: Gfn, mfn: Mfn, word: u32) -> u64;
 
-    /// Looks at all of a run that is not mapped. Returns the offset in words of 8 bytes of the
-    /// first one that is not zero.
-    fn zero_check(&mut self, mfn: Mfn, order: Order) -> Option<u32>;
+    /// Looks at `pages` frames from `mfn`, all of one superframe, which are not mapped. Returns the
+    /// offset in words of 8 bytes of the first one that is not zero.
+    fn zero_check(&mut self, mfn: Mfn, pages: u64) -> Option<u32>;
 
     /// Fills a run that is not mapped with zeros.
     fn clear(&mut self, mfn: Mfn, order: Order);
+
+    /// Copies a frame to another; neither is mapped.
+    fn copy(&mut self, from: Mfn, to: Mfn);
+
+    /// Makes a page zero that is mapped and that the guest has given back. Says whether it was.
+    fn scrub(&mut self, gfn: Gfn, mfn: Mfn) -> Content;
 
     /// A superpage that is all zero goes to the cache: until it is mapped again nobody looks at it,
     /// and the machine may take back what stands behind it, or make it whole again.

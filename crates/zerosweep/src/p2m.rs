@@ -9,18 +9,21 @@
 //! ```
 //!
 //! A whole superpage is one record; a look-up is at most two loads. A record's notes hold the bit
-//! *in transit* (rule R14), the remembered non-zero word (rule R10), and room for the number of a
-//! table of per-page bits.
+//! *in transit* (rule R14), the remembered non-zero word (rule R10), and the number of a table of
+//! pages that are out but keep their frames (rule R12).
 //!
 //! Invariant: a record that is in transit belongs to one operation, which alone changes it and its
 //! table. Invariant: an order 18 PoD range is 512 superpage entries: nothing that the engine does
-//! could tell the difference, because such an entry is split before it is used.
+//! could tell the difference, because such an entry is split before it is used. Invariant: only a
+//! whole ram superpage has pages that are out and retained; looked at page by page
+//! ([`P2m::get`]) these are invalid, and the others are singles.
 //!
 //! Neighbours: [`crate::session`] changes it; [`crate::Domain::audit`] recounts it.
 
 use alloc::vec::Vec;
 
 use crate::frame::{FRAME_LIMIT, Gfn, Mfn, Order, SUPERPAGE_PAGES, Superpage};
+use crate::retained::{PageBits, Retained};
 
 const PAGES: usize = SUPERPAGE_PAGES as usize;
 
@@ -116,8 +119,19 @@ const _: () = assert!(size_of::<Record>() == 16);
 
 const NOTE_TRANSIT: u64 = 1 << 63;
 const NOTE_HINT: u64 = 1 << 62;
+/// The last check found more non-zero pages than are worth copying.
+const NOTE_DENSE: u64 = 1 << 61;
 /// Offset of a 64-bit word in a superpage: 18 bits.
 const NOTE_HINT_WORD: u64 = (1 << 18) - 1;
+/// Breaking the superpage failed the last time.
+const NOTE_LAST: u64 = 1 << 60;
+/// Number, plus one, of the place of the superpage's retained pages: 32 bits.
+const NOTE_PLACE: u64 = 0xffff_ffff << NOTE_PLACE_SHIFT;
+const NOTE_PLACE_SHIFT: u32 = 20;
+
+fn place_of(notes: u64) -> Option<u32> {
+    ((notes & NOTE_PLACE) >> NOTE_PLACE_SHIFT).checked_sub(1).map(|place| place as u32)
+}
 
 /// How many entries of each kind a broken range has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -172,6 +186,9 @@ pub struct P2m {
     records: Vec<Record>,
     tables: Vec<Option<Table>>,
     free_tables: Vec<u32>,
+    retained: Retained,
+    /// How many superpages may have been put last.
+    put_last: u64,
     pages: u64,
 }
 
@@ -186,7 +203,8 @@ impl P2m {
         let mut records = Vec::new();
         records.try_reserve_exact(count).map_err(|_| OutOfTableMemory)?;
         records.resize(count, Record::default());
-        Ok(Self { records, tables: Vec::new(), free_tables: Vec::new(), pages })
+        let (tables, free_tables, retained) = (Vec::new(), Vec::new(), Retained::default());
+        Ok(Self { records, tables, free_tables, retained, put_last: 0, pages })
     }
 
     /// Number of gfns.
@@ -214,7 +232,8 @@ impl P2m {
     }
 
     /// The entry of `gfn` and the order of it: 9 when one record says it for the whole superpage.
-    /// The mfn is that of `gfn` itself. Beyond the end all is invalid.
+    /// The mfn is that of `gfn` itself. Beyond the end all is invalid. A superpage of which pages
+    /// are out and retained looks like one that is broken.
     #[must_use]
     pub fn get(&self, gfn: Gfn) -> (Entry, Order) {
         let Some(record) = self.records.get(gfn.superpage().index()) else {
@@ -224,13 +243,20 @@ impl P2m {
             let table = self.table_at(record.entry);
             return (decode(table.entries[gfn.index_in_superpage()]), Order::PAGE);
         }
+        let order = match place_of(record.notes) {
+            None => Order::SUPERPAGE,
+            Some(place) if self.retained.bits(place).contains(gfn.index_in_superpage()) => {
+                return (Entry::Invalid, Order::PAGE);
+            }
+            Some(_) => Order::PAGE,
+        };
         let entry = match decode(record.entry) {
             Entry::Ram { mfn, hold } => {
                 Entry::Ram { mfn: mfn.offset(gfn.index_in_superpage() as u64), hold }
             }
             other => other,
         };
-        (entry, Order::SUPERPAGE)
+        (entry, order)
     }
 
     /// The entry of a superpage that is whole; `None` where it is broken.
@@ -240,7 +266,7 @@ impl P2m {
         (record.entry & KIND_MASK != TABLE).then(|| decode(record.entry))
     }
 
-    /// What is in a superpage, page by page.
+    /// What is in a superpage, page by page; retained pages count as ram.
     #[must_use]
     pub fn tally(&self, superpage: Superpage) -> Tally {
         match self.records.get(superpage.index()) {
@@ -250,11 +276,12 @@ impl P2m {
         }
     }
 
-    /// What a superpage is, in a letter, for maps of guest memory: `W` whole, `b` broken and with
-    /// frames, `p` promised, `.` neither.
+    /// What a superpage is, in a letter, for maps of guest memory: `W` whole, `r` whole although
+    /// some of its pages were given back, `b` broken and with frames, `p` promised, `.` neither.
     #[must_use]
     pub fn letter(&self, superpage: Superpage) -> u8 {
         match self.whole(superpage) {
+            Some(Entry::Ram { .. }) if self.outs(superpage) > 0 => b'r',
             Some(Entry::Ram { .. }) => b'W',
             Some(Entry::Pod) => b'p',
             Some(_) => b'.',
@@ -293,6 +320,10 @@ impl P2m {
         debug_assert!(self.is_full_superpage(superpage) || entry == Entry::Invalid);
         debug_assert!(
             !matches!(entry, Entry::Ram { mfn, .. } if !mfn.is_aligned(Order::SUPERPAGE))
+        );
+        debug_assert!(
+            self.outs(superpage) == 0 || matches!(entry, Entry::Ram { .. }),
+            "retained pages are settled first"
         );
         let record = &mut self.records[superpage.index()];
         let old = core::mem::replace(&mut record.entry, encode(entry));
@@ -384,10 +415,116 @@ impl P2m {
     /// Remembers a non-zero word, or forgets it.
     pub fn set_hint(&mut self, superpage: Superpage, word: Option<u32>) {
         let notes = &mut self.records[superpage.index()].notes;
-        *notes &= !(NOTE_HINT | NOTE_HINT_WORD);
+        *notes &= !(NOTE_HINT | NOTE_HINT_WORD | NOTE_DENSE);
         if let Some(word) = word {
             *notes |= NOTE_HINT | u64::from(word) & NOTE_HINT_WORD;
         }
+    }
+
+    /// Whether the last check found more non-zero pages than are worth copying.
+    #[must_use]
+    pub fn is_dense(&self, superpage: Superpage) -> bool {
+        self.records.get(superpage.index()).is_some_and(|r| r.notes & NOTE_DENSE != 0)
+    }
+
+    /// Remembers that a check found too many non-zero pages, until the hint changes.
+    pub fn set_dense(&mut self, superpage: Superpage) {
+        self.records[superpage.index()].notes |= NOTE_DENSE;
+    }
+
+    /// R: pages that are out and keep their frames.
+    #[must_use]
+    pub fn retained_pages(&self) -> u64 {
+        self.retained.pages()
+    }
+
+    /// How many pages of a superpage are out and retained.
+    #[must_use]
+    pub fn outs(&self, superpage: Superpage) -> u64 {
+        self.place(superpage).map_or(0, |place| self.retained.count(place))
+    }
+
+    /// Which pages of a superpage are out and retained.
+    #[must_use]
+    pub fn out_bits(&self, superpage: Superpage) -> PageBits {
+        self.place(superpage).map_or_else(PageBits::default, |place| self.retained.bits(place))
+    }
+
+    /// Whether a page is out and retained.
+    #[must_use]
+    pub fn is_out(&self, gfn: Gfn) -> bool {
+        let place = self.place(gfn.superpage());
+        place.is_some_and(|place| self.retained.bits(place).contains(gfn.index_in_superpage()))
+    }
+
+    /// Marks a page of a whole ram superpage as out and retained; false if it was.
+    ///
+    /// # Errors
+    /// When the memory for that cannot be had; nothing is changed then.
+    pub fn retain(&mut self, gfn: Gfn) -> Result<bool, OutOfTableMemory> {
+        let superpage = gfn.superpage();
+        debug_assert!(matches!(self.whole(superpage), Some(Entry::Ram { .. })));
+        let place = match self.place(superpage) {
+            Some(place) => place,
+            None => {
+                let place = self.retained.open(superpage)?;
+                self.records[superpage.index()].notes |= (u64::from(place) + 1) << NOTE_PLACE_SHIFT;
+                place
+            }
+        };
+        self.records[superpage.index()].notes &= !NOTE_LAST;
+        Ok(self.retained.set(place, gfn.index_in_superpage(), true))
+    }
+
+    /// Takes the mark of [`P2m::retain`] off a page; false if it had none.
+    pub fn retake(&mut self, gfn: Gfn) -> bool {
+        let superpage = gfn.superpage();
+        let Some(place) = self.place(superpage) else { return false };
+        let was = self.retained.set(place, gfn.index_in_superpage(), false);
+        if self.retained.count(place) == 0 {
+            self.forget_outs(superpage);
+        }
+        was
+    }
+
+    /// Takes all marks of [`P2m::retain`] off a superpage. Returns how many there were.
+    pub fn forget_outs(&mut self, superpage: Superpage) -> u64 {
+        let Some(place) = self.place(superpage) else { return 0 };
+        self.records[superpage.index()].notes &= !(NOTE_PLACE | NOTE_LAST);
+        self.retained.close(place)
+    }
+
+    /// The superpage with the most pages retained, and how many, of those that nobody has claimed
+    /// and that are not [put last](P2m::put_last).
+    #[must_use]
+    pub fn fewest_live(&self) -> Option<(Superpage, u64)> {
+        self.retained.fewest_live(|superpage| {
+            self.records[superpage.index()].notes & (NOTE_TRANSIT | NOTE_LAST) == 0
+        })
+    }
+
+    /// Leaves a superpage out of [`P2m::fewest_live`] until more of its pages come out, or
+    /// [`P2m::forgive`].
+    pub fn put_last(&mut self, superpage: Superpage) {
+        self.records[superpage.index()].notes |= NOTE_LAST;
+        self.put_last += 1;
+    }
+
+    /// Takes back every [`P2m::put_last`].
+    pub fn forgive(&mut self) {
+        if core::mem::take(&mut self.put_last) > 0 {
+            self.records.iter_mut().for_each(|record| record.notes &= !NOTE_LAST);
+        }
+    }
+
+    /// Whether there is a superpage all of whose pages are out.
+    #[must_use]
+    pub fn has_all_out(&self) -> bool {
+        self.retained.has_full()
+    }
+
+    fn place(&self, superpage: Superpage) -> Option<u32> {
+        place_of(self.records.get(superpage.index())?.notes)
     }
 
     /// Bytes that the table itself takes.
@@ -476,6 +613,27 @@ mod tests {
         assert!(!p2m.contains(Gfn::new(514), Order::new(1).unwrap()));
         assert!(!p2m.contains(Gfn::new(u64::MAX), Order::MAX));
         assert_eq!(p2m.get(Gfn::new(u64::MAX)).0, Entry::Invalid);
+    }
+
+    #[test]
+    fn retained_pages_are_invalid_one_by_one_and_whole_together() {
+        let mut p2m = P2m::new(1024).unwrap();
+        let sp = Superpage::new(1);
+        p2m.set_whole(sp, ram(2048));
+        assert_eq!(p2m.retain(Gfn::new(600)), Ok(true));
+        assert_eq!(p2m.retain(Gfn::new(600)), Ok(false));
+        assert_eq!(p2m.get(Gfn::new(600)), (Entry::Invalid, Order::PAGE));
+        assert_eq!(p2m.get(Gfn::new(601)), (ram(2048 + 89), Order::PAGE));
+        assert_eq!((p2m.whole(sp), p2m.consecutive(sp)), (Some(ram(2048)), Some(Mfn::new(2048))));
+        assert_eq!((p2m.letter(sp), p2m.retained_pages()), (b'r', 1));
+        assert_eq!(p2m.fewest_live(), Some((sp, 1)));
+        p2m.claim(sp).unwrap();
+        assert_eq!(p2m.fewest_live(), None, "it is in transit");
+        p2m.release(sp);
+        assert!(p2m.retake(Gfn::new(600)) && !p2m.retake(Gfn::new(600)));
+        assert_eq!((p2m.letter(sp), p2m.get(Gfn::new(600)).1), (b'W', Order::SUPERPAGE));
+        assert_eq!(p2m.retain(Gfn::new(1023)), Ok(true));
+        assert_eq!((p2m.forget_outs(sp), p2m.forget_outs(sp), p2m.outs(sp)), (1, 0, 0));
     }
 
     #[test]

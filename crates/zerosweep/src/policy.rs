@@ -106,12 +106,8 @@ impl Policy {
         self == Self::Hypercall2011
     }
 
-    /// Whether frames that were just found zero are cleared all the same, as Xen does.
-    pub(crate) fn clears_verified(self) -> bool {
-        self != Self::Zerosweep
-    }
-
-    /// Whether 512 PoD singles become one entry again, and non-zero words are remembered.
+    /// Whether pages move so that superpages stay whole: 512 PoD singles become one entry again,
+    /// non-zero words are remembered, live pages are evacuated, given back ones retained.
     pub(crate) fn keeps_whole(self) -> bool {
         self == Self::Zerosweep
     }

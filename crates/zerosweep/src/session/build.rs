@@ -57,7 +57,7 @@ impl<H: Host> Session<H> {
     /// Ram or special in the range; nothing is changed then. (Xen:
     /// `guest_physmap_mark_populate_on_demand`.)
     pub fn populate_on_demand(&mut self, gfn: Gfn, order: Order) -> Result<(), BuildError> {
-        let fresh = self.claim_for_build(gfn, order, |entry| {
+        let fresh = self.claim_to_change(gfn, order, |entry| {
             matches!(entry, Entry::Ram { .. } | Entry::Special)
         })?;
         let done = self.set_run(gfn, order, Entry::Pod);
@@ -74,7 +74,7 @@ impl<H: Host> Session<H> {
     /// # Errors
     /// Ram in the range; nothing is changed then.
     pub fn set_special(&mut self, gfn: Gfn, order: Order) -> Result<(), BuildError> {
-        let fresh = self.claim_for_build(gfn, order, |entry| matches!(entry, Entry::Ram { .. }))?;
+        let fresh = self.claim_to_change(gfn, order, |entry| matches!(entry, Entry::Ram { .. }))?;
         let done = self.set_run(gfn, order, Entry::Special);
         if done.is_ok() {
             self.domain().entries -= fresh.pod;
@@ -99,12 +99,18 @@ impl<H: Host> Session<H> {
 
     fn populate_claimed(&mut self, gfn: Gfn, order: Order) -> Result<(), BuildError> {
         let domain = self.host.domain();
-        if domain.total() + order.pages() > domain.target {
+        let pages = (0..order.pages()).map(|i| gfn.offset(i));
+        let outs = pages.clone().filter(|&page| domain.p2m.is_out(page)).count() as u64;
+        if domain.total() + order.pages() - outs > domain.target {
             return Err(BuildError::OverTarget);
         }
         let before = PodBits::of(&domain.p2m, gfn, order)?;
         let mut done = 0;
         while done < order.pages() {
+            if self.domain().p2m.is_out(gfn.offset(done)) {
+                done += 1;
+                continue;
+            }
             match self.populate_from_host(gfn.offset(done), order.pages() - done) {
                 Ok(pages) => done += pages,
                 Err(error) => {
@@ -113,6 +119,11 @@ impl<H: Host> Session<H> {
                 }
             }
         }
+        // Pages whose frames are still there are the guest's again at once.
+        let domain = self.host.domain();
+        let retaken = pages.filter(|&page| domain.p2m.retake(page)).count() as u64;
+        domain.populated += retaken;
+        domain.statistics.pages_retaken += retaken;
         Ok(())
     }
 
@@ -128,17 +139,21 @@ impl<H: Host> Session<H> {
         if !self.claim(superpage) {
             return Err(BuildError::InTransit);
         }
-        let pinned = match self.domain().p2m.get(gfn) {
-            (Entry::Ram { mfn, .. }, _) => self.split(superpage).map(|()| {
-                self.domain().p2m.set_page(gfn, Entry::Ram { mfn, hold });
-            }),
-            _ => {
-                self.release(superpage);
-                return Err(BuildError::Busy(gfn));
-            }
-        };
+        let pinned = self.split_to_pin(superpage).map(|()| {
+            let p2m = &mut self.host.domain().p2m;
+            let Entry::Ram { mfn, .. } = p2m.get(gfn).0 else { return false };
+            p2m.set_page(gfn, Entry::Ram { mfn, hold });
+            true
+        });
         self.release(superpage);
-        Ok(pinned?)
+        if pinned? { Ok(()) } else { Err(BuildError::Busy(gfn)) }
+    }
+
+    fn split_to_pin(&mut self, superpage: Superpage) -> Result<(), OutOfTableMemory> {
+        match self.domain().p2m.whole(superpage) {
+            Some(Entry::Ram { .. }) => self.split(superpage),
+            _ => Ok(()),
+        }
     }
 
     /// Claims a whole range, unless `refuse` says no to one of its entries. Returns what is there.
@@ -157,6 +172,47 @@ impl<H: Host> Session<H> {
         if !self.claim_run(gfn, order) {
             return Err(BuildError::InTransit);
         }
+        let present = self.present(gfn, order, refuse);
+        if present.is_err() {
+            self.release_run(gfn, order);
+        }
+        present
+    }
+
+    /// As [`Session::claim_for_build`], for what is about to change the entries: pages that are out
+    /// give up their frames.
+    fn claim_to_change(
+        &mut self,
+        gfn: Gfn,
+        order: Order,
+        refuse: impl Fn(Entry) -> bool,
+    ) -> Result<Present, BuildError> {
+        let present = self.claim_for_build(gfn, order, &refuse)?;
+        let mut settled = true;
+        let mut any = false;
+        for superpage in superpages(gfn, order) {
+            if self.domain().p2m.outs(superpage) > 0 {
+                any = true;
+                settled &= self.settle_outs(superpage);
+            }
+        }
+        let present = match (settled, any) {
+            (false, _) => Err(BuildError::Busy(gfn)),
+            (true, true) => self.present(gfn, order, refuse),
+            (true, false) => return Ok(present),
+        };
+        if present.is_err() {
+            self.release_run(gfn, order);
+        }
+        present
+    }
+
+    fn present(
+        &mut self,
+        gfn: Gfn,
+        order: Order,
+        refuse: impl Fn(Entry) -> bool,
+    ) -> Result<Present, BuildError> {
         let mut present = Present::default();
         let p2m = &self.host.domain().p2m;
         let mut at = gfn;
@@ -164,7 +220,6 @@ impl<H: Host> Session<H> {
         while at < end {
             let (entry, entry_order) = p2m.get(at);
             if refuse(entry) {
-                self.release_run(gfn, order);
                 return Err(BuildError::Busy(at));
             }
             let next = at.align_down(entry_order).offset(entry_order.pages()).min(end);
@@ -306,6 +361,8 @@ impl<H: Host> Session<H> {
         }
         p2m.set_whole(at.superpage(), entry);
         if mapped == Mapped::Pieces {
+            self.retake_all(at.superpage());
+            let p2m = &mut self.host.domain().p2m;
             // Without table memory the entry stays whole: one count is off, no page is.
             let _ = p2m.split(at.superpage());
         }

@@ -18,6 +18,19 @@ pub(crate) enum Check {
     NotZero,
     /// It is not 512 free ram pages of one superframe, it is in use, or in transit.
     NotEligible,
+    /// So many of its pages have gone to the cache; the live ones are singles now.
+    Evacuated(u64),
+}
+
+impl Check {
+    /// Pages that went to the cache.
+    pub(crate) fn freed(self) -> u64 {
+        match self {
+            Self::Reclaimed => SUPERPAGE_PAGES,
+            Self::Evacuated(pages) => pages,
+            Self::NotZero | Self::NotEligible => 0,
+        }
+    }
 }
 
 /// Singles are checked this many at a time, with one flush.
@@ -27,70 +40,47 @@ const WORDS_PER_PAGE: u32 = (PAGE_BYTES / 8) as u32;
 const QUICK_BYTES: u64 = QUICK_CHECK_WORDS as u64 * 8;
 
 impl<H: Host> Session<H> {
-    /// Checks a superpage that nobody has claimed; one that is in transit is not eligible.
-    pub(crate) fn check_superpage(&mut self, superpage: Superpage) -> Check {
+    /// Checks a superpage that nobody has claimed; one that is in transit is not eligible. Under
+    /// our policy up to `most` live pages may be put elsewhere; the others know no such thing.
+    pub(crate) fn check_superpage(&mut self, superpage: Superpage, most: u64) -> Check {
         if superpage.number() >= self.domain().p2m.superpages() || !self.claim(superpage) {
             return Check::NotEligible;
         }
-        let check = self.check_claimed_superpage(superpage);
+        let check = self.check_claimed_superpage(superpage, most);
         self.release(superpage);
         check
     }
 
     /// Checks a superpage that this operation has claimed. (Xen:
     /// `p2m_pod_zero_check_superpage`.)
-    pub(crate) fn check_claimed_superpage(&mut self, superpage: Superpage) -> Check {
+    pub(crate) fn check_claimed_superpage(&mut self, superpage: Superpage, most: u64) -> Check {
         let domain = self.host.domain();
+        if domain.policy.keeps_whole() {
+            return self.examine(superpage, most);
+        }
         let Some(mfn) = domain.p2m.consecutive(superpage) else { return Check::NotEligible };
         if domain.cache.reserve(1, mfn, 0).is_err() {
             return Check::NotEligible;
         }
         domain.statistics.zero_checks_2m += 1;
         let (gfn, order) = (superpage.first(), Order::SUPERPAGE);
-        if self.is_known_not_zero(superpage, mfn) {
-            return Check::NotZero;
-        }
         let quick = self.host.machine(|m| m.quick_check(gfn, mfn, order));
         self.count_quick(quick, SUPERPAGE_PAGES);
         if quick.is_some() {
-            self.remember(superpage, quick);
             return Check::NotZero;
         }
         if self.unmap_flushed(gfn, mfn, order) == Unmapped::Busy {
             return Check::NotEligible;
         }
-        let found = self.host.machine(|m| m.zero_check(mfn, order));
+        let found = self.host.machine(|m| m.zero_check(mfn, order.pages()));
         let scanned = found.map_or(SUPERPAGE_BYTES, |word| u64::from(word + 1) * 8);
         self.domain().statistics.bytes_scanned += scanned;
         if found.is_some() {
-            self.remember(superpage, found);
             self.map_back_superpage(superpage, mfn);
             return Check::NotZero;
         }
         self.reclaim_superpage(superpage, mfn);
         Check::Reclaimed
-    }
-
-    /// Looks where the last check found something, if the policy remembers it.
-    fn is_known_not_zero(&mut self, superpage: Superpage, mfn: Mfn) -> bool {
-        let domain = self.host.domain();
-        if !domain.policy.keeps_whole() {
-            return false;
-        }
-        let Some(word) = domain.p2m.hint(superpage) else { return false };
-        domain.statistics.bytes_scanned += 8;
-        if self.host.machine(|m| m.peek(superpage.first(), mfn, word)) != 0 {
-            return true;
-        }
-        self.domain().p2m.set_hint(superpage, None);
-        false
-    }
-
-    fn remember(&mut self, superpage: Superpage, word: Option<u32>) {
-        let domain = self.host.domain();
-        if domain.policy.keeps_whole() {
-            domain.p2m.set_hint(superpage, word);
-        }
     }
 
     fn count_quick(&mut self, found: Option<u32>, pages: u64) {
@@ -102,7 +92,7 @@ impl<H: Host> Session<H> {
     }
 
     /// The check failed: one superpage entry again, as Xen leaves it.
-    fn map_back_superpage(&mut self, superpage: Superpage, mfn: Mfn) {
+    pub(crate) fn map_back_superpage(&mut self, superpage: Superpage, mfn: Mfn) {
         let (gfn, order) = (superpage.first(), Order::SUPERPAGE);
         match self.host.machine(|m| m.map(gfn, mfn, order)) {
             Ok(mapped) => self.set_mapped(gfn, mfn, order, mapped),
@@ -114,13 +104,10 @@ impl<H: Host> Session<H> {
     }
 
     fn reclaim_superpage(&mut self, superpage: Superpage, mfn: Mfn) {
-        if self.domain().policy.clears_verified() {
-            self.clear(mfn, Order::SUPERPAGE);
-        }
+        self.clear(mfn, Order::SUPERPAGE);
         self.host.machine(|m| m.park(mfn));
         let domain = self.host.domain();
         domain.p2m.set_whole(superpage, Entry::Pod);
-        domain.p2m.set_hint(superpage, None);
         domain.count_unpopulate(SUPERPAGE_PAGES);
         let _ = domain.put(mfn, Order::SUPERPAGE);
         domain.statistics.zero_checks_2m_hit += 1;
@@ -185,7 +172,7 @@ impl<H: Host> Session<H> {
 
     /// The full check of a page that nobody can reach: reclaimed, or mapped back.
     fn settle_single(&mut self, gfn: Gfn, mfn: Mfn) -> bool {
-        let found = self.host.machine(|m| m.zero_check(mfn, Order::PAGE));
+        let found = self.host.machine(|m| m.zero_check(mfn, 1));
         let scanned = found.map_or(PAGE_BYTES, |word| u64::from(word + 1) * 8);
         self.domain().statistics.bytes_scanned += scanned;
         if found.is_some() {
@@ -195,7 +182,8 @@ impl<H: Host> Session<H> {
             }
             return false;
         }
-        if self.domain().policy.clears_verified() {
+        // Xen clears what it has just found zero.
+        if !self.domain().policy.keeps_whole() {
             self.clear(mfn, Order::PAGE);
         }
         let domain = self.host.domain();

@@ -4,6 +4,7 @@ use core::fmt;
 
 use super::Session;
 use super::check::Check;
+use crate::cache::Dirty;
 use crate::event::Event;
 use crate::frame::{Gfn, Mfn, Order, SUPERPAGE_PAGES, Superpage};
 use crate::machine::{Host, Machine, Unmapped};
@@ -72,6 +73,7 @@ impl<H: Host> Session<H> {
         }
         self.domain().statistics.pages_given_back += given;
         self.release_run(gfn, order);
+        self.upkeep_inline();
         Ok(given)
     }
 
@@ -93,10 +95,15 @@ impl<H: Host> Session<H> {
         if self.check_on_decrease(gfn, order, content) {
             content = self.content(gfn, order);
         }
-        let mut given = 0;
+        let mut given = self.retain_run(gfn, order);
+        if given > 0 {
+            content = self.content(gfn, order);
+        }
         let domain = self.host.domain();
         if domain.entries > 0 && (content.pod > 0 || domain.debt() > 0) {
             given += self.decrease_under_pod(gfn, order, content);
+            self.return_excess();
+        } else if given > 0 {
             self.return_excess();
         }
         given + self.give_run(gfn, order, Destination::Host)
@@ -151,7 +158,8 @@ impl<H: Host> Session<H> {
             return false;
         }
         let shatters = matches!(domain.policy.decrease_check(), DecreaseCheck::WholeOrShatter(_));
-        if self.check_claimed_superpage(superpage) != Check::Reclaimed && shatters {
+        // A guest that takes pages to give them back touches them first: nothing is evacuated now.
+        if self.check_claimed_superpage(superpage, 0) != Check::Reclaimed && shatters {
             // Without table memory it stays whole, and is checked again the next time.
             let _ = self.split(superpage);
         }
@@ -165,7 +173,7 @@ impl<H: Host> Session<H> {
         let mut at = gfn;
         let mut given = 0;
         while at < end && (content.pod > 0 || (self.domain().debt() > 0 && content.ram > 0)) {
-            let (entry, entry_order) = self.domain().p2m.get(at);
+            let (entry, entry_order) = self.entry_at(at, end);
             let within = at.align_down(entry_order).offset(entry_order.pages()).min(end);
             let pages = match entry {
                 Entry::Pod => {
@@ -186,6 +194,19 @@ impl<H: Host> Session<H> {
             at = at.offset(pages.max(1));
         }
         given
+    }
+
+    /// The entry at `at`; that of the superpage if all of it lies before `end`, even if pages of
+    /// it are out.
+    fn entry_at(&mut self, at: Gfn, end: Gfn) -> (Entry, Order) {
+        let p2m = &self.host.domain().p2m;
+        if at.is_aligned(Order::SUPERPAGE)
+            && at.offset(SUPERPAGE_PAGES) <= end
+            && let Some(entry) = p2m.whole(at.superpage())
+        {
+            return (entry, Order::SUPERPAGE);
+        }
+        p2m.get(at)
     }
 
     /// Makes a run within one PoD entry invalid. Returns its pages, 0 without table memory.
@@ -247,19 +268,24 @@ impl<H: Host> Session<H> {
             return 0;
         }
         let domain = self.host.domain();
+        let given = order.pages() - domain.p2m.forget_outs(superpage);
         domain.p2m.set_whole(superpage, Entry::Invalid);
         domain.p2m.set_hint(superpage, None);
-        domain.populated -= order.pages();
+        domain.populated -= given;
         self.deliver(gfn, mfn, order, to);
-        order.pages()
+        given
     }
 
     fn give_single(&mut self, gfn: Gfn, to: Destination) -> u64 {
-        let (Entry::Ram { mfn, hold }, _) = self.domain().p2m.get(gfn) else { return 0 };
-        if hold == Hold::Pinned || self.split(gfn.superpage()).is_err() {
+        let is_ram = matches!(self.domain().p2m.get(gfn).0, Entry::Ram { .. });
+        if !is_ram || self.split(gfn.superpage()).is_err() {
             return 0;
         }
-        if !self.detach_to(gfn, mfn, Order::PAGE, to) {
+        // The split may have moved it.
+        let (Entry::Ram { mfn, hold }, _) = self.domain().p2m.get(gfn) else {
+            return if self.domain().p2m.get(gfn).0 == Entry::Pod { self.drop_pod(gfn, 1) } else { 0 };
+        };
+        if hold == Hold::Pinned || !self.detach_to(gfn, mfn, Order::PAGE, to) {
             return 0;
         }
         let domain = self.host.domain();
@@ -277,21 +303,35 @@ impl<H: Host> Session<H> {
         }
         let detached =
             matches!(self.domain().p2m.get(gfn), (Entry::Ram { hold: Hold::Detached, .. }, _));
-        if !detached && self.unmap_flushed(gfn, mfn, order) == Unmapped::Busy {
+        // Singles for the cache are flushed together, when they are cleared.
+        let later = to == Destination::Cache && self.clears_later();
+        let unmapped = match (detached, later && order == Order::PAGE) {
+            (true, _) => Unmapped::Done,
+            (false, true) => self.host.machine(|m| m.unmap(gfn, mfn, order)),
+            (false, false) => self.unmap_flushed(gfn, mfn, order),
+        };
+        if unmapped == Unmapped::Busy {
             return false;
         }
-        if to == Destination::Cache {
+        if to == Destination::Cache && !later {
             self.clear(mfn, order);
-            if order == Order::SUPERPAGE && self.cached_order(order) == order {
-                self.host.machine(|m| m.park(mfn));
-            }
         }
         true
+    }
+
+    /// Whether frames that came back dirty are cleared when there is time for it (rule R11).
+    fn clears_later(&mut self) -> bool {
+        self.domain().policy.keeps_whole()
     }
 
     /// Brings a run that was just made invalid to its new place.
     fn deliver(&mut self, gfn: Gfn, mfn: Mfn, order: Order, to: Destination) {
         match to {
+            Destination::Cache if self.clears_later() => {
+                self.put_dirty(mfn, order);
+                self.host.event(Event::Remove { gfn, order });
+                self.note_steal(gfn, mfn, order);
+            }
             Destination::Cache => {
                 let cached = self.cached_order(order);
                 let domain = self.host.domain();
@@ -310,6 +350,14 @@ impl<H: Host> Session<H> {
                 self.free(mfn, order);
             }
         }
+    }
+
+    /// Puts a run into the cache that is to be cleared.
+    fn put_dirty(&mut self, mfn: Mfn, order: Order) {
+        let flushed = order == Order::SUPERPAGE;
+        let domain = self.host.domain();
+        domain.cache.put_dirty(Dirty { mfn, order, flushed });
+        domain.note_peak();
     }
 
     /// The older policies steal singles only.
@@ -346,44 +394,73 @@ impl<H: Host> Session<H> {
             at = next;
         }
         self.return_excess();
+        self.upkeep_inline();
         Ok(discarded)
     }
 
     /// Discards a run within one claimed superpage.
     fn discard_claimed(&mut self, gfn: Gfn, pages: u64) -> u64 {
         let superpage = gfn.superpage();
-        if let (Some(mfn), _) = self.whole_ram_at(gfn, pages) {
-            if !self.detach_to(gfn, mfn, Order::SUPERPAGE, Destination::Cache) {
-                return 0;
-            }
-            let domain = self.host.domain();
-            domain.p2m.set_whole(superpage, Entry::Pod);
-            domain.p2m.set_hint(superpage, None);
-            domain.count_unpopulate(SUPERPAGE_PAGES);
-            let _ = domain.put(mfn, Order::SUPERPAGE);
-            self.host.event(Event::Reclaim { gfn, mfn, order: Order::SUPERPAGE });
-            return SUPERPAGE_PAGES;
+        if let (Some(mfn), _) = self.whole_ram_at(gfn, pages)
+            && self.domain().p2m.outs(superpage) == 0
+        {
+            return self.discard_superpage(superpage, mfn);
         }
         (0..pages).map(|i| self.discard_single(gfn.offset(i))).sum()
     }
 
+    fn discard_superpage(&mut self, superpage: Superpage, mfn: Mfn) -> u64 {
+        let (gfn, order) = (superpage.first(), Order::SUPERPAGE);
+        if !self.detach_to(gfn, mfn, order, Destination::Cache) {
+            return 0;
+        }
+        let later = self.clears_later();
+        if !later && self.cached_order(order) == order {
+            self.host.machine(|m| m.park(mfn));
+        }
+        let domain = self.host.domain();
+        domain.p2m.set_whole(superpage, Entry::Pod);
+        domain.p2m.set_hint(superpage, None);
+        domain.count_unpopulate(SUPERPAGE_PAGES);
+        if later {
+            self.put_dirty(mfn, order);
+        } else {
+            let _ = domain.put(mfn, order);
+        }
+        self.host.event(Event::Reclaim { gfn, mfn, order });
+        SUPERPAGE_PAGES
+    }
+
     fn discard_single(&mut self, gfn: Gfn) -> u64 {
+        let superpage = gfn.superpage();
+        if self.domain().policy.keeps_whole()
+            && let Some(first) = self.free_frames(superpage)
+        {
+            // It is made zero where it is: a check of the superpage finds that later.
+            self.scrub(gfn, first.offset(gfn.index_in_superpage() as u64));
+            return 0;
+        }
+        // Nothing of it is retained, or it was whole and free: no split moves the page.
         let (Entry::Ram { mfn, hold }, _) = self.domain().p2m.get(gfn) else { return 0 };
         if hold == Hold::Pinned
-            || self.split(gfn.superpage()).is_err()
+            || self.split(superpage).is_err()
             || !self.detach_to(gfn, mfn, Order::PAGE, Destination::Cache)
         {
             return 0;
         }
+        let later = self.clears_later();
         let domain = self.host.domain();
         domain.p2m.set_page(gfn, Entry::Pod);
         domain.count_unpopulate(1);
-        let joined = domain.put(mfn, Order::PAGE);
-        if domain.policy.keeps_whole() && domain.p2m.tally(gfn.superpage()).pod == SUPERPAGE_PAGES {
-            domain.p2m.set_whole(gfn.superpage(), Entry::Pod);
+        if domain.policy.keeps_whole() && domain.p2m.tally(superpage).pod == SUPERPAGE_PAGES {
+            domain.p2m.set_whole(superpage, Entry::Pod);
+        }
+        if later {
+            self.put_dirty(mfn, Order::PAGE);
+        } else {
+            self.put(mfn, Order::PAGE);
         }
         self.host.event(Event::Reclaim { gfn, mfn, order: Order::PAGE });
-        self.finish_join(joined);
         1
     }
 }

@@ -4,6 +4,7 @@ use core::fmt;
 
 use super::Session;
 use super::check::Check;
+use super::examine::WORTH_COPYING;
 use crate::domain::InvalidTouch;
 use crate::event::Event;
 use crate::frame::{Gfn, Mfn, Order, SUPERPAGE_PAGES};
@@ -104,6 +105,13 @@ impl<H: Host> Session<H> {
                 Entry::Ram { hold: Hold::Detached, .. } => Some(self.remap(gfn)?),
                 Entry::Ram { .. } => Some(Fault::Present { gfn: gfn.align_down(order), order }),
                 Entry::Pod => self.populate(gfn, order, beyond)?,
+                Entry::Invalid if domain.p2m.is_out(gfn) => {
+                    if domain.invalid_touch == InvalidTouch::Refuse {
+                        return Err(FaultError::Unmapped);
+                    }
+                    self.retake(gfn, 1);
+                    None
+                }
                 Entry::Invalid if domain.invalid_touch == InvalidTouch::Increase => {
                     self.increase(gfn, beyond)?
                 }
@@ -121,9 +129,14 @@ impl<H: Host> Session<H> {
         if !self.claim(superpage) {
             return Ok(Fault::InTransit);
         }
-        let (entry, order) = self.domain().p2m.get(gfn);
+        let p2m = &self.domain().p2m;
+        // One mapping, if it is one superpage, even where pages of it are out.
+        let (entry, order) = match p2m.whole(superpage) {
+            Some(entry) => (entry, Order::SUPERPAGE),
+            None => p2m.get(gfn),
+        };
         let at = gfn.align_down(order);
-        let outcome = if let (Entry::Ram { mfn, hold: Hold::Detached }, _) = (entry, order) {
+        let outcome = if let Entry::Ram { mfn, hold: Hold::Detached } = entry {
             let mfn = mfn.align_down(order);
             let mapped = self.host.machine(|m| m.map(at, mfn, order));
             mapped.map(|mapped| self.set_mapped(at, mfn, order, mapped))
@@ -167,12 +180,16 @@ impl<H: Host> Session<H> {
         if domain.p2m.get(gfn) != (Entry::Pod, order) {
             return Ok(None);
         }
+        if order == Order::PAGE && self.refill(gfn) {
+            return Ok(Some(Fault::Present { gfn: gfn.superpage().first(), order: Order::SUPERPAGE }));
+        }
+        let domain = self.host.domain();
         let taken = match order {
             Order::SUPERPAGE => domain.cache.take_superpage(),
             _ => domain.cache.take_single(),
         };
         let Some(mfn) = taken else {
-            if order == Order::SUPERPAGE && domain.cache.pages() > 0 {
+            if order == Order::SUPERPAGE && domain.cache.clean_pages() > 0 {
                 self.splinter(gfn)?;
             }
             return Ok(None);
@@ -234,7 +251,7 @@ impl<H: Host> Session<H> {
         if !self.claim(superpage) {
             return Ok(Some(Fault::InTransit));
         }
-        let from_host = self.increase_from_host(gfn);
+        let from_host = self.increase_at_once(gfn);
         self.release(superpage);
         if let Some(fault) = from_host? {
             return Ok(Some(fault));
@@ -250,6 +267,19 @@ impl<H: Host> Session<H> {
         from_cache
     }
 
+    /// With a whole superpage for the range if that can be, else a page, if the host gives one.
+    fn increase_at_once(&mut self, gfn: Gfn) -> Result<Option<Fault>, FaultError> {
+        let domain = self.host.domain();
+        if domain.p2m.get(gfn).0 != Entry::Invalid || domain.p2m.is_out(gfn) {
+            return Ok(None);
+        }
+        if self.refill(gfn) {
+            let first = gfn.superpage().first();
+            return Ok(Some(Fault::Present { gfn: first, order: Order::SUPERPAGE }));
+        }
+        self.increase_from_host(gfn)
+    }
+
     fn increase_from_host(&mut self, gfn: Gfn) -> Result<Option<Fault>, FaultError> {
         let domain = self.host.domain();
         let q = domain.quantities();
@@ -263,7 +293,8 @@ impl<H: Host> Session<H> {
 
     fn increase_from_cache(&mut self, gfn: Gfn) -> Result<Option<Fault>, FaultError> {
         let domain = self.host.domain();
-        if domain.p2m.get(gfn).0 != Entry::Invalid || domain.cache.pages() == 0 {
+        let wanted = domain.p2m.get(gfn).0 == Entry::Invalid && !domain.p2m.is_out(gfn);
+        if !wanted || domain.cache.clean_pages() == 0 {
             return Ok(None);
         }
         domain.p2m.split(gfn.superpage()).map_err(|_| FaultError::TableMemory)?;
@@ -308,11 +339,11 @@ impl<H: Host> Session<H> {
     fn find_frames(&mut self, gfn: Gfn, order: Order, beyond: Beyond) -> Option<Fault> {
         let step = self.before_frame(order);
         let domain = self.host.domain();
-        if domain.cache.pages() > 0 {
+        if domain.cache.clean_pages() > 0 && step != Step::Again {
             domain.cursors.note_fault(gfn);
             return None;
         }
-        if step == Step::Again {
+        if step == Step::Again || domain.flight.in_hand > 0 {
             return Some(Fault::Again);
         }
         if beyond == Beyond::Borrow {
@@ -347,12 +378,40 @@ impl<H: Host> Session<H> {
                     self.sweep_singles_down();
                 }
             }
-            BeforeFrame::BoundedSweep if self.domain().cache.pages() == 0 => {
-                return self.sweep_step();
-            }
-            BeforeFrame::BoundedSweep => {}
+            BeforeFrame::BoundedSweep => return self.find_ours(order),
         }
         Step::Ended
+    }
+
+    /// Under our policy: what was given back first, cleared or to be cleared; then pages that are
+    /// retained; only then a sweep. A superpage is looked for too before a promised one is broken.
+    fn find_ours(&mut self, order: Order) -> Step {
+        loop {
+            let domain = self.host.domain();
+            let is_enough = match order {
+                Order::SUPERPAGE => domain.cache.superpages() > 0,
+                _ => domain.cache.clean_pages() > 0,
+            };
+            if is_enough {
+                return Step::Ended;
+            }
+            let cleans = domain.cache.clean_pages() == 0 || domain.cache.has_dirty_superpage();
+            if cleans && self.clean_batch() {
+                continue;
+            }
+            let domain = self.host.domain();
+            let clean = domain.cache.clean_pages();
+            if clean > 0 && domain.debt() <= 0 {
+                return Step::Ended;
+            }
+            let outs = domain.p2m.fewest_live().map_or(0, |(_, outs)| outs);
+            // Without singles for its live pages it would only bring more singles.
+            let brings = clean == 0 || SUPERPAGE_PAGES - outs <= clean;
+            if outs > 0 && brings && self.break_one() > 0 {
+                continue;
+            }
+            return if clean == 0 { self.sweep_step() } else { self.seek_step() };
+        }
     }
 
     /// Looks at the ring's next place, and on while the cache is empty.
@@ -371,7 +430,7 @@ impl<H: Host> Session<H> {
     fn check_recent(&mut self, recent: Recent) {
         if recent.order < Order::SUPERPAGE {
             self.check_singles(&[recent.gfn]);
-        } else if self.check_superpage(recent.gfn.superpage()) != Check::Reclaimed {
+        } else if self.check_superpage(recent.gfn.superpage(), 0) != Check::Reclaimed {
             for index in 0..SUPERPAGE_PAGES {
                 self.check_singles(&[recent.gfn.offset(index)]);
             }
@@ -394,8 +453,9 @@ impl<H: Host> Session<H> {
             _ => None,
         };
         if let Some(old) = old {
-            self.domain().statistics.eager_checks += 1;
-            let _ = self.check_superpage(old.gfn.superpage());
+            let most = if domain.is_cache_low() { WORTH_COPYING } else { 0 };
+            domain.statistics.eager_checks += 1;
+            let _ = self.check_superpage(old.gfn.superpage(), most);
         }
     }
 
@@ -409,6 +469,8 @@ impl<H: Host> Session<H> {
         let was = domain.p2m.get(gfn).0;
         let splinters = was == Entry::Pod && domain.p2m.whole(superpage).is_some();
         let populated = match was {
+            // Its frame is still there, and its own.
+            Entry::Invalid if domain.p2m.is_out(gfn) => None,
             Entry::Pod | Entry::Invalid => {
                 let split = if splinters {
                     self.splinter(gfn)

@@ -13,12 +13,18 @@
 mod build;
 mod check;
 mod decrease;
+mod evacuate;
+mod examine;
 mod fault;
+mod refill;
+mod retain;
 mod target;
 mod teardown;
+mod upkeep;
 
 pub use build::BuildError;
 pub(crate) use check::{BATCH, Check};
+pub(crate) use examine::WORTH_COPYING;
 pub use decrease::DecreaseError;
 pub use fault::{Fault, FaultError};
 pub use target::{FillError, TargetError};
@@ -88,8 +94,12 @@ impl<H: Host> Session<H> {
         self.domain().p2m.release(superpage);
     }
 
-    /// Breaks a claimed superpage's entry if it is whole.
+    /// Breaks a claimed superpage's entry if it is whole. Pages of it that are retained lose their
+    /// frames first.
     pub(crate) fn split(&mut self, superpage: Superpage) -> Result<(), OutOfTableMemory> {
+        if !self.settle_outs(superpage) {
+            return Err(OutOfTableMemory);
+        }
         let domain = self.host.domain();
         let was_ram = matches!(domain.p2m.whole(superpage), Some(Entry::Ram { .. }));
         domain.p2m.split(superpage)?;
@@ -141,7 +151,7 @@ impl<H: Host> Session<H> {
         let Some(mfn) = joined else { return };
         self.host.machine(|m| m.park(mfn));
         let domain = self.domain();
-        domain.flight.joining -= Order::SUPERPAGE.pages();
+        domain.flight.in_hand -= Order::SUPERPAGE.pages();
         let _ = domain.put(mfn, Order::SUPERPAGE);
         domain.statistics.rejoined += 1;
     }

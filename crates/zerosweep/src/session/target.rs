@@ -3,6 +3,7 @@
 use core::fmt;
 
 use super::{Progress, Session};
+use crate::cache::Dirty;
 use crate::event::Event;
 use crate::frame::{Mfn, Order, SUPERPAGE_PAGES};
 use crate::machine::{Allocated, Content, Host, Machine};
@@ -62,14 +63,22 @@ impl core::error::Error for TargetError {}
 const FILL_STEPS: u64 = 1024;
 
 impl<H: Host> Session<H> {
-    /// Sets the target and fills the cache up to it. (Xen: `p2m_pod_set_mem_target`.)
+    /// Sets the target, fills the cache up to it, and breaks superpages with retained pages while
+    /// the total is above it. (Xen: `p2m_pod_set_mem_target`.)
     ///
     /// # Errors
     /// See [`TargetError`]. After [`TargetError::Fill`] a call of [`Session::fill`] goes on.
     pub fn set_target(&mut self, target: u64) -> Result<(), TargetError> {
         self.begin_target(target)?;
+        self.return_excess();
+        while self.wants_frames_from_retained() && self.break_one() > 0 {}
         while self.fill(FILL_STEPS).map_err(TargetError::Fill)? == Progress::More {}
         Ok(())
+    }
+
+    fn wants_frames_from_retained(&mut self) -> bool {
+        let q = self.domain().quantities();
+        q.total() > q.target && q.retained > 0
     }
 
     /// Sets the target only: [`Session::fill`] fills the cache in steps.
@@ -86,6 +95,7 @@ impl<H: Host> Session<H> {
             return Err(TargetError::OutOfRange { target, max });
         }
         domain.target = target;
+        domain.p2m.forgive();
         Ok(())
     }
 
@@ -136,27 +146,44 @@ impl<H: Host> Session<H> {
 
     /// Gives back to the host what the cache has beyond the entries, by policy.
     pub(crate) fn return_excess(&mut self) {
-        while let Some((mfn, order)) = self.take_excess() {
+        while let Some(Dirty { mfn, order, flushed }) = self.take_excess() {
+            if !flushed {
+                self.host.machine(Machine::flush);
+                self.domain().statistics.unmap_flushes += 1;
+            }
             self.free(mfn, order);
         }
     }
 
-    fn take_excess(&mut self) -> Option<(Mfn, Order)> {
+    fn take_excess(&mut self) -> Option<Dirty> {
         let domain = self.host.domain();
         let q = domain.quantities();
         let excess = (q.cache + q.retained).checked_sub(q.entries).filter(|&pages| pages > 0)?;
-        let superpage_cached = domain.cache.superpages() > 0;
-        let superpage = match domain.policy {
-            Policy::Zerosweep => superpage_cached && excess >= SUPERPAGE_PAGES,
-            _ => superpage_cached && excess > SUPERPAGE_PAGES,
-        };
-        if superpage {
-            return domain.cache.take_superpage().map(|mfn| (mfn, Order::SUPERPAGE));
+        let over = q.total() > q.target;
+        let clean = |mfn, order| Dirty { mfn, order, flushed: true };
+        let cache = &mut domain.cache;
+        if domain.policy == Policy::Zerosweep {
+            // What is to be cleared goes first: nobody needs to clear it then.
+            if excess >= SUPERPAGE_PAGES {
+                if cache.has_dirty_superpage() {
+                    return cache.take_dirty();
+                }
+                if let Some(mfn) = cache.take_superpage() {
+                    return Some(clean(mfn, Order::SUPERPAGE));
+                }
+            }
+            if !over {
+                return None;
+            }
+            if cache.dirty_pages() > 0 && !cache.has_dirty_superpage() {
+                return cache.take_dirty();
+            }
+            return cache.take_single().map(|mfn| clean(mfn, Order::PAGE));
         }
-        if domain.policy == Policy::Zerosweep && q.total() <= q.target {
-            return None;
+        if cache.superpages() > 0 && excess > SUPERPAGE_PAGES {
+            return cache.take_superpage().map(|mfn| clean(mfn, Order::SUPERPAGE));
         }
-        domain.cache.take_single().map(|mfn| (mfn, Order::PAGE))
+        cache.take_single().map(|mfn| clean(mfn, Order::PAGE))
     }
 
     /// An event for a range whose frame went to the cache.

@@ -30,13 +30,10 @@ impl<H: Host> Session<H> {
             return Progress::More;
         }
         for _ in 0..superpages {
+            let run = self.take_any();
             let domain = self.host.domain();
-            let run = match domain.cache.take_superpage() {
-                Some(mfn) => Some((mfn, Order::SUPERPAGE)),
-                None => domain.cache.take_single().map(|mfn| (mfn, Order::PAGE)),
-            };
             let Some((mfn, order)) = run else {
-                if domain.flight.incoming + domain.flight.joining > 0 {
+                if domain.flight.incoming + domain.flight.in_hand > 0 {
                     return Progress::More;
                 }
                 domain.life = Life::Dead;
@@ -45,6 +42,20 @@ impl<H: Host> Session<H> {
             self.free(mfn, order);
         }
         Progress::More
+    }
+
+    /// Takes a run out of the cache that no CPU can reach.
+    fn take_any(&mut self) -> Option<(Mfn, Order)> {
+        let cache = &mut self.host.domain().cache;
+        if let Some(mfn) = cache.take_superpage() {
+            return Some((mfn, Order::SUPERPAGE));
+        }
+        if let Some(mfn) = cache.take_single() {
+            return Some((mfn, Order::PAGE));
+        }
+        let dirty = cache.take_dirty()?;
+        self.flush_dirty(&dirty);
+        Some((dirty.mfn, dirty.order))
     }
 
     fn take_down(&mut self, superpage: Superpage) -> bool {
@@ -93,6 +104,7 @@ impl<H: Host> Session<H> {
         }
         let domain = self.host.domain();
         if order == Order::SUPERPAGE {
+            domain.populated += domain.p2m.forget_outs(gfn.superpage());
             domain.p2m.set_whole(gfn.superpage(), Entry::Invalid);
         } else {
             domain.p2m.set_page(gfn, Entry::Invalid);

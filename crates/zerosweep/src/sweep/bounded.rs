@@ -8,7 +8,7 @@ use crate::event::Event;
 use crate::frame::{Gfn, SUPERPAGE_PAGES, Superpage};
 use crate::machine::Host;
 use crate::p2m::Entry;
-use crate::session::{BATCH, Check, Session};
+use crate::session::{BATCH, Session, WORTH_COPYING};
 
 /// What a step came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,10 +41,22 @@ pub(crate) struct Cursor {
     fruitless: Option<(u64, u64)>,
 }
 
+/// Where the search for a superpage is.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Seek {
+    next: u64,
+    seen: u64,
+    /// A round found nothing: how many populates there had been.
+    fruitless: Option<u64>,
+}
+
 /// A step is content with so many pages: a superpage, or a batch of singles.
 const ENOUGH_PAGES: u64 = 64;
 /// After a round that found nothing, so many more pages must be populated before the next.
 const REST_POPULATES: u64 = 512;
+
+/// The most live pages of a superpage of which something can be had.
+const ALL_BUT_ONE: u64 = SUPERPAGE_PAGES - 1;
 
 /// Looking at a range costs at least a few cache lines: so much is taken off the budget for it.
 const MIN_COST_BYTES: u64 = 256;
@@ -84,6 +96,41 @@ impl<H: Host> Session<H> {
         step
     }
 
+    /// One step in search of a superpage, where there are only singles: evacuates into them.
+    pub(crate) fn seek_step(&mut self) -> Step {
+        let domain = self.host.domain();
+        let populates = domain.populates();
+        let cursor = &mut domain.cursors.seek;
+        if cursor.fruitless.is_some_and(|then| populates < then + REST_POPULATES) {
+            return Step::Ended;
+        }
+        domain.statistics.emergency_sweeps += 1;
+        let (budget, all) = (domain.fault_budget_bytes, domain.p2m.superpages());
+        let mut spent = 0;
+        loop {
+            let domain = self.host.domain();
+            let (before, clean) = (domain.statistics.bytes_scanned, domain.cache.clean_pages());
+            let cursor = &mut domain.cursors.seek;
+            if domain.cache.superpages() > 0 {
+                cursor.seen = 0;
+                return Step::Ended;
+            }
+            if cursor.seen >= all {
+                *cursor = Seek { next: cursor.next, seen: 0, fruitless: Some(populates) };
+                return Step::Ended;
+            }
+            if spent >= budget {
+                return Step::Again;
+            }
+            let superpage = Superpage::new(cursor.next % all);
+            cursor.next = (cursor.next + 1) % all;
+            cursor.seen += 1;
+            let _ = self.check_superpage(superpage, WORTH_COPYING.min(clean));
+            let scanned = self.domain().statistics.bytes_scanned - before;
+            spent += scanned.max(MIN_COST_BYTES);
+        }
+    }
+
     /// The next range to look at; `None` after a full round.
     fn next_range(&mut self) -> Option<(Superpage, Phase)> {
         let domain = self.host.domain();
@@ -117,12 +164,10 @@ impl<H: Host> Session<H> {
     fn sweep_range(&mut self, superpage: Superpage, phase: Phase) -> u64 {
         let is_whole = self.domain().p2m.whole(superpage).is_some();
         match phase {
-            Phase::Superpages => match self.check_superpage(superpage) {
-                Check::Reclaimed => SUPERPAGE_PAGES,
-                Check::NotZero | Check::NotEligible => 0,
-            },
+            Phase::Superpages => self.check_superpage(superpage, WORTH_COPYING).freed(),
             Phase::BrokenRanges if !is_whole => self.sweep_singles(superpage),
-            Phase::WholeRanges if is_whole => self.sweep_singles(superpage),
+            // Its zero pages come free one by one, the others stay.
+            Phase::WholeRanges if is_whole => self.check_superpage(superpage, ALL_BUT_ONE).freed(),
             _ => 0,
         }
     }
@@ -153,16 +198,21 @@ impl Domain {
     /// it has without a fault, so a host that lets it wait calls
     /// [`Domain::allow_sweep`] from time to time.
     fn is_sweep_fruitless(&self) -> bool {
-        let s = &self.statistics;
-        let populates = s.populates_2m + s.populates_4k;
+        let populates = self.populates();
         self.cursors.bounded.fruitless.is_some_and(|(populated, given_back)| {
-            populates < populated + REST_POPULATES && s.pages_given_back == given_back
+            populates < populated + REST_POPULATES
+                && self.statistics.pages_given_back == given_back
         })
+    }
+
+    fn populates(&self) -> u64 {
+        self.statistics.populates_2m + self.statistics.populates_4k
     }
 
     /// The next fault that finds no frame sweeps again, even if the last round found nothing.
     pub fn allow_sweep(&mut self) {
         self.cursors.bounded.fruitless = None;
+        self.p2m.forgive();
     }
 }
 

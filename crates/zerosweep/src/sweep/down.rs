@@ -4,7 +4,7 @@ use crate::event::Event;
 use crate::frame::{Gfn, SUPERPAGE_PAGES, Superpage};
 use crate::machine::Host;
 use crate::p2m::Entry;
-use crate::session::{BATCH, Check, Progress, Session};
+use crate::session::{BATCH, Progress, Session, WORTH_COPYING};
 
 /// A sweep goes at least so many pages before it is content with what it found.
 const LIMIT: u64 = 1024;
@@ -59,7 +59,7 @@ impl<H: Host> Session<H> {
         let limit = start.saturating_sub(LIMIT);
         let mut at = start;
         while at > 0 {
-            let _ = self.check_superpage(Gfn::new(at).superpage());
+            let _ = self.check_superpage(Gfn::new(at).superpage(), 0);
             if at < limit && self.domain().cache.superpages() > 0 {
                 break;
             }
@@ -73,18 +73,18 @@ impl<H: Host> Session<H> {
     }
 
     /// Checks up to `count` superpages from `next` on, ascending, whatever the cache holds (rule
-    /// R8). `next` is moved on; start with 0.
+    /// R8). `next` is moved on; start with 0. Under our policy superpages with few live pages are
+    /// evacuated, while there is debt.
     pub fn sweep_full(&mut self, next: &mut u64, count: u64) -> Progress {
         let first = *next;
         let all = self.domain().p2m.superpages();
-        let found_before = self.domain().statistics.superpages_reclaimed;
         *next = first.saturating_add(count).min(all);
+        let mut reclaimed = 0;
         for superpage in (first..*next).map(Superpage::new) {
-            let _: Check = self.check_superpage(superpage);
+            let most = if self.domain().debt() > 0 { WORTH_COPYING } else { 0 };
+            reclaimed += self.check_superpage(superpage, most).freed();
         }
         self.return_excess();
-        let reclaimed = self.domain().statistics.superpages_reclaimed - found_before;
-        let reclaimed = reclaimed * SUPERPAGE_PAGES;
         self.host.event(Event::Sweep { gfn: Superpage::new(first).first(), reclaimed });
         if *next < all { Progress::More } else { Progress::Done }
     }

@@ -21,6 +21,8 @@ pub(crate) struct Cursors {
     pub(crate) superpage: u64,
     /// Ours.
     pub(crate) bounded: bounded::Cursor,
+    /// Our search for a superpage.
+    pub(crate) seek: bounded::Seek,
 }
 
 impl Cursors {

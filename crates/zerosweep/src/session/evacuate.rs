@@ -1,0 +1,128 @@
+//! The few live pages of a superpage go elsewhere, and its frame comes free whole (rule R6).
+//!
+//! The superpage is claimed, unmapped and flushed when this begins: nobody can write to it. Live
+//! pages are copied to singles of the cache, and only what was copied is cleared. Where the cache
+//! has not enough singles, the live pages stay in their frames, and the others go to the cache.
+
+use super::examine::Findings;
+use super::{Check, Session};
+use crate::event::Event;
+use crate::frame::{Mfn, Order, PAGE_BYTES, SUPERPAGE_PAGES, Superpage};
+use crate::machine::{Host, Machine};
+use crate::p2m::{Entry, Hold};
+use crate::retained::PageBits;
+
+const PAGES: usize = SUPERPAGE_PAGES as usize;
+
+/// Where the live pages are now.
+struct Moved {
+    to: [Mfn; PAGES],
+    /// Those that could not be mapped: the next touch does it.
+    detached: PageBits,
+}
+
+impl<H: Host> Session<H> {
+    pub(super) fn evacuate(
+        &mut self,
+        superpage: Superpage,
+        mfn: Mfn,
+        outs: PageBits,
+        found: &Findings,
+    ) -> Check {
+        if self.domain().p2m.split(superpage).is_err() {
+            self.map_back_superpage(superpage, mfn);
+            return Check::NotEligible;
+        }
+        let mut moved = Moved { to: [Mfn::default(); PAGES], detached: PageBits::default() };
+        let copies = self.take_singles(found, &mut moved.to);
+        if !copies {
+            found.live.iter().for_each(|index| moved.to[index] = mfn.offset(index as u64));
+        }
+        self.host.machine(|m| {
+            for index in found.live.iter() {
+                let (from, to) = (mfn.offset(index as u64), moved.to[index]);
+                if copies {
+                    m.copy(from, to);
+                    m.clear(from, Order::PAGE);
+                }
+                if m.map(superpage.page(index), to, Order::PAGE).is_err() {
+                    moved.detached.insert(index);
+                }
+            }
+            if copies {
+                m.park(mfn);
+            }
+        });
+        self.set_evacuated(superpage, outs, found, &moved);
+        let domain = self.host.domain();
+        if copies {
+            domain.flight.in_hand -= found.count;
+            let _ = domain.put(mfn, Order::SUPERPAGE);
+            domain.statistics.bytes_copied += found.count * PAGE_BYTES;
+            domain.statistics.bytes_cleared += found.count * PAGE_BYTES;
+        } else {
+            for index in (0..PAGES).filter(|&index| !found.live.contains(index)) {
+                let _ = domain.put(mfn.offset(index as u64), Order::PAGE);
+            }
+        }
+        domain.statistics.evacuations += 1;
+        self.host.event(Event::Evacuate { gfn: superpage.first(), mfn, live: found.count });
+        Check::Evacuated(SUPERPAGE_PAGES - found.count)
+    }
+
+    /// Takes a single for each live page out of the cache, or none.
+    fn take_singles(&mut self, found: &Findings, to: &mut [Mfn; PAGES]) -> bool {
+        while self.domain().cache.clean_pages() < found.count && self.clean_batch() {}
+        let domain = self.host.domain();
+        if domain.cache.clean_pages() < found.count {
+            return false;
+        }
+        let mut taken = 0;
+        for index in found.live.iter() {
+            let Some(single) = domain.cache.take_single() else { break };
+            to[index] = single;
+            taken += 1;
+        }
+        if taken == found.count {
+            domain.flight.in_hand += taken;
+            return true;
+        }
+        // No memory for the cache's own lists: it breaks no superpage then.
+        for index in found.live.iter().take(taken as usize) {
+            let _ = domain.cache.put(to[index], Order::PAGE);
+        }
+        false
+    }
+
+    /// The entries and quantities of a superpage whose live pages have gone elsewhere.
+    fn set_evacuated(
+        &mut self,
+        superpage: Superpage,
+        outs: PageBits,
+        found: &Findings,
+        moved: &Moved,
+    ) {
+        let domain = self.host.domain();
+        domain.p2m.forget_outs(superpage);
+        domain.p2m.set_hint(superpage, None);
+        let (mut zeros, mut retaken) = (0, 0);
+        for index in 0..PAGES {
+            let out = outs.contains(index);
+            let entry = if found.live.contains(index) {
+                retaken += u64::from(out);
+                let detached = moved.detached.contains(index);
+                let hold = if detached { Hold::Detached } else { Hold::Free };
+                Entry::Ram { mfn: moved.to[index], hold }
+            } else if out {
+                Entry::Invalid
+            } else {
+                zeros += 1;
+                Entry::Pod
+            };
+            domain.p2m.set_page(superpage.page(index), entry);
+        }
+        domain.populated += retaken;
+        domain.count_unpopulate(zeros);
+        domain.statistics.pages_retaken += retaken;
+    }
+}

@@ -1,0 +1,177 @@
+//! The superpage check under our policy (rules R5, R6, R10, R11).
+//!
+//! Cheapest first: the word where the last check found something; then the first words of each
+//! page, from that place on and around, while the guest may write; only then is the superpage
+//! unmapped and looked at in full. Pages that are out and retained count as zero until that last
+//! look, which is the truth about them too.
+
+use super::{Check, Session};
+use crate::event::Event;
+use crate::frame::{Mfn, Order, PAGE_BYTES, SUPERPAGE_PAGES, Superpage};
+use crate::machine::{Host, Machine, QUICK_CHECK_WORDS, Unmapped};
+use crate::p2m::Entry;
+use crate::retained::PageBits;
+
+/// How many live pages a superpage may have for it to be worth copying them elsewhere.
+pub(crate) const WORTH_COPYING: u64 = 64;
+
+const WORDS_PER_PAGE: u64 = PAGE_BYTES / 8;
+
+/// What a look at the mapped superpage says.
+enum Glance {
+    /// Too many pages are not zero.
+    NotZero,
+    /// Look in full, from this page on.
+    Promising(u64),
+}
+
+/// What a full look found.
+#[derive(Default)]
+pub(super) struct Findings {
+    /// Pages that are not zero.
+    pub(super) live: PageBits,
+    /// How many these are.
+    pub(super) count: u64,
+    first_word: Option<u32>,
+    bytes: u64,
+}
+
+impl<H: Host> Session<H> {
+    /// Checks a claimed superpage: if it is zero it is reclaimed; if at most `most` pages are not,
+    /// these are put elsewhere.
+    pub(super) fn examine(&mut self, superpage: Superpage, most: u64) -> Check {
+        let domain = self.host.domain();
+        let Some(mfn) = domain.p2m.consecutive(superpage) else { return Check::NotEligible };
+        if domain.cache.reserve(1, mfn, SUPERPAGE_PAGES - 1).is_err() {
+            return Check::NotEligible;
+        }
+        domain.statistics.zero_checks_2m += 1;
+        let outs = domain.p2m.out_bits(superpage);
+        let Glance::Promising(start) = self.glance(superpage, mfn, most, outs) else {
+            return Check::NotZero;
+        };
+        let (gfn, order) = (superpage.first(), Order::SUPERPAGE);
+        if self.unmap_flushed(gfn, mfn, order) == Unmapped::Busy {
+            return Check::NotEligible;
+        }
+        let found = self.look(mfn, start, most);
+        self.domain().statistics.bytes_scanned += found.bytes;
+        if found.count > most {
+            self.remember(superpage, found.first_word, most);
+            self.map_back_superpage(superpage, mfn);
+            return Check::NotZero;
+        }
+        if found.count > 0 {
+            return self.evacuate(superpage, mfn, outs, &found);
+        }
+        self.reclaim(superpage, mfn, outs)
+    }
+
+    fn glance(&mut self, superpage: Superpage, mfn: Mfn, most: u64, outs: PageBits) -> Glance {
+        let domain = self.host.domain();
+        let mut start = 0;
+        if let Some(word) = domain.p2m.hint(superpage) {
+            let too_many = most == 0 || (domain.p2m.is_dense(superpage) && most <= WORTH_COPYING);
+            domain.statistics.bytes_scanned += 8;
+            let value = self.host.machine(|m| m.peek(superpage.first(), mfn, word));
+            if value != 0 && too_many {
+                return Glance::NotZero;
+            }
+            start = u64::from(word) / WORDS_PER_PAGE;
+        }
+        if most > WORTH_COPYING {
+            return Glance::Promising(start);
+        }
+        let quick = |m: &mut H::Machine| {
+            let mut found = (0, None);
+            let mut looked = 0;
+            for index in (start..SUPERPAGE_PAGES).chain(0..start) {
+                if outs.contains(index as usize) {
+                    continue;
+                }
+                looked += 1;
+                let gfn = superpage.page(index as usize);
+                if let Some(word) = m.quick_check(gfn, mfn.offset(index), Order::PAGE) {
+                    found.0 += 1;
+                    found.1.get_or_insert(index as u32 * WORDS_PER_PAGE as u32 + word);
+                    if found.0 > most {
+                        break;
+                    }
+                }
+            }
+            (found.0, found.1, looked)
+        };
+        let (count, first, looked) = self.host.machine(quick);
+        let bytes = looked * u64::from(QUICK_CHECK_WORDS) * 8;
+        self.domain().statistics.bytes_scanned += bytes;
+        if count > most {
+            self.remember(superpage, first, most);
+            return Glance::NotZero;
+        }
+        Glance::Promising(start)
+    }
+
+    /// Looks at all of a superframe that nobody can reach, from page `start` on and around, until
+    /// more than `most` pages were found that are not zero.
+    fn look(&mut self, mfn: Mfn, start: u64, most: u64) -> Findings {
+        self.host.machine(|m| {
+            let mut found = Findings::default();
+            for (from, to) in [(start, SUPERPAGE_PAGES), (0, start)] {
+                let mut at = from;
+                while at < to && found.count <= most {
+                    let Some(word) = m.zero_check(mfn.offset(at), to - at) else {
+                        found.bytes += (to - at) * PAGE_BYTES;
+                        break;
+                    };
+                    found.bytes += u64::from(word + 1) * 8;
+                    let word = at * WORDS_PER_PAGE + u64::from(word);
+                    let page = word / WORDS_PER_PAGE;
+                    found.live.insert(page as usize);
+                    found.count += 1;
+                    found.first_word.get_or_insert(word as u32);
+                    at = page + 1;
+                }
+            }
+            found
+        })
+    }
+
+    fn remember(&mut self, superpage: Superpage, word: Option<u32>, most: u64) {
+        let p2m = &mut self.host.domain().p2m;
+        p2m.set_hint(superpage, word);
+        if most >= WORTH_COPYING {
+            p2m.set_dense(superpage);
+        }
+    }
+
+    /// A superpage was found zero: pages that were out stay out, the others are PoD.
+    fn reclaim(&mut self, superpage: Superpage, mfn: Mfn, outs: PageBits) -> Check {
+        let zeros = SUPERPAGE_PAGES - outs.count();
+        let mixed = zeros > 0 && zeros < SUPERPAGE_PAGES;
+        if mixed && self.domain().p2m.split(superpage).is_err() {
+            self.map_back_superpage(superpage, mfn);
+            return Check::NotEligible;
+        }
+        self.host.machine(|m| m.park(mfn));
+        let domain = self.host.domain();
+        domain.p2m.forget_outs(superpage);
+        domain.p2m.set_hint(superpage, None);
+        if mixed {
+            for index in 0..SUPERPAGE_PAGES as usize {
+                let out = outs.contains(index);
+                let entry = if out { Entry::Invalid } else { Entry::Pod };
+                domain.p2m.set_page(superpage.page(index), entry);
+            }
+        } else {
+            let entry = if zeros > 0 { Entry::Pod } else { Entry::Invalid };
+            domain.p2m.set_whole(superpage, entry);
+        }
+        domain.count_unpopulate(zeros);
+        let _ = domain.put(mfn, Order::SUPERPAGE);
+        domain.statistics.zero_checks_2m_hit += 1;
+        domain.statistics.superpages_reclaimed += 1;
+        let event = Event::Reclaim { gfn: superpage.first(), mfn, order: Order::SUPERPAGE };
+        self.host.event(event);
+        Check::Reclaimed
+    }
+}

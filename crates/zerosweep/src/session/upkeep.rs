@@ -1,0 +1,121 @@
+//! What can wait: clearing frames that came back dirty (rule R11), and breaking superpages of which
+//! pages are retained, once it is known which (rules R2, R12).
+//!
+//! While the guest still owes pages, more may come out of the same superpages, so nothing is
+//! broken that has live pages. When it owes no more, those with the fewest go first, until the
+//! total is within the target.
+
+use super::{Progress, Session};
+use crate::cache::Dirty;
+use crate::domain::{Domain, Upkeep};
+use crate::frame::{Order, SUPERPAGE_PAGES};
+use crate::machine::{Host, Machine};
+
+/// Pages that are cleared with one flush.
+const CLEAN_PAGES: u64 = SUPERPAGE_PAGES;
+/// So many dirty pages are left alone by inline upkeep.
+const INLINE_DIRTY_PAGES: u64 = SUPERPAGE_PAGES;
+
+impl Domain {
+    /// Whether [`Session::upkeep`] has something to do. `idle`: the balloon has stopped, although
+    /// it may be short of the target.
+    #[must_use]
+    pub fn wants_upkeep(&self, idle: bool) -> bool {
+        self.cache.dirty_pages() > 0 || self.wants_break(idle)
+    }
+
+    fn wants_break(&self, idle: bool) -> bool {
+        let q = self.quantities();
+        self.p2m.has_all_out()
+            || (q.retained > 0 && q.total() > q.target && (idle || q.owed() <= 0))
+    }
+}
+
+impl<H: Host> Session<H> {
+    /// Does what can wait, in at most `steps` steps of about a superpage each.
+    pub fn upkeep(&mut self, steps: u64, idle: bool) -> Progress {
+        for _ in 0..steps {
+            if !self.is_alive() {
+                return Progress::Done;
+            }
+            if self.clean_batch() {
+                self.return_excess();
+            } else if !self.domain().wants_break(idle) || self.break_one() == 0 {
+                return Progress::Done;
+            }
+        }
+        Progress::More
+    }
+
+    /// Upkeep where no thread does it.
+    pub(crate) fn upkeep_inline(&mut self) {
+        if self.domain().upkeep == Upkeep::Host {
+            return;
+        }
+        while self.domain().cache.dirty_pages() >= INLINE_DIRTY_PAGES && self.clean_batch() {}
+        while self.domain().wants_break(false) && self.break_one() > 0 {}
+    }
+
+    /// Breaks the superpage with the fewest live pages of those with retained ones. Returns how
+    /// many frames came free.
+    pub(crate) fn break_one(&mut self) -> u64 {
+        // One that is busy is passed over: it cannot be the only one for long.
+        let Some((superpage, _)) = self.domain().p2m.fewest_live() else { return 0 };
+        let freed = self.check_superpage(superpage, SUPERPAGE_PAGES).freed();
+        if freed == 0 {
+            self.domain().p2m.put_last(superpage);
+        }
+        self.return_excess();
+        freed
+    }
+
+    /// Clears some of what came back dirty, with one flush. False if there is nothing.
+    pub(crate) fn clean_batch(&mut self) -> bool {
+        let mut batch = [None; CLEAN_PAGES as usize];
+        let domain = self.host.domain();
+        let (mut pages, mut flushed) = (0, true);
+        for slot in &mut batch {
+            if pages >= CLEAN_PAGES {
+                break;
+            }
+            let Some(dirty) = domain.cache.take_dirty() else { break };
+            pages += dirty.order.pages();
+            flushed &= dirty.flushed;
+            *slot = Some(dirty);
+        }
+        if pages == 0 {
+            return false;
+        }
+        domain.flight.in_hand += pages;
+        let runs = || batch.iter().map_while(Option::as_ref);
+        self.host.machine(|m| {
+            if !flushed {
+                m.flush();
+            }
+            for dirty in runs() {
+                m.clear(dirty.mfn, dirty.order);
+                if dirty.order == Order::SUPERPAGE {
+                    m.park(dirty.mfn);
+                }
+            }
+        });
+        let statistics = &mut self.domain().statistics;
+        statistics.unmap_flushes += u64::from(!flushed);
+        statistics.bytes_cleared += pages * crate::PAGE_BYTES;
+        for dirty in runs() {
+            let domain = self.host.domain();
+            domain.flight.in_hand -= dirty.order.pages();
+            let joined = domain.put(dirty.mfn, dirty.order);
+            self.finish_join(joined);
+        }
+        true
+    }
+
+    /// Makes sure that no CPU can reach a run that came back.
+    pub(crate) fn flush_dirty(&mut self, dirty: &Dirty) {
+        if !dirty.flushed {
+            self.host.machine(Machine::flush);
+            self.domain().statistics.unmap_flushes += 1;
+        }
+    }
+}
