@@ -141,7 +141,14 @@ fn on_guest(start: usize, bytes: usize, advice: Advice) -> Decision {
     let Some(Ok(memory)) = guest() else { return Decision::Pass };
     let Some((offset, within)) = overlap(memory, start, bytes) else { return Decision::Pass };
     match advice {
-        Advice::Mergeable | Advice::WillNeed | Advice::Cold => Decision::Done,
+        Advice::Mergeable | Advice::Cold => Decision::Done,
+        Advice::WillNeed => {
+            let pages = (bytes as u64).div_ceil(PAGE_BYTES);
+            let _ = catch_unwind(AssertUnwindSafe(|| {
+                memory.retake(Gfn::new(offset / PAGE_BYTES), pages)
+            }));
+            Decision::Done
+        }
         Advice::Populate => Decision::Refuse(libc::EINVAL),
         Advice::DontFork | Advice::Other => Decision::Pass,
         // Outside it, or not in whole pages: not a balloon's doing, and the kernel's to judge.

@@ -13,7 +13,7 @@ const COLUMNS: usize = 64;
 const ROWS: usize = 12;
 
 /// What the letters mean, for a line below.
-pub(crate) const LEGEND: &str = "# whole  x broken  - promised  . given back";
+pub(crate) const LEGEND: &str = "# whole  + whole, parts given back  x broken  - promised  . given back";
 
 /// Draws maps over each other on standard error, if that is a terminal; else it draws nothing.
 pub(crate) struct LiveMap {
@@ -71,6 +71,7 @@ fn worst(superpages: &[u8]) -> char {
     let has = |letter| superpages.contains(&letter);
     match () {
         () if has(b'b') => 'x',
+        () if has(b'r') => '+',
         () if has(b'W') => '#',
         () if has(b'p') => '-',
         () => '.',
@@ -80,6 +81,7 @@ fn worst(superpages: &[u8]) -> char {
 fn coloured(row: &str) -> String {
     let colour = |symbol| match symbol {
         '#' => "\x1b[32m",
+        '+' => "\x1b[33m",
         'x' => "\x1b[31m",
         '-' => "\x1b[34m",
         _ => "\x1b[2m",

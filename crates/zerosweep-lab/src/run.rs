@@ -68,11 +68,11 @@ struct Readings {
 
 impl Readings {
     fn superpages_in_guest(&self) -> u64 {
-        self.letters.iter().filter(|&&letter| letter == b'W').count() as u64
+        self.letters.iter().filter(|letter| is_whole(letter)).count() as u64
     }
 
     fn is_whole(&self, gfn: Gfn) -> bool {
-        self.letters.get(gfn.superpage().index()) == Some(&b'W')
+        self.letters.get(gfn.superpage().index()).is_some_and(is_whole)
     }
 
     fn live_on_superpages(&self, ledger: &Ledger) -> f64 {
@@ -83,6 +83,11 @@ impl Readings {
         }
         if live == 0 { 1.0 } else { whole as f64 / live as f64 }
     }
+}
+
+/// Whether the letter of a map says that a superpage is whole.
+fn is_whole(letter: &u8) -> bool {
+    matches!(letter, b'W' | b'r')
 }
 
 /// What is measured differently on each machine.

@@ -11,6 +11,7 @@
 //! | [`memory`] | [`GuestMemory`]: a guest's memory under the engine, and what can be done with it |
 //! | `machine`, `slots` | the engine's machine: frames are slots of a pool, pages move |
 //! | `service`, `ahead` | the thread that answers faults, the one that gets huge pages ready |
+//! | `upkeep` | the thread that clears and breaks what can wait |
 //! | [`vma`] | whether memory that someone else mapped can be managed |
 //! | [`probe`] | what this machine allows, and the command that mends each gap |
 //!
@@ -31,6 +32,7 @@ pub mod probe;
 mod service;
 mod slots;
 pub mod sys;
+mod upkeep;
 pub mod vma;
 
 pub use addr::{HostAddr, PAGE_BYTES, SUPERPAGE_BYTES, SUPERPAGE_PAGES};

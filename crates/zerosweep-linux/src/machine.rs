@@ -409,10 +409,34 @@ impl LinuxMachine {
         }
     }
 
-    /// The first non-zero word of a run that is at its slot.
-    fn first_nonzero(&self, mfn: Mfn, order: Order) -> Option<u32> {
-        let slot = self.slot(mfn, order).ok()?;
-        slot.first_nonzero().map(|word| word as u32)
+    /// The first non-zero word of frames of one superframe that are at their slots.
+    fn first_nonzero(&self, mfn: Mfn, pages: u64) -> Option<u32> {
+        let slots = self.pool.span(mfn.raw() * PAGE_BYTES, pages * PAGE_BYTES).ok()?;
+        slots.first_nonzero().map(|word| word as u32)
+    }
+
+    /// Copies a page that is at its slot to another slot, which gets memory if it has none.
+    fn copy_page(&self, from: Mfn, to: Mfn) {
+        let _ = self.settled_backing(to.raw() / 512);
+        let (Ok(source), Ok(target)) = (self.slot(from, Order::PAGE), self.slot(to, Order::PAGE))
+        else {
+            return;
+        };
+        // Lengths are equal: one page.
+        let _ = target.copy_from(source);
+        if !self.slots.is_present(to.raw()) {
+            self.slots.set_present(to.raw(), true);
+        }
+    }
+
+    /// Makes a mapped page of the guest zero, whose superpage the caller has claimed.
+    fn scrub(&self, gfn: Gfn) -> Content {
+        let Ok(page) = self.range(gfn, Order::PAGE) else { return Content::Unknown };
+        if page.is_zero_live() {
+            return Content::Zero;
+        }
+        page.clear();
+        Content::Unknown
     }
 
     fn quick(&self, gfn: Gfn, order: Order) -> Option<u32> {
@@ -465,8 +489,16 @@ impl Machine for MachineRef<'_> {
         range.and_then(|range| range.load_word(u64::from(word) * 8)).unwrap_or(1)
     }
 
-    fn zero_check(&mut self, mfn: Mfn, order: Order) -> Option<u32> {
-        self.0.first_nonzero(mfn, order)
+    fn zero_check(&mut self, mfn: Mfn, pages: u64) -> Option<u32> {
+        self.0.first_nonzero(mfn, pages)
+    }
+
+    fn copy(&mut self, from: Mfn, to: Mfn) {
+        self.0.copy_page(from, to);
+    }
+
+    fn scrub(&mut self, gfn: Gfn, _mfn: Mfn) -> Content {
+        self.0.scrub(gfn)
     }
 
     fn clear(&mut self, mfn: Mfn, order: Order) {

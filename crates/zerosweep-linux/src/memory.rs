@@ -20,13 +20,14 @@ use std::time::{Duration, Instant};
 use zerosweep::{
     AuditError, Config, ConfigError, DecreaseError, Domain, Entry, FramePool, Gfn, Hold, Host,
     InvalidTouch, Order, OutOfTableMemory, Policy, Progress, Quantities, Session, Statistics,
-    Superpage, TargetError,
+    Superpage, TargetError, Upkeep,
 };
 
 use crate::addr::{PAGE_BYTES, SUPERPAGE_BYTES};
 use crate::error::{OpenError, RegionError, SysError, Unsuitable};
 use crate::machine::{LinuxMachine, MachineRef, Parking};
 use crate::service::ServiceState;
+use crate::upkeep::UpkeepState;
 use crate::sys::pagemap::Pagemap;
 use crate::sys::poll::WakeEvent;
 use crate::sys::region::Region;
@@ -131,6 +132,7 @@ pub struct GuestMemory {
     pub(crate) domain: Mutex<Domain>,
     pub(crate) service: ServiceState,
     pub(crate) ahead: WakeEvent,
+    pub(crate) upkeep: UpkeepState,
     pub(crate) on_exhaustion: OnExhaustion,
     lifted: AtomicBool,
     lift_reason: Mutex<Option<String>>,
@@ -172,6 +174,7 @@ impl GuestMemory {
         let max_pages = guest.bytes() / PAGE_BYTES;
         let domain = Domain::new(Config {
             invalid_touch: InvalidTouch::Increase,
+            upkeep: Upkeep::Host,
             ..Config::new(max_pages, options.target_bytes / PAGE_BYTES, options.policy)
         })?;
         // Addresses cost nothing: twice as many slots as pages, so that singles scattered over
@@ -197,6 +200,7 @@ impl GuestMemory {
             domain: Mutex::new(domain),
             service: ServiceState::new()?,
             ahead: WakeEvent::new()?,
+            upkeep: UpkeepState::new()?,
             on_exhaustion: options.on_exhaustion,
             lifted: AtomicBool::new(false),
             lift_reason: Mutex::new(None),
@@ -240,6 +244,7 @@ impl GuestMemory {
     fn start(self: &Arc<Self>) -> Result<(), AdoptError> {
         crate::service::start(self).map_err(AdoptError::Thread)?;
         crate::ahead::start(self).map_err(AdoptError::Thread)?;
+        crate::upkeep::start(self).map_err(AdoptError::Thread)?;
         self.ahead.call();
         Ok(())
     }
@@ -285,23 +290,50 @@ impl GuestMemory {
     }
 
     /// Runs an operation of a thread other than the fault thread; `None` once the cap is lifted.
-    fn operate<R>(&self, work: impl FnOnce(&mut Session<LinuxHost<'_>>) -> R) -> Option<R> {
+    pub(crate) fn operate<R>(
+        &self,
+        work: impl FnOnce(&mut Session<LinuxHost<'_>>) -> R,
+    ) -> Option<R> {
         let result = self.counted(|| work(&mut self.session()));
         self.service.poke();
         result
+    }
+
+    /// As [`GuestMemory::operate`], for what may leave something to do behind.
+    fn operate_and_keep_up<R>(
+        &self,
+        work: impl FnOnce(&mut Session<LinuxHost<'_>>) -> R,
+    ) -> Option<R> {
+        let result = self.counted(|| {
+            let mut session = self.session();
+            let result = work(&mut session);
+            (result, session.host().domain().wants_upkeep(false))
+        });
+        self.service.poke();
+        let (result, wants_upkeep) = result?;
+        if wants_upkeep {
+            self.upkeep.call();
+        }
+        Some(result)
     }
 
     /// The guest gives a page back (its balloon inflates). Waits for another operation on the
     /// range. Returns how many pages came back; `None` once the cap is lifted: the caller does as
     /// without us then.
     pub fn decrease(&self, gfn: Gfn, order: Order) -> Option<u64> {
-        self.operate(|session| wait(|| session.decrease(gfn, order)).unwrap_or(0))
+        self.operate_and_keep_up(|session| wait(|| session.decrease(gfn, order)).unwrap_or(0))
     }
 
     /// The guest gives up the content of a range and keeps its pages. Waits as
     /// [`GuestMemory::decrease`] does. Returns how many pages became PoD; `None` as there.
     pub fn discard(&self, gfn: Gfn, pages: u64) -> Option<u64> {
-        self.operate(|session| wait(|| session.discard(gfn, pages)).unwrap_or(0))
+        self.operate_and_keep_up(|session| wait(|| session.discard(gfn, pages)).unwrap_or(0))
+    }
+
+    /// The guest takes pages again (its balloon deflates): those whose frames are still there are
+    /// its own at once. Returns how many these were; `None` once the cap is lifted.
+    pub fn retake(&self, gfn: Gfn, pages: u64) -> Option<u64> {
+        self.operate(|session| session.retake(gfn, pages))
     }
 
     /// Sets the target, and fills the cache.
@@ -309,7 +341,7 @@ impl GuestMemory {
     /// # Errors
     /// When it cannot be; `Ok(false)` once the cap is lifted.
     pub fn set_target(&self, bytes: u64) -> Result<bool, TargetError> {
-        let done = self.operate(|session| session.set_target(bytes / PAGE_BYTES));
+        let done = self.operate_and_keep_up(|session| session.set_target(bytes / PAGE_BYTES));
         self.ahead.call();
         done.transpose().map(|done| done.is_some())
     }
@@ -337,7 +369,7 @@ impl GuestMemory {
     pub fn snapshot(&self) -> Snapshot {
         let (mut whole, mut broken) = (0, 0);
         self.for_each_superpage(|letter| match letter {
-            b'W' => whole += 1,
+            b'W' | b'r' => whole += 1,
             b'b' => broken += 1,
             _ => {}
         });
@@ -360,7 +392,8 @@ impl GuestMemory {
         }
     }
 
-    /// A letter for each superpage of the guest: `W` whole, `b` broken, `p` promised, `.` out.
+    /// A letter for each superpage of the guest: `W` whole, `r` whole with pages that are out, `b`
+    /// broken, `p` promised, `.` out.
     #[must_use]
     pub fn map_letters(&self) -> Vec<u8> {
         let superpages = self.machine.guest.bytes().div_ceil(SUPERPAGE_BYTES);
@@ -432,6 +465,7 @@ impl GuestMemory {
     fn stop_threads(&self) {
         self.service.stop();
         self.ahead.call();
+        self.upkeep.call();
     }
 }
 

@@ -4,7 +4,7 @@
 use zerosweep::{
     BuildError, Config, ConfigError, DecreaseError, Domain, Entry, Event, Fault, FaultError, Gate,
     Gfn, Hold, Host, InvalidTouch, Life, Mfn, Order, Policy, Progress, Session, Superpage,
-    TargetError,
+    TargetError, Upkeep,
 };
 use zerosweep_sim::{SoftwareGuest, SoftwareMachine, TouchError};
 
@@ -254,11 +254,10 @@ fn r7_the_sweep_is_bounded_wraps_and_reaches_both_ends() {
         let mut guest = SoftwareGuest::new(config).unwrap();
         // Dirty deep in the page: every check that is not spared costs its bytes.
         for superpage in 0..8 {
-            let page = superpage * 512 + 511;
-            if superpage == zero_at {
-                guest.write(Gfn::new(page), 0, 0).unwrap();
-            } else {
-                guest.write(Gfn::new(page), 2048, 1).unwrap();
+            // More pages than are worth copying elsewhere.
+            for page in (superpage * 512 + 440)..(superpage + 1) * 512 {
+                let value = u64::from(superpage != zero_at);
+                guest.write(Gfn::new(page), 2048, value).unwrap();
             }
         }
         let mut steps = 0;
@@ -329,7 +328,9 @@ fn r9_without_debt_nothing_is_scanned() {
     let mut ours = guest(4096, 4096, Policy::Zerosweep);
     fill(&mut ours, 0..4096, 0);
     ours.session().decrease(Gfn::new(9), Order::PAGE).unwrap();
-    assert_eq!(ours.domain.statistics().bytes_scanned, 0);
+    // The page itself is looked at (R12), and nothing else.
+    assert_eq!(ours.domain.statistics().bytes_scanned, 4096);
+    assert_eq!(ours.domain.statistics().zero_checks_2m, 0);
 }
 
 #[test]
@@ -498,8 +499,184 @@ fn r5_a_superpage_populated_a_moment_ago_is_left_to_come_home_page_by_page() {
     }
     let statistics = guest.domain.statistics();
     assert_eq!((statistics.populates_2m, statistics.populates_4k), (1, 0));
-    assert_eq!(statistics.rejoined, 1);
+    assert_eq!((statistics.pages_retained, statistics.superpages_reclaimed), (512, 1));
+    assert_eq!(statistics.unmap_flushes, 1);
     assert_eq!((guest.domain.cache().superpages(), guest.domain.cache().singles()), (32, 0));
+    guest.domain.audit().unwrap();
+}
+
+#[test]
+fn r6_a_few_live_pages_are_put_elsewhere_and_the_superpage_comes_free() {
+    let mut guest = guest(64 * 512, 8 * 512, Policy::Zerosweep);
+    // 5 % of every page that the guest has is not zero, scattered.
+    let live = |page: u64| page.is_multiple_of(20);
+    for page in 0..48 * 512 {
+        guest.write(Gfn::new(page), 8, u64::from(live(page)) * page).unwrap();
+    }
+    let statistics = *guest.domain.statistics();
+    assert_eq!((statistics.populates_2m, statistics.populates_4k), (48, 0));
+    assert!(statistics.evacuations >= 40, "{statistics:?}");
+    assert!(statistics.unmap_flushes <= 48);
+    // Only what was copied was cleared.
+    assert_eq!(statistics.bytes_copied, statistics.bytes_cleared - 8 * (2 << 20));
+    guest.domain.audit().unwrap();
+    for page in (0..48 * 512).filter(|&page| live(page)) {
+        assert_eq!(guest.read(Gfn::new(page), 8), Ok(page));
+    }
+}
+
+#[test]
+fn r6_with_an_empty_cache_live_pages_stay_in_their_frames() {
+    let mut guest = guest(8 * 512, 2 * 512, Policy::Zerosweep);
+    fill(&mut guest, 0..3, 7);
+    fill(&mut guest, 512..1024, 7);
+    let before = guest.domain.p2m().get(Gfn::new(2)).0;
+    guest.write(Gfn::new(3000), 0, 1).unwrap();
+    assert_eq!(guest.domain.p2m().get(Gfn::new(2)).0, before, "it did not move");
+    assert_eq!(guest.domain.statistics().bytes_copied, 0);
+    assert_eq!(guest.domain.quantities().cache, 512 - 3 - 1);
+    assert_eq!(guest.domain.p2m().tally(Superpage::new(0)).pod, 509);
+    guest.domain.audit().unwrap();
+}
+
+#[test]
+fn r6_a_fault_in_a_shattered_range_makes_it_a_superpage_again() {
+    let config = Config {
+        invalid_touch: InvalidTouch::Increase,
+        ..Config::new(8 * 512, 8 * 512, Policy::Zerosweep)
+    };
+    let mut guest = SoftwareGuest::on(SoftwareMachine::new(9 * 512), config).unwrap();
+    fill(&mut guest, 0..4096, 7);
+    // Every page but one of each superpage comes back, and the target falls: all are broken.
+    for page in (0..4096).filter(|page| page % 512 != 9) {
+        guest.session().decrease(Gfn::new(page), Order::PAGE).unwrap();
+    }
+    guest.session().set_target(8).unwrap();
+    assert_eq!(state(&guest), (0, 0, 8));
+    assert!((0..8).all(|n| guest.domain.p2m().whole(Superpage::new(n)).is_none()));
+    assert_eq!(guest.machine.pool().free_superpages(), 8, "the live ones are together");
+    // The guest takes everything back: a fault a superpage, not one a page.
+    guest.session().set_target(4096).unwrap();
+    let before = *guest.domain.statistics();
+    for page in 0..4096 {
+        assert_eq!(guest.read(Gfn::new(page), 0), Ok(if page % 512 == 9 { 7 } else { 0 }));
+    }
+    let after = *guest.domain.statistics();
+    // While pages are copied both frames are held: the last one does not fit into the target.
+    assert_eq!(after.populates_4k - before.populates_4k, 511);
+    assert_eq!((after.populates_2m - before.populates_2m, after.refills), (7, 7));
+    assert!((0..7).all(|n| guest.domain.p2m().whole(Superpage::new(n)).is_some()));
+    guest.domain.audit().unwrap();
+}
+
+#[test]
+fn r11_what_comes_back_dirty_is_cleared_later_and_never_handed_out_so() {
+    let machine = SoftwareMachine::new(4 * 512).with_poison();
+    let config = Config { upkeep: Upkeep::Host, ..Config::new(8 * 512, 4 * 512, Policy::Zerosweep) };
+    let mut guest = SoftwareGuest::on(machine, config).unwrap();
+    fill(&mut guest, 0..4 * 512, 7);
+    let before = *guest.domain.statistics();
+    guest.session().decrease(Gfn::new(0), Order::SUPERPAGE).unwrap();
+    assert_eq!(guest.domain.statistics().bytes_cleared, before.bytes_cleared);
+    assert_eq!((guest.domain.cache().dirty_pages(), guest.domain.cache().clean_pages()), (512, 0));
+    assert!(guest.domain.wants_upkeep(false));
+    assert_eq!(guest.read(Gfn::new(2100), 0), Ok(0), "the fault clears what it needs");
+    guest.session().decrease(Gfn::new(512), Order::SUPERPAGE).unwrap();
+    assert_eq!(guest.session().upkeep(10, false), Progress::Done);
+    assert_eq!(guest.domain.cache().dirty_pages(), 0);
+    assert_eq!(guest.read(Gfn::new(2600), 0), Ok(0));
+    guest.domain.audit().unwrap();
+}
+
+#[test]
+fn r12_a_page_given_back_is_zero_and_leaves_its_superpage_whole() {
+    let mut guest = guest(8 * 512, 8 * 512, Policy::Zerosweep);
+    fill(&mut guest, 0..512, 7);
+    assert_eq!(guest.session().decrease(Gfn::new(9), Order::PAGE), Ok(1));
+    assert_eq!(guest.session().decrease(Gfn::new(9), Order::PAGE), Ok(0), "given back twice");
+    let q = guest.domain.quantities();
+    assert_eq!((q.guest(), q.populated, q.retained, q.total()), (4095, 511, 1, 4096));
+    assert!(matches!(guest.domain.p2m().whole(Superpage::new(0)), Some(Entry::Ram { .. })));
+    assert_eq!(guest.domain.p2m().get(Gfn::new(9)).0, Entry::Invalid);
+    assert_eq!(guest.read(Gfn::new(9), 0), Err(TouchError::Fault(FaultError::Unmapped)));
+    let (mfn, _) = guest.machine.translate(Gfn::new(9)).unwrap();
+    assert_eq!(guest.machine.word(mfn, 0), 0, "INV-11");
+    // populate_physmap takes it again at once.
+    guest.session().populate_physmap(Gfn::new(9), Order::PAGE).unwrap();
+    assert_eq!(guest.read(Gfn::new(9), 0), Ok(0));
+    assert_eq!(guest.domain.quantities().retained, 0);
+    guest.domain.audit().unwrap();
+}
+
+#[test]
+fn r12_silent_re_use_keeps_its_data() {
+    let config = Config {
+        invalid_touch: InvalidTouch::Increase,
+        ..Config::new(8 * 512, 8 * 512, Policy::Zerosweep)
+    };
+    let mut guest = SoftwareGuest::new(config).unwrap();
+    fill(&mut guest, 0..4096, 7);
+    for page in 0..1000 {
+        guest.session().decrease(Gfn::new(page), Order::PAGE).unwrap();
+    }
+    // The guest takes some again without a word, and then everything retained is wanted.
+    fill(&mut guest, 600..700, 8);
+    guest.session().set_target(2048).unwrap();
+    for page in 600..700 {
+        assert_eq!(guest.read(Gfn::new(page), 0), Ok(8));
+    }
+    assert_eq!(guest.domain.statistics().pages_retaken, 100);
+    let q = guest.domain.quantities();
+    assert_eq!((q.retained, q.populated), (0, 4096 - 1000 + 100));
+    guest.domain.audit().unwrap();
+}
+
+#[test]
+fn r12_a_guest_that_says_so_takes_its_pages_again_without_a_fault() {
+    let mut guest = guest(8 * 512, 8 * 512, Policy::Zerosweep);
+    fill(&mut guest, 0..512, 7);
+    for page in 0..100 {
+        guest.session().decrease(Gfn::new(page), Order::PAGE).unwrap();
+    }
+    assert_eq!(guest.session().retake(Gfn::new(50), 1000), 50);
+    assert_eq!(guest.domain.quantities().retained, 50);
+    assert_eq!(guest.domain.quantities().populated, 462);
+    guest.domain.audit().unwrap();
+}
+
+#[test]
+fn r12_when_frames_are_needed_the_fewest_live_pages_are_broken_first() {
+    let mut guest = guest(8 * 512, 4 * 512, Policy::Zerosweep);
+    fill(&mut guest, 0..4 * 512, 7);
+    // Three, 500 and 100 live pages are left, and all of the fourth; no page is owed to anyone.
+    for (superpage, live) in [(0, 3), (1, 500), (2, 100)] {
+        for page in (superpage * 512 + live)..(superpage + 1) * 512 {
+            guest.session().decrease(Gfn::new(page), Order::PAGE).unwrap();
+        }
+    }
+    assert!((0..4).all(|n| guest.domain.p2m().letter(Superpage::new(n)) != b'b'));
+    guest.write(Gfn::new(5 * 512), 0, 1).unwrap();
+    let letters: Vec<u8> = (0..4).map(|n| guest.domain.p2m().letter(Superpage::new(n))).collect();
+    // The first brought singles only; with these the next one came free whole.
+    assert_eq!(letters, *b"brbW");
+    assert_eq!(guest.read(Gfn::new(2), 0), Ok(7));
+    guest.domain.audit().unwrap();
+}
+
+#[test]
+fn r12_a_superpage_of_which_all_is_out_or_zero_is_reclaimed_in_one_step() {
+    let mut guest = guest(16 * 512, 8 * 512, Policy::Zerosweep);
+    fill(&mut guest, 0..512, 7);
+    fill(&mut guest, 0..200, 0);
+    let before = guest.domain.quantities();
+    for page in 200..512 {
+        guest.session().decrease(Gfn::new(page), Order::PAGE).unwrap();
+    }
+    let mut next = 0;
+    let _ = guest.session().sweep_full(&mut next, 1);
+    let after = guest.domain.quantities();
+    assert_eq!((after.retained, after.populated), (0, 0));
+    assert_eq!((after.entries, after.cache), (before.entries + 200, before.cache + 512));
     guest.domain.audit().unwrap();
 }
 

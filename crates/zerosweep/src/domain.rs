@@ -136,6 +136,13 @@ impl Quantities {
         self.entries as i64 - self.cache as i64 - self.retained as i64
     }
 
+    /// How far the total is above the target, once the cache gives back what no entry needs.
+    #[must_use]
+    pub fn above_target(&self) -> u64 {
+        let excess = (self.cache + self.retained).saturating_sub(self.entries).min(self.cache);
+        (self.total() - excess).saturating_sub(self.target)
+    }
+
     /// B − T: what the guest has still to give back.
     #[must_use]
     pub fn owed(&self) -> i64 {

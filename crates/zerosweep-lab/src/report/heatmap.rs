@@ -10,7 +10,8 @@ use crate::timeline::Sample;
 const HEIGHT: f64 = 160.0;
 
 /// Letters of a map, and the classes of their colours. What was given back is the background.
-const STATES: [(u8, &str); 3] = [(b'W', "whole"), (b'b', "broken"), (b'p', "pod")];
+const STATES: [(u8, &str); 4] =
+    [(b'W', "whole"), (b'r', "retained"), (b'b', "broken"), (b'p', "pod")];
 
 /// The map as SVG: one path a state, a vertical stroke for each run of equal cells.
 pub(super) fn svg(run: &Run, samples: &[Sample]) -> String {

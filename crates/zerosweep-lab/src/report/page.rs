@@ -204,6 +204,7 @@ fn timelines(page: &mut String, group: &Group<'_>) {
     ]));
     page.push_str(&key(&[
         ("whole", "whole"),
+        ("retained", "whole, with pages that were given back"),
         ("broken", "broken"),
         ("pod", "populate on demand"),
         ("out", "ballooned out"),

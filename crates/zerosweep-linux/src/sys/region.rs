@@ -377,6 +377,14 @@ impl<'region> Span<'region> {
         zerosweep_scan::first_nonzero(words)
     }
 
+    /// Whether every word is zero, while a guest may write: a hint.
+    #[must_use]
+    pub fn is_zero_live(self) -> bool {
+        let words = (self.bytes / 8) as usize;
+        // SAFETY: within the region, aligned to a page, mapped and readable.
+        unsafe { zerosweep_scan::first_nonzero_live(self.as_ptr().cast::<u64>(), words) }.is_none()
+    }
+
     /// Writes zeros over all of it. For memory that only the caller holds: a slot of the pool, a
     /// staging area. What a guest writes meanwhile may or may not be lost.
     pub fn clear(self) {

@@ -404,13 +404,16 @@ impl<H: Host> Session<H> {
             if clean > 0 && domain.debt() <= 0 {
                 return Step::Ended;
             }
-            let outs = domain.p2m.fewest_live().map_or(0, |(_, outs)| outs);
-            // Without singles for its live pages it would only bring more singles.
-            let brings = clean == 0 || SUPERPAGE_PAGES - outs <= clean;
-            if outs > 0 && brings && self.break_one() > 0 {
+            if self.break_one() > 0 {
                 continue;
             }
-            return if clean == 0 { self.sweep_step() } else { self.seek_step() };
+            if clean > 0 {
+                return self.seek_step();
+            }
+            let step = self.sweep_step();
+            // Singles were found: with these a superpage may be, at the next turn.
+            let found = self.domain().cache.clean_pages() > 0;
+            return if found && order == Order::SUPERPAGE { Step::Again } else { step };
         }
     }
 

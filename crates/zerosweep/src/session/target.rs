@@ -70,15 +70,17 @@ impl<H: Host> Session<H> {
     /// See [`TargetError`]. After [`TargetError::Fill`] a call of [`Session::fill`] goes on.
     pub fn set_target(&mut self, target: u64) -> Result<(), TargetError> {
         self.begin_target(target)?;
+        while self.wants_frames_from_retained() && self.break_one() > 0 {
+            self.return_excess_superpages();
+        }
         self.return_excess();
-        while self.wants_frames_from_retained() && self.break_one() > 0 {}
         while self.fill(FILL_STEPS).map_err(TargetError::Fill)? == Progress::More {}
         Ok(())
     }
 
     fn wants_frames_from_retained(&mut self) -> bool {
         let q = self.domain().quantities();
-        q.total() > q.target && q.retained > 0
+        q.above_target() > 0 && q.retained > 0
     }
 
     /// Sets the target only: [`Session::fill`] fills the cache in steps.
@@ -146,16 +148,24 @@ impl<H: Host> Session<H> {
 
     /// Gives back to the host what the cache has beyond the entries, by policy.
     pub(crate) fn return_excess(&mut self) {
-        while let Some(Dirty { mfn, order, flushed }) = self.take_excess() {
-            if !flushed {
-                self.host.machine(Machine::flush);
-                self.domain().statistics.unmap_flushes += 1;
-            }
-            self.free(mfn, order);
+        while let Some(run) = self.take_excess(Order::PAGE) {
+            self.free_excess(&run);
         }
     }
 
-    fn take_excess(&mut self) -> Option<Dirty> {
+    /// As [`Session::return_excess`], but whole superpages only.
+    pub(crate) fn return_excess_superpages(&mut self) {
+        while let Some(run) = self.take_excess(Order::SUPERPAGE) {
+            self.free_excess(&run);
+        }
+    }
+
+    fn free_excess(&mut self, run: &Dirty) {
+        self.flush_dirty(run);
+        self.free(run.mfn, run.order);
+    }
+
+    fn take_excess(&mut self, least: Order) -> Option<Dirty> {
         let domain = self.host.domain();
         let q = domain.quantities();
         let excess = (q.cache + q.retained).checked_sub(q.entries).filter(|&pages| pages > 0)?;
@@ -172,7 +182,7 @@ impl<H: Host> Session<H> {
                     return Some(clean(mfn, Order::SUPERPAGE));
                 }
             }
-            if !over {
+            if !over || least == Order::SUPERPAGE {
                 return None;
             }
             if cache.dirty_pages() > 0 && !cache.has_dirty_superpage() {

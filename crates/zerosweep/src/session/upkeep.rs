@@ -27,7 +27,7 @@ impl Domain {
     fn wants_break(&self, idle: bool) -> bool {
         let q = self.quantities();
         self.p2m.has_all_out()
-            || (q.retained > 0 && q.total() > q.target && (idle || q.owed() <= 0))
+            || (q.retained > 0 && q.above_target() > 0 && (idle || q.owed() <= 0))
     }
 }
 
@@ -38,11 +38,13 @@ impl<H: Host> Session<H> {
             if !self.is_alive() {
                 return Progress::Done;
             }
-            if self.clean_batch() {
+            // Singles of one superpage take the live pages of the next: they are given back last.
+            let more = self.clean_batch() || (self.domain().wants_break(idle) && self.break_one() > 0);
+            if !more {
                 self.return_excess();
-            } else if !self.domain().wants_break(idle) || self.break_one() == 0 {
                 return Progress::Done;
             }
+            self.return_excess_superpages();
         }
         Progress::More
     }
@@ -53,7 +55,14 @@ impl<H: Host> Session<H> {
             return;
         }
         while self.domain().cache.dirty_pages() >= INLINE_DIRTY_PAGES && self.clean_batch() {}
-        while self.domain().wants_break(false) && self.break_one() > 0 {}
+        let mut broken = false;
+        while self.domain().wants_break(false) && self.break_one() > 0 {
+            broken = true;
+            self.return_excess_superpages();
+        }
+        if broken {
+            self.return_excess();
+        }
     }
 
     /// Breaks the superpage with the fewest live pages of those with retained ones. Returns how
@@ -65,7 +74,6 @@ impl<H: Host> Session<H> {
         if freed == 0 {
             self.domain().p2m.put_last(superpage);
         }
-        self.return_excess();
         freed
     }
 

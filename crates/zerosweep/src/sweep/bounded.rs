@@ -96,7 +96,8 @@ impl<H: Host> Session<H> {
         step
     }
 
-    /// One step in search of a superpage, where there are only singles: evacuates into them.
+    /// One step in search of a superpage, where there are only singles: evacuates into them. Where
+    /// these are too few the first one found brings more, and the next one comes free whole.
     pub(crate) fn seek_step(&mut self) -> Step {
         let domain = self.host.domain();
         let populates = domain.populates();
@@ -109,7 +110,7 @@ impl<H: Host> Session<H> {
         let mut spent = 0;
         loop {
             let domain = self.host.domain();
-            let (before, clean) = (domain.statistics.bytes_scanned, domain.cache.clean_pages());
+            let before = domain.statistics.bytes_scanned;
             let cursor = &mut domain.cursors.seek;
             if domain.cache.superpages() > 0 {
                 cursor.seen = 0;
@@ -125,7 +126,7 @@ impl<H: Host> Session<H> {
             let superpage = Superpage::new(cursor.next % all);
             cursor.next = (cursor.next + 1) % all;
             cursor.seen += 1;
-            let _ = self.check_superpage(superpage, WORTH_COPYING.min(clean));
+            let _ = self.check_superpage(superpage, WORTH_COPYING);
             let scanned = self.domain().statistics.bytes_scanned - before;
             spent += scanned.max(MIN_COST_BYTES);
         }
