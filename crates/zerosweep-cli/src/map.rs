@@ -13,7 +13,8 @@ const COLUMNS: usize = 64;
 const ROWS: usize = 12;
 
 /// What the letters mean, for a line below.
-pub(crate) const LEGEND: &str = "# whole  + whole, parts given back  x broken  - promised  . given back";
+pub(crate) const LEGEND: &str =
+    "# whole  + whole, parts given back  x broken  - promised  . given back";
 
 /// Draws maps over each other on standard error, if that is a terminal; else it draws nothing.
 pub(crate) struct LiveMap {

@@ -27,11 +27,11 @@ use crate::addr::{PAGE_BYTES, SUPERPAGE_BYTES};
 use crate::error::{OpenError, RegionError, SysError, Unsuitable};
 use crate::machine::{LinuxMachine, MachineRef, Parking};
 use crate::service::ServiceState;
-use crate::upkeep::UpkeepState;
 use crate::sys::pagemap::Pagemap;
 use crate::sys::poll::WakeEvent;
 use crate::sys::region::Region;
 use crate::sys::uffd::{Uffd, Watch};
+use crate::upkeep::UpkeepState;
 
 /// Superpages that are looked at under the lock at a time: some microseconds.
 const SNAPSHOT_STEP: u64 = 1024;

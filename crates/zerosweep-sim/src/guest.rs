@@ -3,8 +3,8 @@
 use std::fmt;
 
 use zerosweep::{
-    BuildError, Config, ConfigError, Domain, Exclusive, Fault, FaultError, Gfn, InvalidTouch, Order, Session,
-    TargetError,
+    BuildError, Config, ConfigError, Domain, Exclusive, Fault, FaultError, Gfn, InvalidTouch,
+    Order, Session, TargetError,
 };
 
 use crate::SoftwareMachine;

@@ -225,9 +225,8 @@ impl Both {
         let q = self.guest.domain.quantities();
         assert!(q.total() <= q.target.max(before), "INV-3: {q:?}, {before} before");
         let pages = 0..self.model.len();
-        let inside = pages.filter(|&index| {
-            matches!(self.model[index], Page::In(_)) && !self.is_unseen(index)
-        });
+        let inside = pages
+            .filter(|&index| matches!(self.model[index], Page::In(_)) && !self.is_unseen(index));
         assert_eq!(q.guest(), inside.count() as u64, "B");
     }
 

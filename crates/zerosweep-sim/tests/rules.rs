@@ -572,7 +572,8 @@ fn r6_a_fault_in_a_shattered_range_makes_it_a_superpage_again() {
 #[test]
 fn r11_what_comes_back_dirty_is_cleared_later_and_never_handed_out_so() {
     let machine = SoftwareMachine::new(4 * 512).with_poison();
-    let config = Config { upkeep: Upkeep::Host, ..Config::new(8 * 512, 4 * 512, Policy::Zerosweep) };
+    let config =
+        Config { upkeep: Upkeep::Host, ..Config::new(8 * 512, 4 * 512, Policy::Zerosweep) };
     let mut guest = SoftwareGuest::on(machine, config).unwrap();
     fill(&mut guest, 0..4 * 512, 7);
     let before = *guest.domain.statistics();

@@ -252,6 +252,8 @@ pub struct Domain {
     pub(crate) rings: Rings,
     pub(crate) cursors: Cursors,
     pub(crate) swept_before_decrease: bool,
+    /// The balloon has stopped short of the target.
+    pub(crate) balloon_idle: bool,
     pub(crate) life: Life,
     pub(crate) statistics: Statistics,
 }
@@ -262,7 +264,8 @@ impl Domain {
     /// # Errors
     /// When it cannot be, or its tables cannot be had.
     pub fn new(config: Config) -> Result<Self, ConfigError> {
-        let Config { max_pages, target, policy, invalid_touch, fault_budget_bytes, upkeep } = config;
+        let Config { max_pages, target, policy, invalid_touch, fault_budget_bytes, upkeep } =
+            config;
         if max_pages == 0 || max_pages > FRAME_LIMIT {
             return Err(ConfigError::MaxPages(max_pages));
         }
@@ -283,6 +286,7 @@ impl Domain {
             rings: Rings::default(),
             cursors: Cursors::default(),
             swept_before_decrease: false,
+            balloon_idle: false,
             life: Life::Alive,
             statistics: Statistics::default(),
         })

@@ -146,9 +146,10 @@ impl<H: Host> Session<H> {
             }
             // What was populated a moment ago is being given back page by page, each page touched
             // first: a guest that clears pages when it allocates them. To take it whole now would
-            // make a fault of every other page of it; its singles come home and rejoin instead.
+            // make a fault of every other page of it; these are retained instead, as everything is
+            // while no frame is wanted.
             DecreaseCheck::WhileOwed => {
-                domain.quantities().owed() > 0
+                debt && domain.quantities().owed() > 0
                     && order < Order::SUPERPAGE
                     && content.ram > 0
                     && !domain.rings.zerosweep.contains(superpage.first())
@@ -283,7 +284,11 @@ impl<H: Host> Session<H> {
         }
         // The split may have moved it.
         let (Entry::Ram { mfn, hold }, _) = self.domain().p2m.get(gfn) else {
-            return if self.domain().p2m.get(gfn).0 == Entry::Pod { self.drop_pod(gfn, 1) } else { 0 };
+            return if self.domain().p2m.get(gfn).0 == Entry::Pod {
+                self.drop_pod(gfn, 1)
+            } else {
+                0
+            };
         };
         if hold == Hold::Pinned || !self.detach_to(gfn, mfn, Order::PAGE, to) {
             return 0;

@@ -181,7 +181,10 @@ impl<H: Host> Session<H> {
             return Ok(None);
         }
         if order == Order::PAGE && self.refill(gfn) {
-            return Ok(Some(Fault::Present { gfn: gfn.superpage().first(), order: Order::SUPERPAGE }));
+            return Ok(Some(Fault::Present {
+                gfn: gfn.superpage().first(),
+                order: Order::SUPERPAGE,
+            }));
         }
         let domain = self.host.domain();
         let taken = match order {

@@ -24,8 +24,8 @@ mod upkeep;
 
 pub use build::BuildError;
 pub(crate) use check::{BATCH, Check};
-pub(crate) use examine::WORTH_COPYING;
 pub use decrease::DecreaseError;
+pub(crate) use examine::WORTH_COPYING;
 pub use fault::{Fault, FaultError};
 pub use target::{FillError, TargetError};
 

@@ -168,7 +168,11 @@ impl<H: Host> Session<H> {
     fn take_excess(&mut self, least: Order) -> Option<Dirty> {
         let domain = self.host.domain();
         let q = domain.quantities();
-        let excess = (q.cache + q.retained).checked_sub(q.entries).filter(|&pages| pages > 0)?;
+        // While the balloon works, what is retained may be taken out any moment: only the cache
+        // counts, and superpages in it wait for the pages that the guest touches to give them back.
+        let working = domain.policy == Policy::Zerosweep && q.owed() > 0 && !domain.balloon_idle;
+        let backing = if working { q.cache } else { q.cache + q.retained };
+        let excess = backing.checked_sub(q.entries).filter(|&pages| pages > 0)?;
         let over = q.total() > q.target;
         let clean = |mfn, order| Dirty { mfn, order, flushed: true };
         let cache = &mut domain.cache;

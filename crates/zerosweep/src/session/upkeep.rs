@@ -7,7 +7,7 @@
 
 use super::{Progress, Session};
 use crate::cache::Dirty;
-use crate::domain::{Domain, Upkeep};
+use crate::domain::{Domain, Quantities, Upkeep};
 use crate::frame::{Order, SUPERPAGE_PAGES};
 use crate::machine::{Host, Machine};
 
@@ -27,24 +27,35 @@ impl Domain {
     fn wants_break(&self, idle: bool) -> bool {
         let q = self.quantities();
         self.p2m.has_all_out()
-            || (q.retained > 0 && q.above_target() > 0 && (idle || q.owed() <= 0))
+            || (q.total() > q.target && (idle || q.owed() <= 0) && self.can_shrink(&q))
+    }
+}
+
+impl Domain {
+    /// Whether the total can fall without the guest: the cache has more than is promised, or
+    /// superpages with retained pages can be broken.
+    fn can_shrink(&self, q: &Quantities) -> bool {
+        q.cache.min((q.cache + q.retained).saturating_sub(q.entries)) > 0
+            || self.p2m.fewest_live().is_some()
     }
 }
 
 impl<H: Host> Session<H> {
     /// Does what can wait, in at most `steps` steps of about a superpage each.
     pub fn upkeep(&mut self, steps: u64, idle: bool) -> Progress {
+        self.domain().balloon_idle = idle;
         for _ in 0..steps {
             if !self.is_alive() {
                 return Progress::Done;
             }
+            self.return_excess_superpages();
             // Singles of one superpage take the live pages of the next: they are given back last.
-            let more = self.clean_batch() || (self.domain().wants_break(idle) && self.break_one() > 0);
+            let breaks = self.domain().wants_break(idle) && self.needs_break();
+            let more = self.clean_batch() || (breaks && self.break_one() > 0);
             if !more {
                 self.return_excess();
                 return Progress::Done;
             }
-            self.return_excess_superpages();
         }
         Progress::More
     }
@@ -55,14 +66,19 @@ impl<H: Host> Session<H> {
             return;
         }
         while self.domain().cache.dirty_pages() >= INLINE_DIRTY_PAGES && self.clean_batch() {}
-        let mut broken = false;
-        while self.domain().wants_break(false) && self.break_one() > 0 {
-            broken = true;
+        if self.domain().wants_break(false) {
             self.return_excess_superpages();
-        }
-        if broken {
+            while self.domain().wants_break(false) && self.needs_break() && self.break_one() > 0 {
+                self.return_excess_superpages();
+            }
             self.return_excess();
         }
+    }
+
+    /// Whether a superpage must be broken, or can be without loss.
+    fn needs_break(&mut self) -> bool {
+        let domain = self.host.domain();
+        domain.p2m.has_all_out() || domain.quantities().above_target() > 0
     }
 
     /// Breaks the superpage with the fewest live pages of those with retained ones. Returns how

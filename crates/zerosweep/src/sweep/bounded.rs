@@ -201,8 +201,7 @@ impl Domain {
     fn is_sweep_fruitless(&self) -> bool {
         let populates = self.populates();
         self.cursors.bounded.fruitless.is_some_and(|(populated, given_back)| {
-            populates < populated + REST_POPULATES
-                && self.statistics.pages_given_back == given_back
+            populates < populated + REST_POPULATES && self.statistics.pages_given_back == given_back
         })
     }
 
