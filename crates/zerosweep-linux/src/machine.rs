@@ -460,6 +460,12 @@ impl Machine for MachineRef<'_> {
         Ok(Allocated { mfn, content: Content::Zero })
     }
 
+    fn allocate_in(&mut self, superframe: Mfn) -> Result<Allocated, OutOfFrames> {
+        let mut frames = self.0.frames.lock().unwrap_or_else(PoisonError::into_inner);
+        let mfn = frames.allocate_in(superframe.raw() / 512)?;
+        Ok(Allocated { mfn, content: Content::Zero })
+    }
+
     fn free(&mut self, mfn: Mfn, order: Order) {
         self.0.free_run(mfn, order);
     }

@@ -180,6 +180,14 @@ impl Machine for SoftwareMachine {
         Ok(Allocated { mfn, content: Content::Unknown })
     }
 
+    fn allocate_in(&mut self, superframe: Mfn) -> Result<Allocated, OutOfFrames> {
+        let mfn = self.pool.allocate_in(superframe.raw() / SUPERPAGE_PAGES)?;
+        if self.poison {
+            self.words_mut(mfn, 1).fill(POISON);
+        }
+        Ok(Allocated { mfn, content: Content::Unknown })
+    }
+
     fn free(&mut self, mfn: Mfn, order: Order) {
         self.assert_still(mfn, order.pages());
         assert!(self.pool.free(mfn, order), "INV-1: {mfn:?} was given back twice");

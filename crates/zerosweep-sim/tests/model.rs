@@ -5,7 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 use proptest::prelude::*;
-use zerosweep::{Config, FaultError, Gfn, InvalidTouch, Mfn, Order, Policy};
+use zerosweep::{Config, FaultError, Gfn, InvalidTouch, Mfn, Order, Policy, Upkeep};
 use zerosweep_sim::{SoftwareGuest, SoftwareMachine, TouchError};
 
 /// Four superpages and a partial one.
@@ -32,6 +32,9 @@ enum Step {
     Discard(u64, u64),
     Target(u64),
     Sweep,
+    Consolidate,
+    Upkeep(bool),
+    Retake(u64, u64),
     Busy(u64, bool),
 }
 
@@ -50,6 +53,9 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (page.clone(), 1..1200_u64).prop_map(|(page, count)| Step::Discard(page, count)),
         2 => (1..=PAGES).prop_map(Step::Target),
         2 => Just(Step::Sweep),
+        1 => Just(Step::Consolidate),
+        2 => any::<bool>().prop_map(Step::Upkeep),
+        2 => (page.clone(), 1..700_u64).prop_map(|(page, count)| Step::Retake(page, count)),
         1 => (0..PAGES, any::<bool>()).prop_map(|(mfn, busy)| Step::Busy(mfn, busy)),
     ]
 }
@@ -67,9 +73,9 @@ struct Both {
 }
 
 impl Both {
-    fn new(policy: Policy, invalid_touch: InvalidTouch, target: u64) -> Self {
+    fn new(policy: Policy, invalid_touch: InvalidTouch, upkeep: Upkeep, target: u64) -> Self {
         let machine = SoftwareMachine::new(2 * PAGES + 1024).with_poison();
-        let config = Config { invalid_touch, ..Config::new(PAGES, target, policy) };
+        let config = Config { invalid_touch, upkeep, ..Config::new(PAGES, target, policy) };
         let guest = SoftwareGuest::on(machine, config).unwrap();
         Self { guest, model: vec![Page::In(0); PAGES as usize], invalid_touch }
     }
@@ -215,6 +221,27 @@ impl Both {
                 let mut next = 0;
                 let _ = self.guest.session().sweep_full(&mut next, u64::MAX);
             }
+            Step::Consolidate => {
+                let mut work = zerosweep::Consolidation::default();
+                let mut session = self.guest.session();
+                while session.consolidate(&mut work, 2).unwrap() == zerosweep::Progress::More {}
+            }
+            Step::Upkeep(idle) => {
+                while self.guest.session().upkeep(1, idle) == zerosweep::Progress::More {}
+            }
+            Step::Retake(page, count) => {
+                let taken = self.guest.session().retake(Gfn::new(page), count);
+                let mut fresh = 0;
+                for index in page as usize..(page + count).min(PAGES) as usize {
+                    let is_in = self.guest.domain.p2m().get(Gfn::new(index as u64)).0
+                        != zerosweep::Entry::Invalid;
+                    if is_in && self.model[index] == Page::Out {
+                        self.model[index] = Page::In(0);
+                        fresh += 1;
+                    }
+                }
+                assert!(fresh <= taken);
+            }
             Step::Busy(mfn, busy) => self.guest.machine.set_busy(Mfn::new(mfn), busy),
         }
     }
@@ -271,11 +298,13 @@ proptest! {
     fn the_engine_and_the_naive_model_agree(
         policy in policies(),
         increase in any::<bool>(),
+        inline in any::<bool>(),
         target in 64..=PAGES,
         steps in prop::collection::vec(step(), 1..120),
     ) {
         let touch = if increase { InvalidTouch::Increase } else { InvalidTouch::Refuse };
-        let mut both = Both::new(policy, touch, target);
+        let upkeep = if inline { Upkeep::Inline } else { Upkeep::Host };
+        let mut both = Both::new(policy, touch, upkeep, target);
         for step in &steps {
             let before = both.guest.domain.quantities().total();
             both.perform(step);

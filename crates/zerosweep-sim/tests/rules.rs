@@ -696,6 +696,67 @@ fn r13_singles_in_the_cache_rejoin_when_all_of_a_superpage_are_home() {
     assert_eq!((xen.domain.cache().superpages(), xen.domain.cache().singles()), (1, 512));
 }
 
+/// Superframes of which the domain holds a page, and what rule R13 says that it should hold.
+fn superpages_held(guest: &SoftwareGuest) -> (u64, u64) {
+    let pool = guest.machine.pool();
+    let all = pool.free_pages() + guest.domain.quantities().total();
+    let held = (0..all / 512).filter(|&n| !pool.is_wholly_free(n)).count() as u64;
+    let p2m = guest.domain.p2m();
+    let (mut whole, mut singles) = (0, 0);
+    for superpage in (0..p2m.superpages()).map(Superpage::new) {
+        match p2m.whole(superpage) {
+            Some(Entry::Ram { .. }) => whole += 1,
+            Some(_) => {}
+            None => singles += p2m.tally(superpage).ram,
+        }
+    }
+    (held, whole + singles.div_ceil(512))
+}
+
+#[test]
+fn r13_consolidation_holds_no_more_superframes_than_it_must() {
+    for policy in [Policy::Zerosweep, Policy::None, Policy::Xen2016] {
+        let config = Config::new(64 * 512, 64 * 512, policy);
+        let machine = SoftwareMachine::new(65 * 512).with_poison();
+        let mut guest = SoftwareGuest::on(machine, config).unwrap();
+        fill(&mut guest, 0..64 * 512, 7);
+        let live = |page: u64| page % 512 < 3 + page / 512 * 6;
+        for page in (0..64 * 512).filter(|&page| !live(page)) {
+            guest.session().decrease(Gfn::new(page), Order::PAGE).unwrap();
+        }
+        let target = (0..64 * 512).filter(|&page| live(page)).count() as u64;
+        guest.session().set_target(target).unwrap();
+        let before = superpages_held(&guest);
+        let mut work = zerosweep::Consolidation::default();
+        while guest.session().consolidate(&mut work, 5).unwrap() == Progress::More {
+            guest.domain.audit().unwrap();
+            assert!(guest.domain.quantities().total() <= target);
+        }
+        let (held, wanted) = superpages_held(&guest);
+        assert_eq!(held, wanted, "{policy}: {before:?} before");
+        assert!(policy == Policy::Zerosweep || before.0 > held, "{policy}: it was so already");
+        for page in (0..64 * 512).filter(|&page| live(page)) {
+            assert_eq!(guest.read(Gfn::new(page), 0), Ok(7), "{policy}");
+        }
+    }
+}
+
+#[test]
+fn r13_pinned_pages_stay_and_a_range_that_is_all_live_is_a_superpage_again() {
+    let mut guest = guest(8 * 512, 8 * 512, Policy::Zerosweep);
+    fill(&mut guest, 0..1024, 7);
+    guest.session().pin(Gfn::new(5), Hold::Pinned).unwrap();
+    guest.session().pin(Gfn::new(600), Hold::Pinned).unwrap();
+    guest.session().pin(Gfn::new(600), Hold::Free).unwrap();
+    let pinned = guest.domain.p2m().get(Gfn::new(5)).0;
+    let mut work = zerosweep::Consolidation::default();
+    while guest.session().consolidate(&mut work, 100).unwrap() == Progress::More {}
+    assert_eq!(guest.domain.p2m().get(Gfn::new(5)).0, pinned);
+    assert!(guest.domain.p2m().whole(Superpage::new(0)).is_none());
+    assert!(guest.domain.p2m().whole(Superpage::new(1)).is_some());
+    guest.domain.audit().unwrap();
+}
+
 #[test]
 fn r15_a_fruitless_sweep_is_not_repeated_at_every_fault() {
     let mut guest = guest(4096, 1024, Policy::Zerosweep);

@@ -199,6 +199,21 @@ impl Cache {
         }
     }
 
+    /// Takes a single of the superframe at `superframe`, if one is here to be handed out.
+    pub fn take_single_in(&mut self, superframe: Mfn) -> Option<Mfn> {
+        match &mut self.singles {
+            Singles::Fifo(list) => {
+                let run = superframe.raw()..superframe.raw() + SUPERPAGE_PAGES;
+                let index = list.iter().position(|mfn| run.contains(&mfn.raw()))?;
+                list.remove(index)
+            }
+            Singles::Joining(partials) => {
+                let place = *partials.places.get((superframe.raw() / SUPERPAGE_PAGES) as usize)?;
+                partials.take_at((place as usize).checked_sub(1)?)
+            }
+        }
+    }
+
     /// Every run in the cache, with its order; superpages first, in the order in which they go.
     pub fn iter(&self) -> impl Iterator<Item = (Mfn, Order)> + '_ {
         let superpages = self.superpages.iter().map(|&mfn| (mfn, Order::SUPERPAGE));
@@ -269,8 +284,12 @@ impl Partials {
 
     /// Takes the lowest page of the superframe that was broken last.
     fn take(&mut self) -> Option<Mfn> {
-        let place = self.partials.len().checked_sub(1)?;
-        let partial = self.partials.last_mut()?;
+        self.take_at(self.partials.len().checked_sub(1)?)
+    }
+
+    /// Takes the lowest page of a superframe by its place.
+    fn take_at(&mut self, place: usize) -> Option<Mfn> {
+        let partial = self.partials.get_mut(place)?;
         let word = partial.here.iter().position(|&bits| bits != 0)?;
         let index = partial.here[word].trailing_zeros();
         partial.here[word] &= partial.here[word] - 1;

@@ -182,6 +182,7 @@ pub struct Statistics {
     pub refills: u64,
     pub pages_retained: u64,
     pub pages_retaken: u64,
+    pub pages_consolidated: u64,
     pub peak_total: u64,
 }
 

@@ -68,6 +68,16 @@ pub trait Machine {
     /// When the host has none of that order.
     fn allocate(&mut self, order: Order) -> Result<Allocated, OutOfFrames>;
 
+    /// Takes a page of the superframe at `superframe` from the host, so that pages that are in use
+    /// come together there.
+    ///
+    /// # Errors
+    /// When the host has none of it, or cannot tell.
+    fn allocate_in(&mut self, superframe: Mfn) -> Result<Allocated, OutOfFrames> {
+        let _ = superframe;
+        Err(OutOfFrames)
+    }
+
     /// Gives a run back to the host. Its content is of no interest any more.
     fn free(&mut self, mfn: Mfn, order: Order);
 

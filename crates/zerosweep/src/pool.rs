@@ -86,6 +86,22 @@ impl FramePool {
             self.add_partial(n);
         }
         let n = *self.partial.last().ok_or(OutOfFrames)?;
+        self.take_page(n)
+    }
+
+    /// Gives out a page of a superframe that is broken already.
+    ///
+    /// # Errors
+    /// When none of it is here, or all.
+    pub fn allocate_in(&mut self, superframe: u64) -> Result<Mfn, OutOfFrames> {
+        let n = u32::try_from(superframe).map_err(|_| OutOfFrames)?;
+        match self.frames.get(n as usize) {
+            Some(frame) if frame.place != NOWHERE => self.take_page(n),
+            _ => Err(OutOfFrames),
+        }
+    }
+
+    fn take_page(&mut self, n: u32) -> Result<Mfn, OutOfFrames> {
         let frame = &mut self.frames[n as usize];
         let word = frame.here.iter().position(|&bits| bits != 0).ok_or(OutOfFrames)?;
         let bit = frame.here[word].trailing_zeros();
@@ -164,6 +180,16 @@ mod tests {
             assert!(!pool.free(mfn, Order::PAGE), "{mfn:?} twice");
         }
         assert_eq!((pool.free_superpages(), pool.free_pages()), (2, 1024));
+    }
+
+    #[test]
+    fn a_page_of_a_certain_superframe_comes_from_what_is_broken() {
+        let mut pool = FramePool::new(2).unwrap();
+        assert_eq!(pool.allocate_in(1), Err(OutOfFrames), "it is whole");
+        let first = pool.allocate(Order::PAGE).unwrap();
+        assert_eq!(pool.allocate_in(first.raw() / 512), Ok(Mfn::new(first.raw() + 1)));
+        assert_eq!(pool.allocate_in(7), Err(OutOfFrames));
+        assert_eq!(pool.free_pages(), 1022);
     }
 
     #[test]

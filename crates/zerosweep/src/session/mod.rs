@@ -12,6 +12,7 @@
 
 mod build;
 mod check;
+mod consolidate;
 mod decrease;
 mod evacuate;
 mod examine;
@@ -24,6 +25,7 @@ mod upkeep;
 
 pub use build::BuildError;
 pub(crate) use check::{BATCH, Check};
+pub use consolidate::Consolidation;
 pub use decrease::DecreaseError;
 pub(crate) use examine::WORTH_COPYING;
 pub use fault::{Fault, FaultError};

@@ -1,0 +1,337 @@
+//! Live singles come together, so that whole superframes come free (rule R13).
+//!
+//! Independent of PoD and of the policy. First every single is counted where it lies; the
+//! superframes that hold the most stay, as few as can hold all; then the singles of the others are
+//! copied into what is free in these. Nothing is moved twice. In the end the domain holds its whole
+//! superpages and `ceil(live singles / 512)` superframes more, but for pages that are pinned or
+//! busy, and for free pages of those superframes that the host has given to others.
+//!
+//! It works in steps, on one claimed range after the other, while the guest runs.
+
+use alloc::vec::Vec;
+
+use super::{Progress, Session};
+use crate::cache::Dirty;
+use crate::frame::{Mfn, Order, PAGE_BYTES, SUPERPAGE_PAGES, Superpage};
+use crate::machine::{Allocated, Host, Machine, OutOfFrames, Unmapped};
+use crate::p2m::{Entry, Hold, OutOfTableMemory};
+use crate::retained::PageBits;
+
+const PAGES: usize = SUPERPAGE_PAGES as usize;
+/// Pages that may be held beyond the target while they are copied, if there is no other way.
+const OVER_PAGES: u64 = 16;
+
+/// How far a consolidation is: its caller keeps it between the steps. It is made for each anew.
+#[derive(Default)]
+pub struct Consolidation {
+    phase: Phase,
+    next: u64,
+    /// Live singles of each superframe, and whether one of them is pinned.
+    lying: Vec<Lying>,
+    /// Superframes that stay, the fullest first, and how many of them have no room any more.
+    stay: Vec<u32>,
+    full: usize,
+    moved: u64,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Lying {
+    live: u16,
+    pinned: bool,
+    stays: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Phase {
+    #[default]
+    Counting,
+    Moving,
+    Done,
+}
+
+impl Consolidation {
+    /// Pages that were moved so far.
+    #[must_use]
+    pub fn moved(&self) -> u64 {
+        self.moved
+    }
+
+    fn count(&mut self, mfn: Mfn, pinned: bool) -> Result<(), OutOfTableMemory> {
+        let superframe = (mfn.raw() / SUPERPAGE_PAGES) as usize;
+        if superframe >= self.lying.len() {
+            let more = superframe + 1 - self.lying.len();
+            self.lying.try_reserve(more).map_err(|_| OutOfTableMemory)?;
+            self.lying.resize(superframe + 1, Lying::default());
+        }
+        self.lying[superframe].live += 1;
+        self.lying[superframe].pinned |= pinned;
+        Ok(())
+    }
+
+    /// Decides which superframes stay.
+    fn choose(&mut self) -> Result<(), OutOfTableMemory> {
+        let used = self.lying.iter().filter(|lying| lying.live > 0).count();
+        self.stay.try_reserve_exact(used).map_err(|_| OutOfTableMemory)?;
+        let used = self.lying.iter().enumerate().filter(|(_, lying)| lying.live > 0);
+        self.stay.extend(used.map(|(n, _)| n as u32));
+        let lying = &self.lying;
+        self.stay.sort_unstable_by_key(|&n| {
+            let Lying { live, pinned, .. } = lying[n as usize];
+            core::cmp::Reverse((pinned, live))
+        });
+        let live: u64 = lying.iter().map(|lying| u64::from(lying.live)).sum();
+        self.stay.truncate(live.div_ceil(SUPERPAGE_PAGES) as usize);
+        for &n in &self.stay {
+            self.lying[n as usize].stays = true;
+        }
+        Ok(())
+    }
+
+    fn stays(&self, mfn: Mfn) -> bool {
+        let superframe = (mfn.raw() / SUPERPAGE_PAGES) as usize;
+        // What was not there when it was counted is left alone.
+        self.lying.get(superframe).is_none_or(|lying| lying.stays)
+    }
+}
+
+impl<H: Host> Session<H> {
+    /// Goes on with a consolidation, for up to `superpages` ranges.
+    ///
+    /// # Errors
+    /// When the memory to plan with cannot be had; nothing was moved then.
+    pub fn consolidate(
+        &mut self,
+        work: &mut Consolidation,
+        superpages: u64,
+    ) -> Result<Progress, OutOfTableMemory> {
+        if !self.is_alive() {
+            return Ok(Progress::Done);
+        }
+        let all = self.domain().p2m.superpages();
+        let last = work.next.saturating_add(superpages).min(all);
+        for superpage in (work.next..last).map(Superpage::new) {
+            match work.phase {
+                Phase::Counting => self.count_singles(work, superpage)?,
+                Phase::Moving => self.bring_together(work, superpage),
+                Phase::Done => return Ok(Progress::Done),
+            }
+        }
+        work.next = last;
+        if last < all {
+            return Ok(Progress::More);
+        }
+        if work.phase == Phase::Counting {
+            work.choose()?;
+            (work.phase, work.next) = (Phase::Moving, 0);
+            return Ok(Progress::More);
+        }
+        work.phase = Phase::Done;
+        self.upkeep_inline();
+        self.return_excess();
+        Ok(Progress::Done)
+    }
+
+    fn count_singles(
+        &mut self,
+        work: &mut Consolidation,
+        superpage: Superpage,
+    ) -> Result<(), OutOfTableMemory> {
+        let mut singles = [None; PAGES];
+        let p2m = &self.host.domain().p2m;
+        if p2m.whole(superpage).is_some() {
+            return Ok(());
+        }
+        for (index, single) in singles.iter_mut().enumerate() {
+            if let Entry::Ram { mfn, hold } = p2m.get(superpage.page(index)).0 {
+                *single = Some((mfn, hold == Hold::Pinned));
+            }
+        }
+        // The table of counts may grow: not under the lock.
+        let mut counted = Ok(());
+        self.host.machine(|_| {
+            counted = singles.into_iter().flatten().try_for_each(|(mfn, pin)| work.count(mfn, pin));
+        });
+        counted
+    }
+
+    /// Moves the singles of one range that lie where nothing stays.
+    fn bring_together(&mut self, work: &mut Consolidation, superpage: Superpage) {
+        let p2m = &self.host.domain().p2m;
+        if p2m.whole(superpage).is_some() || p2m.tally(superpage).ram == 0 || !self.claim(superpage)
+        {
+            return;
+        }
+        let all_live = self.domain().p2m.tally(superpage).ram == SUPERPAGE_PAGES;
+        if !(all_live && self.refill(superpage.first())) {
+            // As many at a time as there is room for.
+            while self.move_singles(work, superpage) > 0 {}
+        }
+        self.release(superpage);
+        // The older policies know no frames that are still to be cleared.
+        while !self.domain().policy.keeps_whole() && self.clean_batch() {}
+    }
+
+    /// Returns how many were moved; then there may be more.
+    fn move_singles(&mut self, work: &mut Consolidation, superpage: Superpage) -> u64 {
+        let mut from = [Mfn::default(); PAGES];
+        let mut to = [Mfn::default(); PAGES];
+        let mut moving = PageBits::default();
+        let mut from_host = 0;
+        if self.domain().cache.reserve(1, Mfn::default(), SUPERPAGE_PAGES).is_err() {
+            return 0;
+        }
+        for index in 0..PAGES {
+            let entry = self.domain().p2m.get(superpage.page(index)).0;
+            let Entry::Ram { mfn, hold: Hold::Free } = entry else { continue };
+            if work.stays(mfn) {
+                continue;
+            }
+            let Some(single) = self.single_where_it_stays(work, from_host) else { break };
+            from_host += u64::from(single.1);
+            (from[index], to[index]) = (mfn, single.0);
+            moving.insert(index);
+        }
+        let moved = self.copy_singles(superpage, &from, &to, moving);
+        self.settle_moved(superpage, &from, &to, moving, moved);
+        self.give_back_dirty(from_host);
+        work.moved += moved.done.count();
+        moved.done.count()
+    }
+
+    /// A free page of a superframe that stays, counted as in the cache, and whether it came from
+    /// the host.
+    fn single_where_it_stays(
+        &mut self,
+        work: &mut Consolidation,
+        from_host: u64,
+    ) -> Option<(Mfn, bool)> {
+        while let Some(&superframe) = work.stay.get(work.full) {
+            let first = Mfn::new(u64::from(superframe) * SUPERPAGE_PAGES);
+            let domain = self.host.domain();
+            if let Some(mfn) = domain.cache.take_single_in(first) {
+                domain.flight.in_hand += 1;
+                return Some((mfn, false));
+            }
+            if !self.has_room_for_one(from_host) {
+                return None;
+            }
+            match self.allocate_in(first) {
+                Ok(mfn) => return Some((mfn, true)),
+                Err(OutOfFrames) => work.full += 1,
+            }
+        }
+        None
+    }
+
+    /// Whether one more page may be held for a moment; gives one back if that makes room.
+    fn has_room_for_one(&mut self, from_host: u64) -> bool {
+        let domain = self.host.domain();
+        let has_room = |domain: &crate::Domain| {
+            domain.total() + domain.flight.incoming < domain.target
+        };
+        if has_room(domain) {
+            return true;
+        }
+        self.give_back_dirty(1);
+        let domain = self.host.domain();
+        if !has_room(domain) {
+            if from_host >= OVER_PAGES {
+                return false;
+            }
+            domain.statistics.borrowed += 1;
+        }
+        true
+    }
+
+    fn allocate_in(&mut self, superframe: Mfn) -> Result<Mfn, OutOfFrames> {
+        self.domain().flight.incoming += 1;
+        let allocated = self.host.machine(|m| m.allocate_in(superframe));
+        let domain = self.host.domain();
+        domain.flight.incoming -= 1;
+        // Its content is of no interest: a page is copied over it.
+        let Allocated { mfn, .. } = allocated?;
+        domain.flight.in_hand += 1;
+        Ok(mfn)
+    }
+
+    /// Unmaps, flushes once, copies, maps.
+    fn copy_singles(
+        &mut self,
+        superpage: Superpage,
+        from: &[Mfn; PAGES],
+        to: &[Mfn; PAGES],
+        moving: PageBits,
+    ) -> Moved {
+        let mut moved = Moved::default();
+        if moving.count() == 0 {
+            return moved;
+        }
+        self.host.machine(|m| {
+            for index in moving.iter() {
+                let unmapped = m.unmap(superpage.page(index), from[index], Order::PAGE);
+                if unmapped == Unmapped::Done {
+                    moved.done.insert(index);
+                }
+            }
+            m.flush();
+            for index in moved.done.iter() {
+                m.copy(from[index], to[index]);
+                if m.map(superpage.page(index), to[index], Order::PAGE).is_err() {
+                    moved.detached.insert(index);
+                }
+            }
+        });
+        let statistics = &mut self.domain().statistics;
+        let done = moved.done.count();
+        statistics.unmap_flushes += 1;
+        statistics.busy += moving.count() - done;
+        statistics.bytes_copied += done * PAGE_BYTES;
+        statistics.pages_consolidated += done;
+        moved
+    }
+
+    fn settle_moved(
+        &mut self,
+        superpage: Superpage,
+        from: &[Mfn; PAGES],
+        to: &[Mfn; PAGES],
+        moving: PageBits,
+        moved: Moved,
+    ) {
+        let domain = self.host.domain();
+        domain.flight.in_hand -= moving.count();
+        for index in moving.iter() {
+            // What was taken for a page that is busy goes to the cache, with what was moved away.
+            let left = if moved.done.contains(index) {
+                let detached = moved.detached.contains(index);
+                let hold = if detached { Hold::Detached } else { Hold::Free };
+                domain.p2m.set_page(superpage.page(index), Entry::Ram { mfn: to[index], hold });
+                from[index]
+            } else {
+                to[index]
+            };
+            domain.cache.put_dirty(Dirty { mfn: left, order: Order::PAGE, flushed: true });
+        }
+    }
+
+    /// Gives up to `pages` singles back to the host that are still to be cleared.
+    fn give_back_dirty(&mut self, pages: u64) {
+        for _ in 0..pages {
+            let cache = &mut self.host.domain().cache;
+            if cache.has_dirty_superpage() {
+                return;
+            }
+            let Some(dirty) = cache.take_dirty() else { return };
+            self.flush_dirty(&dirty);
+            self.free(dirty.mfn, dirty.order);
+        }
+    }
+}
+
+/// What became of pages that were to be moved.
+#[derive(Clone, Copy, Default)]
+struct Moved {
+    done: PageBits,
+    /// Copied, but not mapped: the next touch does it.
+    detached: PageBits,
+}
