@@ -146,6 +146,8 @@ impl GuestMemory {
     /// # Errors
     /// See [`AdoptError`]; the range is as it was.
     pub fn new(guest: Region, options: &Options) -> Result<Arc<Self>, AdoptError> {
+        // The first choice reads the environment and allocates: not in the fault thread.
+        let _ = zerosweep_scan::Kernel::chosen();
         let memory = Arc::new(Self::prepare(guest, options)?);
         memory.watch()?;
         let started = memory.promise(options).and_then(|()| memory.start());

@@ -371,10 +371,8 @@ impl<'region> Span<'region> {
     #[must_use]
     pub fn first_nonzero(self) -> Option<usize> {
         let words = (self.bytes / 8) as usize;
-        // SAFETY: within the region, aligned to a page, mapped and readable; nobody writes there
-        // while the caller holds it, and the reference ends with this call.
-        let words = unsafe { core::slice::from_raw_parts(self.as_ptr().cast::<u64>(), words) };
-        zerosweep_scan::first_nonzero(words)
+        // SAFETY: within the region, aligned to a page, mapped and readable.
+        unsafe { zerosweep_scan::first_nonzero_live(self.as_ptr().cast::<u64>(), words) }
     }
 
     /// Whether every word is zero, while a guest may write: a hint.

@@ -226,9 +226,8 @@ impl<H: Host> Session<H> {
     /// Whether one more page may be held for a moment; gives one back if that makes room.
     fn has_room_for_one(&mut self, from_host: u64) -> bool {
         let domain = self.host.domain();
-        let has_room = |domain: &crate::Domain| {
-            domain.total() + domain.flight.incoming < domain.target
-        };
+        let has_room =
+            |domain: &crate::Domain| domain.total() + domain.flight.incoming < domain.target;
         if has_room(domain) {
             return true;
         }

@@ -1,0 +1,98 @@
+//! What the scan needs of a vector, and the vectors: a plain word, and AVX2's 256 bits.
+//!
+//! A load is [`pointer::read_volatile`]: one load instruction of the vector's width, which the
+//! compiler may neither drop nor repeat. So every decision is made on a value that stays what it
+//! was when it was read, whatever is written meanwhile. A reference (`&[u64]`) would promise that
+//! nothing is. Those who write are a guest, a device or another process, outside of what the
+//! language speaks about; a thread of this program that writes there should do it by atomics or
+//! volatile writes. A vector may mix an older and a newer write; each aligned word of 8 bytes in it
+//! is whole on x86-64.
+//!
+//! [`pointer::read_volatile`]: https://doc.rust-lang.org/std/primitive.pointer.html#method.read_volatile
+#![expect(unsafe_code, reason = "reads by address; vector instructions need a CPU that has them")]
+
+#[cfg(target_arch = "x86_64")]
+use core::arch::x86_64::{
+    __m256i, _mm256_castsi256_pd, _mm256_cmpeq_epi64, _mm256_movemask_pd, _mm256_or_si256,
+    _mm256_setzero_si256, _mm256_testz_si256,
+};
+
+/// One or more words of 8 bytes that are looked at together.
+///
+/// Everything is `unsafe` for one reason: the CPU must have the vector's instructions. They become
+/// single instructions where they are inlined into a function that enables them.
+pub(crate) trait Vector: Copy {
+    /// Words in a vector.
+    const WORDS: usize = size_of::<Self>() / size_of::<u64>();
+
+    /// Reads a vector, once.
+    ///
+    /// # Safety
+    /// The CPU has this vector. `at` is aligned to it, and all of it can be read. Others may write
+    /// there meanwhile.
+    #[inline(always)]
+    unsafe fn load(at: *const u64) -> Self {
+        // SAFETY: aligned and readable, as the caller vouches; every bit pattern is a vector.
+        unsafe { at.cast::<Self>().read_volatile() }
+    }
+
+    /// The bits that are set in either.
+    ///
+    /// # Safety
+    /// The CPU has this vector.
+    unsafe fn or(self, other: Self) -> Self;
+
+    /// Whether no bit is set.
+    ///
+    /// # Safety
+    /// The CPU has this vector.
+    unsafe fn is_zero(self) -> bool;
+
+    /// The first word with a bit set; `WORDS` or more if there is none.
+    ///
+    /// # Safety
+    /// The CPU has this vector.
+    unsafe fn first_word(self) -> usize;
+}
+
+impl Vector for u64 {
+    #[inline(always)]
+    unsafe fn or(self, other: Self) -> Self {
+        self | other
+    }
+
+    #[inline(always)]
+    unsafe fn is_zero(self) -> bool {
+        self == 0
+    }
+
+    #[inline(always)]
+    unsafe fn first_word(self) -> usize {
+        usize::from(self == 0)
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Vector for __m256i {
+    #[inline(always)]
+    unsafe fn or(self, other: Self) -> Self {
+        // SAFETY: the CPU has AVX2, as the caller vouches.
+        unsafe { _mm256_or_si256(self, other) }
+    }
+
+    #[inline(always)]
+    unsafe fn is_zero(self) -> bool {
+        // SAFETY: the CPU has AVX2, as the caller vouches.
+        unsafe { _mm256_testz_si256(self, self) == 1 }
+    }
+
+    #[inline(always)]
+    unsafe fn first_word(self) -> usize {
+        // SAFETY: the CPU has AVX2, as the caller vouches.
+        let zeros = unsafe {
+            let words = _mm256_cmpeq_epi64(self, _mm256_setzero_si256());
+            _mm256_movemask_pd(_mm256_castsi256_pd(words))
+        };
+        zeros.trailing_ones() as usize
+    }
+}
