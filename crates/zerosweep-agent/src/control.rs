@@ -111,6 +111,7 @@ fn perform(operation: &Operation, config: &AgentConfig) -> Answer {
     };
     match operation {
         Operation::Status => {}
+        Operation::Map { first } => return report::map(config, memory, *first),
         Operation::Audit => {
             if let Err(error) = memory.audit() {
                 return refuse(ErrorKind::AuditFailed, error.to_string());

@@ -1,10 +1,12 @@
 //! The guest's figures as a message.
 
+use std::fmt::Write as _;
+
 use zerosweep::PAGE_BYTES;
 use zerosweep_linux::{GuestMemory, Snapshot};
 use zerosweep_wire::{
-    AgentConfig, Answer, Counters, FaultLatency, HostMemory, PROTOCOL, Pages, State, Status,
-    Superpages,
+    AgentConfig, Answer, Counters, FaultLatency, HostMemory, MAP_SUPERPAGES, Map, PROTOCOL, Pages,
+    State, Status, Superpages,
 };
 
 use crate::adopt;
@@ -12,6 +14,17 @@ use crate::adopt;
 /// The status as it is now.
 pub(crate) fn answer(config: &AgentConfig) -> Answer {
     Answer::Ok(Box::new(status(config)))
+}
+
+/// The status, and a part of the superpage map.
+pub(crate) fn map(config: &AgentConfig, memory: &GuestMemory, first: u64) -> Answer {
+    let mut map = Map { first, ..Map::default() };
+    memory.for_each_superpage(first, MAP_SUPERPAGES, |letter, live| {
+        map.letters.push(char::from(letter));
+        // Writing to a string cannot fail.
+        let _ = write!(map.live, "{live:03x}");
+    });
+    Answer::Ok(Box::new(Status { map: Some(map), ..status(config) }))
 }
 
 fn status(config: &AgentConfig) -> Status {
@@ -33,6 +46,7 @@ fn status(config: &AgentConfig) -> Status {
         host: HostMemory { rss_anon_bytes: rss_anon_bytes().unwrap_or(0) },
         stalled_threads: 0,
         borrowed_pages: 0,
+        map: None,
     };
     match adopt::guest() {
         None => {}
@@ -105,6 +119,11 @@ fn counters(snapshot: &Snapshot) -> Counters {
         unmap_flushes: s.unmap_flushes,
         busy: s.busy,
         peak_total_pages: s.peak_total,
+        evacuations: s.evacuations,
+        refills: s.refills,
+        pages_retained: s.pages_retained,
+        pages_retaken: s.pages_retaken,
+        pages_consolidated: s.pages_consolidated,
     }
 }
 

@@ -1,5 +1,6 @@
 //! Files of mixed sizes in tmpfs, of which three quarters are deleted in a seeded order: memory
-//! that is in use here and there.
+//! that is in use here and there. Files are deleted one by one, or in clumps of those that were
+//! written together, as when directories are removed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -30,8 +31,14 @@ struct ChurnFile {
 }
 
 impl Churn {
-    /// Writes up to `bytes` of files under `directory`, then deletes three quarters of them.
-    pub(crate) fn new(directory: &Path, bytes: u64, seed: u64) -> Result<Self, Failure> {
+    /// Writes up to `bytes` of files under `directory`, then deletes three quarters of them, in
+    /// clumps of at least `clump_bytes`.
+    pub(crate) fn new(
+        directory: &Path,
+        bytes: u64,
+        clump_bytes: u64,
+        seed: u64,
+    ) -> Result<Self, Failure> {
         let spare_bytes = MemInfo::read()?.spare_bytes();
         if bytes > spare_bytes {
             return Err(Failure::new(
@@ -40,7 +47,7 @@ impl Churn {
             ));
         }
         let mut generator = Generator::new(seed);
-        let mut files = sizes(bytes, &mut generator);
+        let files = sizes(bytes, &mut generator);
         let mut churn = Self {
             directory: directory.to_owned(),
             seed,
@@ -55,9 +62,10 @@ impl Churn {
             fs::write(&path, contents)
                 .map_err(|e| Failure::new("churn", format_args!("{}: {e}", path.display())))?;
         }
-        generator.shuffle(&mut files);
-        churn.kept = files.split_off(files.len() * 3 / 4);
-        for file in &files {
+        let mut clumps = clumps(files, clump_bytes);
+        generator.shuffle(&mut clumps);
+        churn.kept = clumps.split_off(clumps.len() * 3 / 4).into_iter().flatten().collect();
+        for file in clumps.iter().flatten() {
             let path = churn.path(file);
             fs::remove_file(&path)
                 .map_err(|e| Failure::new("churn", format_args!("{}: {e}", path.display())))?;
@@ -113,6 +121,24 @@ fn sizes(bytes: u64, generator: &mut Generator) -> Vec<ChurnFile> {
     files
 }
 
+/// Files in the order in which they were written, cut into clumps of at least `clump_bytes`.
+fn clumps(files: Vec<ChurnFile>, clump_bytes: u64) -> Vec<Vec<ChurnFile>> {
+    let mut clumps = Vec::new();
+    let (mut clump, mut pages) = (Vec::new(), 0);
+    for file in files {
+        pages += file.pages;
+        clump.push(file);
+        if pages * PAGE_BYTES >= clump_bytes {
+            clumps.push(std::mem::take(&mut clump));
+            pages = 0;
+        }
+    }
+    if !clump.is_empty() {
+        clumps.push(clump);
+    }
+    clumps
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -126,11 +152,19 @@ mod tests {
     }
 
     #[test]
+    fn clumps_are_of_files_that_were_written_together() {
+        let clumps = clumps(sizes(64 << 20, &mut Generator::new(3)), 1 << 20);
+        assert!(clumps.len() > 50 && clumps.len() <= 64);
+        let numbers: Vec<u64> = clumps.iter().flatten().map(|file| file.number).collect();
+        assert!(numbers.is_sorted());
+    }
+
+    #[test]
     fn a_quarter_stays_and_damage_is_noticed() {
         let directory =
             std::env::temp_dir().join(format!("zerosweep-churn-{}", std::process::id()));
         fs::create_dir_all(&directory).unwrap();
-        let churn = Churn::new(&directory, 4 << 20, 2).unwrap();
+        let churn = Churn::new(&directory, 4 << 20, 0, 2).unwrap();
         assert_eq!(churn.bytes, 4 << 20);
         assert_eq!(churn.kept_count(), churn.files - churn.files * 3 / 4);
         assert_eq!(fs::read_dir(&directory).unwrap().count(), churn.kept_count());

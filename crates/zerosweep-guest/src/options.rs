@@ -6,6 +6,7 @@
 //! | `zs.seed=N` | seed of pattern and churn | 1 |
 //! | `zs.rewrite=1` | the background check also writes every page anew in each pass | 0 |
 //! | `zs.churn=SIZE` | files to write to tmpfs, of which three quarters are deleted | 0 |
+//! | `zs.clump=SIZE` | files written together are deleted together, at least so many bytes | 0 |
 //! | `zs.scrub=1` | write zeros to nearly all free memory before the balloon is loaded | 0 |
 //! | `zs.settle=SECONDS` | the longest wait for the balloon | 60 |
 //! | `zs.first=SECONDS` | how long the balloon may take until it begins | 1 |
@@ -45,6 +46,8 @@ pub(crate) struct Options {
     pub(crate) check: Check,
     /// Bytes of files to churn through.
     pub(crate) churn_bytes: u64,
+    /// Bytes of files that are deleted together, at least.
+    pub(crate) clump_bytes: u64,
     /// Whether free memory is scrubbed.
     pub(crate) scrub: bool,
     /// Longest wait for the balloon.
@@ -64,6 +67,7 @@ impl Default for Options {
             seed: 1,
             check: Check::Read,
             churn_bytes: 0,
+            clump_bytes: 0,
             scrub: false,
             settle: Duration::from_secs(60),
             first: Duration::from_secs(1),
@@ -96,6 +100,7 @@ impl Options {
             "seed" => self.seed = number(value)?,
             "rewrite" => self.check = if flag(value)? { Check::Rewrite } else { Check::Read },
             "churn" => self.churn_bytes = size(value)?,
+            "clump" => self.clump_bytes = size(value)?,
             "scrub" => self.scrub = flag(value)?,
             "settle" => self.settle = seconds(value)?,
             "first" => self.first = seconds(value)?,
@@ -164,13 +169,14 @@ mod tests {
 
     #[test]
     fn every_word_is_read() {
-        let line = "quiet zs.fill=96M zs.seed=0x10 zs.rewrite=1 zs.churn=1G zs.scrub=1 \
-                    zs.settle=2.5 zs.first=30 zs.touch=512K zs.end=idle panic=-1";
+        let line = "quiet zs.fill=96M zs.seed=0x10 zs.rewrite=1 zs.churn=1G zs.clump=4M \
+                    zs.scrub=1 zs.settle=2.5 zs.first=30 zs.touch=512K zs.end=idle panic=-1";
         let expected = Options {
             fill_bytes: 96 << 20,
             seed: 16,
             check: Check::Rewrite,
             churn_bytes: 1 << 30,
+            clump_bytes: 4 << 20,
             scrub: true,
             settle: Duration::from_millis(2500),
             first: Duration::from_secs(30),

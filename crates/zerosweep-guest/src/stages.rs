@@ -134,7 +134,8 @@ fn churn(options: &Options) -> Result<Option<Churn>, Failure> {
         return Ok(None);
     }
     let start = Instant::now();
-    let churn = Churn::new(Path::new(system::WORK), options.churn_bytes, options.seed)?;
+    let Options { churn_bytes, clump_bytes, seed, .. } = *options;
+    let churn = Churn::new(Path::new(system::WORK), churn_bytes, clump_bytes, seed)?;
     mark(format_args!(
         "churned bytes={} files={} kept={} seconds={:.3}",
         churn.bytes,

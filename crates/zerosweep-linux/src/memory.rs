@@ -370,7 +370,7 @@ impl GuestMemory {
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let (mut whole, mut broken) = (0, 0);
-        self.for_each_superpage(|letter| match letter {
+        self.for_each_superpage(0, u64::MAX, |letter, _| match letter {
             b'W' | b'r' => whole += 1,
             b'b' => broken += 1,
             _ => {}
@@ -400,18 +400,20 @@ impl GuestMemory {
     pub fn map_letters(&self) -> Vec<u8> {
         let superpages = self.machine.guest.bytes().div_ceil(SUPERPAGE_BYTES);
         let mut letters = Vec::with_capacity(superpages as usize);
-        self.for_each_superpage(|letter| letters.push(letter));
+        self.for_each_superpage(0, u64::MAX, |letter, _| letters.push(letter));
         letters
     }
 
-    /// Calls `visit` with each superpage's letter; the lock is held for [`SNAPSHOT_STEP`] at a time.
-    fn for_each_superpage(&self, mut visit: impl FnMut(u8)) {
+    /// Calls `visit` with the letter of each of `count` superpages from `first` on, and how many of
+    /// its pages the guest has that hold a frame. The lock is held for [`SNAPSHOT_STEP`] at a time.
+    pub fn for_each_superpage(&self, first: u64, count: u64, mut visit: impl FnMut(u8, u64)) {
         let superpages = self.machine.guest.bytes().div_ceil(SUPERPAGE_BYTES);
-        for first in (0..superpages).step_by(SNAPSHOT_STEP as usize) {
+        let last = first.saturating_add(count).min(superpages);
+        for first in (first..last).step_by(SNAPSHOT_STEP as usize) {
             let domain = self.lock();
             let p2m = domain.p2m();
-            for superpage in (first..(first + SNAPSHOT_STEP).min(superpages)).map(Superpage::new) {
-                visit(p2m.letter(superpage));
+            for superpage in (first..(first + SNAPSHOT_STEP).min(last)).map(Superpage::new) {
+                visit(p2m.letter(superpage), p2m.tally(superpage).ram - p2m.outs(superpage));
             }
         }
     }

@@ -20,7 +20,9 @@ mod status;
 
 pub use config::{AgentConfig, CONFIG_VARIABLE, OnExhaustion, ReturnMode};
 pub use message::{Answer, ErrorBody, ErrorKind, Hello, Operation, Request, Response};
-pub use status::{Counters, FaultLatency, HostMemory, Pages, State, Status, Superpages};
+pub use status::{
+    Counters, FaultLatency, HostMemory, MAP_SUPERPAGES, Map, Pages, State, Status, Superpages,
+};
 
 /// Version of the messages in this crate.
 pub const PROTOCOL: u32 = 1;

@@ -33,6 +33,12 @@ pub struct Request {
 pub enum Operation {
     /// All figures of the guest.
     Status,
+    /// All figures, and the superpage map from superpage `first` on: up to
+    /// [`MAP_SUPERPAGES`](crate::MAP_SUPERPAGES) of them.
+    Map {
+        /// Number of the first superpage: gfn / 512.
+        first: u64,
+    },
     /// Recount every figure from the tables (rule R19).
     Audit,
     /// Set what the guest may hold; the guest's balloon is the asking side's business.
@@ -61,8 +67,8 @@ pub struct Response {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
-    /// Done. `Status`, `SetTarget` and `Vcpus` answer with the status after it; so does `Audit`
-    /// when no difference was found.
+    /// Done. Every request answers with the status after it; `Audit` does so when no difference was
+    /// found.
     Ok(Box<Status>),
     /// Not done.
     Error(ErrorBody),

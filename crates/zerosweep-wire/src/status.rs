@@ -41,6 +41,9 @@ pub struct Status {
     pub stalled_threads: u32,
     /// Pages held beyond the target.
     pub borrowed_pages: u64,
+    /// A part of the superpage map, if it was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub map: Option<Map>,
 }
 
 /// What the agent is doing.
@@ -99,6 +102,21 @@ pub struct Superpages {
     pub cleared_ahead: u64,
 }
 
+/// So many superpages fit into one answer.
+pub const MAP_SUPERPAGES: u64 = 8192;
+
+/// Superpages of the guest, in the order of their addresses.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Map {
+    /// Number of the first one: gfn / 512.
+    pub first: u64,
+    /// A letter each: `W` whole, `r` whole although pages of it were given back, `b` broken, `p`
+    /// promised, `.` given back.
+    pub letters: String,
+    /// Three hexadecimal digits each: how many of its pages the guest has and that hold a frame.
+    pub live: String,
+}
+
 /// What has been done since the start. Pages are of 4 KiB.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counters {
@@ -150,6 +168,21 @@ pub struct Counters {
     pub busy: u64,
     /// The largest total ever held, in pages.
     pub peak_total_pages: u64,
+    /// Superpages whose live pages were put elsewhere.
+    #[serde(default)]
+    pub evacuations: u64,
+    /// Broken ranges that became superpages again at a fault.
+    #[serde(default)]
+    pub refills: u64,
+    /// Pages that were given back and whose frame stayed in its superpage.
+    #[serde(default)]
+    pub pages_retained: u64,
+    /// Such pages that the guest took again.
+    #[serde(default)]
+    pub pages_retaken: u64,
+    /// Pages that were moved together.
+    #[serde(default)]
+    pub pages_consolidated: u64,
 }
 
 /// Fault service times in nanoseconds.

@@ -250,5 +250,6 @@ pub fn status(name: &str) -> Status {
         host: HostMemory::default(),
         stalled_threads: 0,
         borrowed_pages: 0,
+        map: None,
     }
 }
