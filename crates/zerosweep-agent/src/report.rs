@@ -88,7 +88,7 @@ fn fill(status: &mut Status, memory: &GuestMemory) {
     status.fault_latency = FaultLatency { p50_ns, p99_ns, max_ns };
     status.counters = counters(&snapshot);
     status.stalled_threads = snapshot.stalled;
-    status.borrowed_pages = quantities.total().saturating_sub(quantities.target);
+    status.borrowed_pages = snapshot.borrowed;
     status.reason = snapshot.lifted;
 }
 

@@ -120,6 +120,8 @@ pub struct Snapshot {
     pub faults: u64,
     /// Threads that wait for a frame.
     pub stalled: u32,
+    /// Pages held beyond the target because no frame could be found.
+    pub borrowed: u64,
     /// Fault service times, in ns: median, 99th percentile, longest.
     pub latency_ns: (u64, u64, u64),
     /// Why the cap is lifted.
@@ -379,6 +381,7 @@ impl GuestMemory {
         let quantities = domain.quantities();
         let statistics = *domain.statistics();
         let superpages_in_cache = domain.cache().superpages();
+        let borrowed = domain.borrowed();
         drop(domain);
         Snapshot {
             quantities,
@@ -389,6 +392,7 @@ impl GuestMemory {
             ready: self.machine.ready(),
             faults: self.service.faults(),
             stalled: self.service.stalled(),
+            borrowed,
             latency_ns: self.service.latency_ns(),
             lifted: self.lifted_because(),
         }

@@ -39,7 +39,7 @@ pub struct Status {
     pub host: HostMemory,
     /// Threads that wait for a frame now.
     pub stalled_threads: u32,
-    /// Pages held beyond the target.
+    /// Pages held beyond the target because no frame could be found.
     pub borrowed_pages: u64,
     /// A part of the superpage map, if it was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]

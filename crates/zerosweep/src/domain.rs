@@ -255,6 +255,8 @@ pub struct Domain {
     pub(crate) swept_before_decrease: bool,
     /// The balloon has stopped short of the target.
     pub(crate) balloon_idle: bool,
+    /// Pages borrowed since the total was last within the target.
+    pub(crate) borrowed: u64,
     pub(crate) life: Life,
     pub(crate) statistics: Statistics,
 }
@@ -288,6 +290,7 @@ impl Domain {
             cursors: Cursors::default(),
             swept_before_decrease: false,
             balloon_idle: false,
+            borrowed: 0,
             life: Life::Alive,
             statistics: Statistics::default(),
         })
@@ -335,6 +338,21 @@ impl Domain {
         self.policy
     }
 
+    /// Pages held beyond the target because no frame could be found. What is held beyond it only
+    /// because the balloon has not got there yet is not among them.
+    #[must_use]
+    pub fn borrowed(&self) -> u64 {
+        self.borrowed.min(self.total().saturating_sub(self.target))
+    }
+
+    pub(crate) fn note_borrowed(&mut self) {
+        if self.total() <= self.target {
+            self.borrowed = 0;
+        }
+        self.borrowed += 1;
+        self.statistics.borrowed += 1;
+    }
+
     /// Where it is in its life.
     #[must_use]
     pub fn life(&self) -> Life {
@@ -352,6 +370,13 @@ impl Domain {
         let certain = q.cache.min(q.entries);
         let likely = share.min(q.entries - certain).min(q.populated);
         Forecast { certain, likely, short: q.entries - certain - likely }
+    }
+
+    /// Pages that the cache should get from the host: until cache + R = min(T − P, entries).
+    pub(crate) fn wants_fill(&self) -> u64 {
+        let q = self.quantities();
+        let room = q.target.saturating_sub(q.populated).min(q.entries);
+        room.saturating_sub(q.cache + q.retained + self.flight.incoming)
     }
 
     /// Whether superpages should be found before they are wanted.

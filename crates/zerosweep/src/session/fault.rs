@@ -346,7 +346,7 @@ impl<H: Host> Session<H> {
             domain.cursors.note_fault(gfn);
             return None;
         }
-        if step == Step::Again || domain.flight.in_hand > 0 {
+        if step == Step::Again || domain.flight.in_hand + domain.flight.incoming > 0 {
             return Some(Fault::Again);
         }
         if beyond == Beyond::Borrow {
@@ -398,6 +398,11 @@ impl<H: Host> Session<H> {
             if is_enough {
                 return Step::Ended;
             }
+            // Pages that were taken again no longer back what is promised: the host does.
+            if domain.wants_fill() > 0 && self.fill(1).is_ok() {
+                continue;
+            }
+            let domain = self.host.domain();
             let cleans = domain.cache.clean_pages() == 0 || domain.cache.has_dirty_superpage();
             if cleans && self.clean_batch() {
                 continue;
@@ -488,7 +493,7 @@ impl<H: Host> Session<H> {
             _ => None,
         };
         if populated.is_some() {
-            self.domain().statistics.borrowed += 1;
+            self.domain().note_borrowed();
         }
         self.release(superpage);
         populated.or_else(|| {

@@ -96,6 +96,7 @@ impl<H: Host> Session<H> {
         if target == 0 || target > max {
             return Err(TargetError::OutOfRange { target, max });
         }
+        domain.borrowed = domain.borrowed();
         domain.target = target;
         domain.p2m.forgive();
         Ok(())
@@ -107,10 +108,7 @@ impl<H: Host> Session<H> {
     /// When there are none; what was got stays in the cache.
     pub fn fill(&mut self, steps: u64) -> Result<Progress, FillError> {
         for _ in 0..steps {
-            let domain = self.host.domain();
-            let q = domain.quantities();
-            let room = q.target.saturating_sub(q.populated).min(q.entries);
-            let wanted = room.saturating_sub(q.cache + q.retained + domain.flight.incoming);
+            let wanted = self.domain().wants_fill();
             if wanted == 0 {
                 return Ok(Progress::Done);
             }

@@ -1,5 +1,6 @@
-//! What can wait: clearing frames that came back dirty (rule R11), and breaking superpages of which
-//! pages are retained, once it is known which (rules R2, R12).
+//! What can wait: clearing frames that came back dirty (rule R11), breaking superpages of which
+//! pages are retained, once it is known which (rules R2, R12), and filling the cache when such pages
+//! were taken again.
 //!
 //! While the guest still owes pages, more may come out of the same superpages, so nothing is
 //! broken that has live pages. When it owes no more, those with the fewest go first, until the
@@ -21,7 +22,11 @@ impl Domain {
     /// it may be short of the target.
     #[must_use]
     pub fn wants_upkeep(&self, idle: bool) -> bool {
-        self.cache.dirty_pages() > 0 || self.wants_break(idle)
+        self.cache.dirty_pages() > 0 || self.wants_break(idle) || self.wants_refill()
+    }
+
+    fn wants_refill(&self) -> bool {
+        self.policy.keeps_whole() && self.wants_fill() >= SUPERPAGE_PAGES
     }
 
     fn wants_break(&self, idle: bool) -> bool {
@@ -51,7 +56,9 @@ impl<H: Host> Session<H> {
             self.return_excess_superpages();
             // Singles of one superpage take the live pages of the next: they are given back last.
             let breaks = self.domain().wants_break(idle) && self.needs_break();
-            let more = self.clean_batch() || (breaks && self.break_one() > 0);
+            let more = self.clean_batch()
+                || (breaks && self.break_one() > 0)
+                || (self.domain().wants_refill() && self.fill(1).is_ok());
             if !more {
                 self.return_excess();
                 return Progress::Done;
