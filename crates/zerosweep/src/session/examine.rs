@@ -61,6 +61,12 @@ impl<H: Host> Session<H> {
             self.map_back_superpage(superpage, mfn);
             return Check::NotZero;
         }
+        if found.count == SUPERPAGE_PAGES {
+            // Every page that was out was taken again without a word: nothing is to be had.
+            self.retake_all(superpage);
+            self.map_back_superpage(superpage, mfn);
+            return Check::NotZero;
+        }
         if found.count > 0 {
             return self.evacuate(superpage, mfn, outs, &found);
         }

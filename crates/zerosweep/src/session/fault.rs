@@ -412,7 +412,7 @@ impl<H: Host> Session<H> {
             if clean > 0 && domain.debt() <= 0 {
                 return Step::Ended;
             }
-            if self.break_one() > 0 {
+            if self.break_one() {
                 continue;
             }
             if clean > 0 {

@@ -70,7 +70,7 @@ impl<H: Host> Session<H> {
     /// See [`TargetError`]. After [`TargetError::Fill`] a call of [`Session::fill`] goes on.
     pub fn set_target(&mut self, target: u64) -> Result<(), TargetError> {
         self.begin_target(target)?;
-        while self.wants_frames_from_retained() && self.break_one() > 0 {
+        while self.wants_frames_from_retained() && self.break_one() {
             self.return_excess_superpages();
         }
         self.return_excess();

@@ -57,7 +57,7 @@ impl<H: Host> Session<H> {
             // Singles of one superpage take the live pages of the next: they are given back last.
             let breaks = self.domain().wants_break(idle) && self.needs_break();
             let more = self.clean_batch()
-                || (breaks && self.break_one() > 0)
+                || (breaks && self.break_one())
                 || (self.domain().wants_refill() && self.fill(1).is_ok());
             if !more {
                 self.return_excess();
@@ -75,7 +75,7 @@ impl<H: Host> Session<H> {
         while self.domain().cache.dirty_pages() >= INLINE_DIRTY_PAGES && self.clean_batch() {}
         if self.domain().wants_break(false) {
             self.return_excess_superpages();
-            while self.domain().wants_break(false) && self.needs_break() && self.break_one() > 0 {
+            while self.domain().wants_break(false) && self.needs_break() && self.break_one() {
                 self.return_excess_superpages();
             }
             self.return_excess();
@@ -88,16 +88,17 @@ impl<H: Host> Session<H> {
         domain.p2m.has_all_out() || domain.quantities().above_target() > 0
     }
 
-    /// Breaks the superpage with the fewest live pages of those with retained ones. Returns how
-    /// many frames came free.
-    pub(crate) fn break_one(&mut self) -> u64 {
-        // One that is busy is passed over: it cannot be the only one for long.
-        let Some((superpage, _)) = self.domain().p2m.fewest_live() else { return 0 };
-        let freed = self.check_superpage(superpage, SUPERPAGE_PAGES).freed();
-        if freed == 0 {
-            self.domain().p2m.put_last(superpage);
+    /// Breaks the superpage with the fewest live pages of those with retained ones. False if there
+    /// is none, or the one is busy: another comes next time.
+    pub(crate) fn break_one(&mut self) -> bool {
+        let Some((superpage, _)) = self.domain().p2m.fewest_live() else { return false };
+        self.check_superpage(superpage, SUPERPAGE_PAGES);
+        let p2m = &mut self.host.domain().p2m;
+        let settled = p2m.outs(superpage) == 0;
+        if !settled {
+            p2m.put_last(superpage);
         }
-        freed
+        settled
     }
 
     /// Clears some of what came back dirty, with one flush. False if there is nothing.
