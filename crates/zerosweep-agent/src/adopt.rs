@@ -229,6 +229,7 @@ fn take_over(start: usize, bytes: usize) -> Result<Arc<GuestMemory>, String> {
             ReturnMode::Lazy => Parking::Lazy,
             ReturnMode::Eager => Parking::Eager(EAGER_STOCK),
         },
+        fault_threads: Options::DEFAULT_FAULT_THREADS,
     };
     let region = interpose::region(start, bytes).map_err(|error| error.to_string())?;
     GuestMemory::new(region, &options).map_err(|error| error.to_string())

@@ -44,6 +44,7 @@ fn adopt(pages: u64, target: u64) -> Result<std::sync::Arc<GuestMemory>> {
         policy: Policy::None,
         on_exhaustion: OnExhaustion::Stall,
         parking: Parking::Lazy,
+        fault_threads: Options::DEFAULT_FAULT_THREADS,
     };
     GuestMemory::new(region, &options).context("guest memory cannot be managed here")
 }

@@ -58,6 +58,13 @@ pub struct Options {
     pub on_exhaustion: OnExhaustion,
     /// Whether parked superpages keep their memory.
     pub parking: Parking,
+    /// Threads that answer faults; at least one.
+    pub fault_threads: usize,
+}
+
+impl Options {
+    /// As many threads answer faults: one that takes long does not hold up the others.
+    pub const DEFAULT_FAULT_THREADS: usize = 2;
 }
 
 /// Why a range is not managed. It is as it was.
@@ -202,7 +209,7 @@ impl GuestMemory {
         Ok(Self {
             machine,
             domain: Mutex::new(domain),
-            service: ServiceState::new()?,
+            service: ServiceState::new(options.fault_threads)?,
             ahead: WakeEvent::new()?,
             upkeep: UpkeepState::new()?,
             on_exhaustion: options.on_exhaustion,

@@ -1,9 +1,13 @@
-//! The thread that answers faults.
+//! The threads that answer faults.
 //!
-//! It reads what the kernel has, hands each touch to the engine, and wakes whoever waits. A fault
+//! Each takes faults from the kernel as they come, so that one that takes long (a sweep, pages that
+//! are copied) holds up nobody who wants another range. What cannot be answered now stays with the
+//! thread that took it.
+//!
+//! A thread reads what the kernel has, hands each touch to the engine, and wakes whoever waits. A fault
 //! that cannot be answered now goes to a list of its own, and is tried again when an operation has
-//! ended, or after a time. The thread makes raw system calls, takes no lock of the VMM's, and has
-//! the memory for its lists before it starts.
+//! ended, or after a time. The threads make raw system calls, take no lock of the VMM's,
+//! and have the memory for their lists before they start.
 //!
 //! Exhaustion (rule R15): only threads known as virtual CPUs stall. One may stall while it holds a
 //! lock that the VMM's main thread wants; so while someone stalls, the main thread is looked at,
@@ -21,7 +25,7 @@ use zerosweep::{FaultError, Gfn, Order, PAGE_BYTES};
 use crate::error::SysError;
 use crate::memory::{GuestMemory, OnExhaustion};
 use crate::service::main_thread::MainThread;
-use crate::sys::poll::{WakeEvent, wait_either};
+use crate::sys::poll::{SharedWait, WakeEvent};
 use crate::sys::uffd::{Fault, FaultBuffer, FaultKind, Wake};
 
 mod main_thread;
@@ -38,26 +42,34 @@ const MAP_TRIES: u32 = 50;
 const MAX_PENDING: usize = 4096;
 const MAX_VCPUS: usize = 1024;
 
-/// What the fault thread shares with the others.
-pub(crate) struct ServiceState {
+/// What a fault thread shares with other threads.
+struct Desk {
     wake: WakeEvent,
-    stopping: AtomicBool,
     pending: AtomicU32,
     stalled: AtomicU32,
+}
+
+/// What the fault threads share with the others.
+pub(crate) struct ServiceState {
+    desks: Vec<Desk>,
+    stopping: AtomicBool,
     faults: AtomicU64,
     vcpus: Mutex<Vec<u32>>,
     latency: Mutex<Option<Histogram<u32>>>,
 }
 
 impl ServiceState {
-    pub(crate) fn new() -> Result<Self, SysError> {
+    /// For so many threads.
+    pub(crate) fn new(threads: usize) -> Result<Self, SysError> {
+        let desk = || {
+            let (pending, stalled) = (AtomicU32::new(0), AtomicU32::new(0));
+            Ok(Desk { wake: WakeEvent::new()?, pending, stalled })
+        };
         // 100 ns to 100 s in two digits: allocated here, never resized.
         let latency = Histogram::new_with_bounds(100, 100_000_000_000, 2).ok();
         Ok(Self {
-            wake: WakeEvent::new()?,
+            desks: (0..threads.max(1)).map(|_| desk()).collect::<Result<_, SysError>>()?,
             stopping: AtomicBool::new(false),
-            pending: AtomicU32::new(0),
-            stalled: AtomicU32::new(0),
             faults: AtomicU64::new(0),
             vcpus: Mutex::new(Vec::with_capacity(MAX_VCPUS)),
             latency: Mutex::new(latency),
@@ -66,14 +78,13 @@ impl ServiceState {
 
     /// An operation has ended: what waits may be possible now.
     pub(crate) fn poke(&self) {
-        if self.pending.load(Ordering::SeqCst) > 0 {
-            self.wake.call();
-        }
+        let waits = |desk: &&Desk| desk.pending.load(Ordering::SeqCst) > 0;
+        self.desks.iter().filter(waits).for_each(|desk| desk.wake.call());
     }
 
     pub(crate) fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
-        self.wake.call();
+        self.desks.iter().for_each(|desk| desk.wake.call());
     }
 
     pub(crate) fn is_stopping(&self) -> bool {
@@ -85,7 +96,7 @@ impl ServiceState {
     }
 
     pub(crate) fn stalled(&self) -> u32 {
-        self.stalled.load(Ordering::Relaxed)
+        self.desks.iter().map(|desk| desk.stalled.load(Ordering::Relaxed)).sum()
     }
 
     pub(crate) fn set_vcpus(&self, thread_ids: &[u32]) {
@@ -126,21 +137,27 @@ impl ServiceState {
     }
 }
 
-/// Starts the thread.
+/// Starts the threads.
 pub(crate) fn start(memory: &Arc<GuestMemory>) -> std::io::Result<()> {
-    let memory = Arc::clone(memory);
-    let main_thread = MainThread::of_this_process();
-    let server = Server {
-        pending: Vec::with_capacity(MAX_PENDING),
-        last: None,
-        swept: Instant::now(),
-        buffer: Box::new(FaultBuffer::new()),
-        main_thread,
-    };
-    std::thread::Builder::new()
-        .name("zs-faults".into())
-        .spawn(move || server.guarded(&memory))
-        .map(|_| ())
+    for desk in 0..memory.service.desks.len() {
+        let own = memory.service.desks[desk].wake.as_fd();
+        let wait = SharedWait::new(memory.machine.uffd.as_fd(), own)
+            .map_err(std::io::Error::from)?;
+        let server = Server {
+            desk,
+            wait,
+            pending: Vec::with_capacity(MAX_PENDING),
+            last: None,
+            swept: Instant::now(),
+            buffer: Box::new(FaultBuffer::new()),
+            main_thread: MainThread::of_this_process(),
+        };
+        let memory = Arc::clone(memory);
+        std::thread::Builder::new()
+            .name("zs-faults".into())
+            .spawn(move || server.guarded(&memory))?;
+    }
+    Ok(())
 }
 
 /// A fault that waits for its answer. There is always one: INV-8.
@@ -171,6 +188,8 @@ enum Answer {
 }
 
 struct Server {
+    desk: usize,
+    wait: SharedWait,
     pending: Vec<Pending>,
     last: Option<Fault>,
     swept: Instant,
@@ -194,11 +213,12 @@ impl Server {
     fn run(&mut self, memory: &GuestMemory) -> Result<(), &'static str> {
         let state = &memory.service;
         while !state.is_stopping() && !memory.is_lifted() {
-            let uffd = memory.machine.uffd.as_fd();
-            let ready = wait_either(uffd, state.wake.as_fd(), self.timeout_ms())
+            let ready = self
+                .wait
+                .wait(self.timeout_ms())
                 .map_err(|_| "the fault thread cannot wait for faults")?;
             if ready.second {
-                state.wake.clear();
+                state.desks[self.desk].wake.clear();
             }
             if ready.first {
                 self.read(memory)?;
@@ -234,10 +254,13 @@ impl Server {
         if self.pending.len() + FaultBuffer::CAPACITY > MAX_PENDING {
             return Ok(());
         }
+        // Where there are others, each takes one at a time.
+        let alone = memory.service.desks.len() == 1;
+        let most = if alone { FaultBuffer::CAPACITY } else { 1 };
         memory
             .machine
             .uffd
-            .read_faults(&mut self.buffer)
+            .read_some_faults(&mut self.buffer, most)
             .map_err(|_| "the fault thread cannot read faults")?;
         let new = self.buffer.faults().map(|fault| Pending {
             fault,
@@ -361,7 +384,8 @@ impl Server {
         if stalled == 0 {
             self.main_thread.forget();
         }
-        state.stalled.store(stalled as u32, Ordering::Relaxed);
-        state.pending.store(self.pending.len() as u32, Ordering::SeqCst);
+        let desk = &state.desks[self.desk];
+        desk.stalled.store(stalled as u32, Ordering::Relaxed);
+        desk.pending.store(self.pending.len() as u32, Ordering::SeqCst);
     }
 }

@@ -27,6 +27,7 @@ fn memory_parking(
         policy,
         on_exhaustion: OnExhaustion::Stall,
         parking,
+        fault_threads: Options::DEFAULT_FAULT_THREADS,
     };
     GuestMemory::new(region, &options).unwrap()
 }
@@ -269,6 +270,7 @@ fn memory_that_cannot_be_managed_is_refused_with_a_reason() {
         policy: Policy::Zerosweep,
         on_exhaustion: OnExhaustion::Stall,
         parking: Parking::Lazy,
+        fault_threads: Options::DEFAULT_FAULT_THREADS,
     };
     for (target, message) in [(4097, "not a multiple"), (0, "target of 0"), (65 * MIB, "target")] {
         let region = Region::new(64 * MIB).unwrap();

@@ -57,6 +57,7 @@ fn adopt(experiment: &Experiment) -> Result<Arc<GuestMemory>, AdoptError> {
         policy: experiment.policy,
         on_exhaustion: OnExhaustion::Stall,
         parking: Parking::Lazy,
+        fault_threads: Options::DEFAULT_FAULT_THREADS,
     };
     GuestMemory::new(region, &options)
 }

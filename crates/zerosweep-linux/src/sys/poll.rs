@@ -46,21 +46,42 @@ pub struct Ready {
     pub second: bool,
 }
 
-/// Waits until one of two descriptors can be read; at most `timeout_ms` milliseconds, or for ever
-/// with `None`. After the time, or a signal, none is ready.
+/// Waits for one descriptor that it shares with others of its kind, and one of its own.
 ///
-/// # Errors
-/// `ENOMEM`.
-pub fn wait_either(
-    first: BorrowedFd<'_>,
-    second: BorrowedFd<'_>,
-    timeout_ms: Option<u32>,
-) -> SysResult<Ready> {
-    let entry =
-        |fd: BorrowedFd<'_>| libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-    let mut entries = [entry(first), entry(second)];
-    raw::poll(&mut entries, timeout_ms)?;
-    Ok(Ready { first: entries[0].revents != 0, second: entries[1].revents != 0 })
+/// When the shared one becomes ready, one of those who wait for it is woken, not all.
+#[derive(Debug)]
+pub struct SharedWait {
+    epoll: OwnedFd,
+}
+
+const SHARED: u64 = 0;
+const OWN: u64 = 1;
+
+impl SharedWait {
+    /// Waits for `shared` and `own`.
+    ///
+    /// # Errors
+    /// `EMFILE`, `ENFILE`, `ENOMEM`, `ENOSPC`.
+    pub fn new(shared: BorrowedFd<'_>, own: BorrowedFd<'_>) -> SysResult<Self> {
+        let epoll = raw::epoll()?;
+        let readable = libc::EPOLLIN as u32;
+        let one = libc::EPOLLEXCLUSIVE as u32;
+        raw::epoll_add(epoll.as_fd(), shared, readable | one, SHARED)?;
+        raw::epoll_add(epoll.as_fd(), own, readable, OWN)?;
+        Ok(Self { epoll })
+    }
+
+    /// Waits until one of both can be read; at most `timeout_ms` milliseconds, or for ever with
+    /// `None`. After the time, or a signal, none is ready. `first` is the shared one.
+    ///
+    /// # Errors
+    /// `ENOMEM`.
+    pub fn wait(&self, timeout_ms: Option<u32>) -> SysResult<Ready> {
+        let mut events = [libc::epoll_event { events: 0, u64: 0 }; 2];
+        let count = raw::epoll_wait(self.epoll.as_fd(), &mut events, timeout_ms)?;
+        let has = |data| events.iter().take(count).any(|event| { event.u64 } == data);
+        Ok(Ready { first: has(SHARED), second: has(OWN) })
+    }
 }
 
 /// Waits until `fd` can be read; at most `timeout_ms` milliseconds, or for ever with `None`.
@@ -82,8 +103,10 @@ mod tests {
         let (quiet, called) = (WakeEvent::new().unwrap(), WakeEvent::new().unwrap());
         called.call();
         called.call();
-        let ready = wait_either(quiet.as_fd(), called.as_fd(), Some(1000)).unwrap();
-        assert_eq!(ready, Ready { first: false, second: true });
+        let wait = SharedWait::new(quiet.as_fd(), called.as_fd()).unwrap();
+        assert_eq!(wait.wait(Some(1000)).unwrap(), Ready { first: false, second: true });
+        quiet.call();
+        assert_eq!(wait.wait(Some(1000)).unwrap(), Ready { first: true, second: true });
         assert!(called.clear() && !called.clear());
         assert!(!wait_one(called.as_fd(), Some(1)).unwrap());
     }

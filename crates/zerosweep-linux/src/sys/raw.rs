@@ -192,6 +192,60 @@ pub fn poll(fds: &mut [libc::pollfd], timeout_ms: Option<u32>) -> SysResult<usiz
     }
 }
 
+/// A new `epoll(7)` instance.
+///
+/// # Errors
+/// `EMFILE`, `ENFILE`, `ENOMEM`.
+pub fn epoll() -> SysResult<OwnedFd> {
+    // SAFETY: takes no pointers; the answer is a new descriptor.
+    let answer = unsafe { libc::syscall(libc::SYS_epoll_create1, libc::EPOLL_CLOEXEC) };
+    let fd = check("epoll_create1", answer)?;
+    // SAFETY: the kernel just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as c_int) })
+}
+
+/// Has `epoll` watch `fd` for `events`, and say `data` when they come.
+///
+/// # Errors
+/// Those of `epoll_ctl(2)`.
+pub fn epoll_add(
+    epoll: BorrowedFd<'_>,
+    fd: BorrowedFd<'_>,
+    events: u32,
+    data: u64,
+) -> SysResult<()> {
+    let event = libc::epoll_event { events, u64: data };
+    let event = core::ptr::from_ref(&event);
+    let (epoll, fd) = (epoll.as_raw_fd(), fd.as_raw_fd());
+    // SAFETY: the event is valid for this call.
+    let answer =
+        unsafe { libc::syscall(libc::SYS_epoll_ctl, epoll, libc::EPOLL_CTL_ADD, fd, event) };
+    check("epoll_ctl", answer).map(|_| ())
+}
+
+/// Waits for events; at most `timeout_ms` milliseconds, or for ever with `None`. The answer is how
+/// many there are; 0 after the time. A signal counts as 0 too.
+///
+/// # Errors
+/// `EINVAL`.
+pub fn epoll_wait(
+    epoll: BorrowedFd<'_>,
+    events: &mut [libc::epoll_event],
+    timeout_ms: Option<u32>,
+) -> SysResult<usize> {
+    let timeout = timeout_ms.map_or(-1, |ms| i32::try_from(ms).unwrap_or(i32::MAX));
+    // SAFETY: the array is ours for writing and this long; no signal mask is given.
+    let answer = unsafe {
+        let (first, count) = (events.as_mut_ptr(), events.len());
+        let mask: *const c_void = core::ptr::null();
+        libc::syscall(libc::SYS_epoll_pwait, epoll.as_raw_fd(), first, count, timeout, mask, 0)
+    };
+    match check("epoll_pwait", answer) {
+        Err(error) if error.is(libc::EINTR) => Ok(0),
+        other => other,
+    }
+}
+
 /// This thread's number, as in a fault message.
 #[must_use]
 pub fn thread_id() -> u32 {

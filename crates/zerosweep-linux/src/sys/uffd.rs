@@ -374,8 +374,16 @@ impl Uffd {
     /// # Errors
     /// `EINVAL` never, `ENOMEM` rarely: ask again.
     pub fn read_faults(&self, buffer: &mut FaultBuffer) -> SysResult<usize> {
+        self.read_some_faults(buffer, FaultBuffer::CAPACITY)
+    }
+
+    /// As [`Self::read_faults`], at most `most` of them, so that other threads get the rest.
+    ///
+    /// # Errors
+    /// `EINVAL` never, `ENOMEM` rarely: ask again.
+    pub fn read_some_faults(&self, buffer: &mut FaultBuffer, most: usize) -> SysResult<usize> {
         buffer.filled = 0;
-        let room = size_of::<[abi::UffdMsg; FaultBuffer::CAPACITY]>();
+        let room = size_of::<abi::UffdMsg>() * most.clamp(1, FaultBuffer::CAPACITY);
         let first = buffer.messages.as_mut_ptr().cast::<u8>();
         // SAFETY: the array is ours, this long, and any bytes are valid messages.
         let bytes = unsafe { core::slice::from_raw_parts_mut(first, room) };
