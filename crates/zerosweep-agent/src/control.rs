@@ -57,6 +57,9 @@ fn accept(listener: &UnixListener, config: &'static AgentConfig) {
     }
 }
 
+/// How long one request may work.
+const WORK: Duration = Duration::from_millis(250);
+
 fn converse(client: &UnixStream, config: &AgentConfig) -> std::io::Result<()> {
     client.set_read_timeout(Some(SILENCE))?;
     client.set_write_timeout(Some(SILENCE))?;
@@ -95,6 +98,14 @@ fn answer(line: &[u8], config: &AgentConfig) -> Response {
     }
 }
 
+/// The answer to a request for work; `None`: the cap was lifted meanwhile.
+fn going_on(config: &AgentConfig, next: Option<Option<u64>>) -> Answer {
+    match next {
+        Some(next) => report::going_on(config, next),
+        None => refuse(ErrorKind::NotManaging, "the cap is lifted".to_owned()),
+    }
+}
+
 fn refuse(kind: ErrorKind, message: String) -> Answer {
     Answer::Error(ErrorBody { kind, message })
 }
@@ -111,6 +122,15 @@ fn perform(operation: &Operation, config: &AgentConfig) -> Answer {
     };
     match operation {
         Operation::Status => {}
+        Operation::Sweep { first } => {
+            return going_on(config, memory.sweep(*first, WORK));
+        }
+        Operation::Consolidate { first } => {
+            return match memory.consolidate(*first == 0, WORK) {
+                Ok(done) => going_on(config, done),
+                Err(error) => refuse(ErrorKind::NotManaging, error.to_string()),
+            };
+        }
         Operation::Map { first } => return report::map(config, memory, *first),
         Operation::Audit => {
             if let Err(error) = memory.audit() {

@@ -27,6 +27,11 @@ pub(crate) fn map(config: &AgentConfig, memory: &GuestMemory, first: u64) -> Ans
     Answer::Ok(Box::new(Status { map: Some(map), ..status(config) }))
 }
 
+/// The status, and where to go on.
+pub(crate) fn going_on(config: &AgentConfig, next: Option<u64>) -> Answer {
+    Answer::Ok(Box::new(Status { next, ..status(config) }))
+}
+
 fn status(config: &AgentConfig) -> Status {
     let mut status = Status {
         protocol: PROTOCOL,
@@ -46,6 +51,7 @@ fn status(config: &AgentConfig) -> Status {
         host: HostMemory { rss_anon_bytes: rss_anon_bytes().unwrap_or(0) },
         stalled_threads: 0,
         borrowed_pages: 0,
+        next: None,
         map: None,
     };
     match adopt::guest() {

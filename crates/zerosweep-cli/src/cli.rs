@@ -43,6 +43,12 @@ pub(crate) enum Command {
     Status(GuestArguments),
     /// List the running guests
     Ps(ListArguments),
+    /// Set what a guest may hold, and have its balloon follow
+    SetTarget(TargetArguments),
+    /// Look at all of a guest's superpages, and take back those that are zero
+    Sweep(GuestArguments),
+    /// Move a guest's single pages together, so that whole superpages come free
+    Consolidate(GuestArguments),
     /// Recount all figures of a guest and compare
     Audit(GuestArguments),
     /// Boot a scrubbing guest with a quarter of its memory, and watch it
@@ -99,6 +105,20 @@ pub(crate) struct GuestArguments {
     /// Print one JSON document
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Arguments of `set-target`.
+#[derive(Args, Debug)]
+pub(crate) struct TargetArguments {
+    #[command(flatten)]
+    pub(crate) guest: GuestArguments,
+    /// What it may hold, as 512M or 2G
+    #[arg(value_name = "SIZE", value_parser = Size::parse)]
+    pub(crate) size: Size,
+    /// Wait until the balloon has followed, at most so long
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, num_args = 0..=1)]
+    #[arg(default_missing_value = "60", require_equals = true)]
+    pub(crate) wait: Option<Duration>,
 }
 
 /// Arguments of `ps`.

@@ -9,7 +9,9 @@ pub(crate) mod experiment;
 mod guest_image;
 mod ps;
 mod run;
+mod set_target;
 mod status;
+mod work;
 
 use std::process::ExitCode;
 
@@ -27,6 +29,9 @@ pub(crate) fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Status(arguments) => status::execute(&arguments),
         Command::Ps(arguments) => ps::execute(&arguments),
         Command::Audit(arguments) => audit::execute(&arguments),
+        Command::SetTarget(arguments) => set_target::execute(&arguments),
+        Command::Sweep(arguments) => work::execute(work::Work::Sweep, &arguments),
+        Command::Consolidate(arguments) => work::execute(work::Work::Consolidate, &arguments),
         Command::Demo(arguments) => demo::execute(&arguments),
         Command::Experiment(arguments) => experiment::execute(&arguments),
         Command::Doctor(arguments) => doctor::execute(&arguments),

@@ -101,6 +101,7 @@ pub(crate) fn sample_status(name: &str) -> Status {
         counters: Counters { faults: 123_456_789, bytes_scanned: 3 << 30, ..Default::default() },
         fault_latency: FaultLatency { p50_ns: 52_000, p99_ns: 92_000, max_ns: 4_300_000 },
         host: HostMemory { rss_anon_bytes: 820 << 20 },
+        next: None,
         map: None,
         stalled_threads: 0,
         borrowed_pages: 0,

@@ -18,9 +18,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use zerosweep::{
-    AuditError, Config, ConfigError, DecreaseError, Domain, Entry, FramePool, Gfn, Hold, Host,
-    InvalidTouch, Order, OutOfTableMemory, Policy, Progress, Quantities, Session, Statistics,
-    Superpage, TargetError, Upkeep,
+    AuditError, Config, ConfigError, Consolidation, DecreaseError, Domain, Entry, FramePool, Gfn,
+    Hold, Host, InvalidTouch, Order, OutOfTableMemory, Policy, Progress, Quantities, Session,
+    Statistics, Superpage, TargetError, Upkeep,
 };
 
 use crate::addr::{PAGE_BYTES, SUPERPAGE_BYTES};
@@ -35,6 +35,9 @@ use crate::upkeep::UpkeepState;
 
 /// Superpages that are looked at under the lock at a time: some microseconds.
 const SNAPSHOT_STEP: u64 = 1024;
+
+/// Superpages that a sweep or a consolidation looks at before it asks whether its time is over.
+const WORK_STEP: u64 = 16;
 
 /// What happens when no frame can be found (rule R15).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,6 +145,7 @@ pub struct GuestMemory {
     pub(crate) service: ServiceState,
     pub(crate) ahead: WakeEvent,
     pub(crate) upkeep: UpkeepState,
+    consolidation: Mutex<Consolidation>,
     pub(crate) on_exhaustion: OnExhaustion,
     lifted: AtomicBool,
     lift_reason: Mutex<Option<String>>,
@@ -212,6 +216,7 @@ impl GuestMemory {
             service: ServiceState::new(options.fault_threads)?,
             ahead: WakeEvent::new()?,
             upkeep: UpkeepState::new()?,
+            consolidation: Mutex::new(Consolidation::default()),
             on_exhaustion: options.on_exhaustion,
             lifted: AtomicBool::new(false),
             lift_reason: Mutex::new(None),
@@ -355,6 +360,53 @@ impl GuestMemory {
         let done = self.operate_and_keep_up(|session| session.set_target(bytes / PAGE_BYTES));
         self.ahead.call();
         done.transpose().map(|done| done.is_some())
+    }
+
+    /// Goes on with a full sweep (rule R8) from superpage `first` on, for about `time`. Says where
+    /// to go on, `Some(None)` at the end; `None` once the cap is lifted.
+    pub fn sweep(&self, first: u64, time: Duration) -> Option<Option<u64>> {
+        let began = Instant::now();
+        let mut next = first;
+        loop {
+            let progress =
+                self.operate_and_keep_up(|session| session.sweep_full(&mut next, WORK_STEP))?;
+            if progress == Progress::Done {
+                return Some(None);
+            }
+            if began.elapsed() >= time {
+                return Some(Some(next));
+            }
+        }
+    }
+
+    /// Goes on with moving live singles together (rule R13), for about `time`; begins `anew`, or
+    /// where the last call stopped. Says a number to go on with, `Some(None)` at the end; `None`
+    /// once the cap is lifted.
+    ///
+    /// # Errors
+    /// When the memory to plan with cannot be had.
+    pub fn consolidate(
+        &self,
+        anew: bool,
+        time: Duration,
+    ) -> Result<Option<Option<u64>>, OutOfTableMemory> {
+        let began = Instant::now();
+        let mut work = self.consolidation.lock().unwrap_or_else(PoisonError::into_inner);
+        if anew {
+            *work = Consolidation::default();
+        }
+        loop {
+            let step =
+                |session: &mut Session<LinuxHost<'_>>| session.consolidate(&mut work, WORK_STEP);
+            match self.operate_and_keep_up(step).transpose()? {
+                None => return Ok(None),
+                Some(Progress::Done) => return Ok(Some(None)),
+                Some(Progress::More) if began.elapsed() >= time => {
+                    return Ok(Some(Some(work.moved() + 1)));
+                }
+                Some(Progress::More) => {}
+            }
+        }
     }
 
     /// Recounts everything (rule R19).

@@ -141,8 +141,8 @@ impl ServiceState {
 pub(crate) fn start(memory: &Arc<GuestMemory>) -> std::io::Result<()> {
     for desk in 0..memory.service.desks.len() {
         let own = memory.service.desks[desk].wake.as_fd();
-        let wait = SharedWait::new(memory.machine.uffd.as_fd(), own)
-            .map_err(std::io::Error::from)?;
+        let wait =
+            SharedWait::new(memory.machine.uffd.as_fd(), own).map_err(std::io::Error::from)?;
         let server = Server {
             desk,
             wait,

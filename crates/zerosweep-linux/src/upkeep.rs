@@ -3,6 +3,9 @@
 //!
 //! It takes at most about half of a core, but for what brings the total down to the target: that is
 //! wanted at once. A balloon that has stopped short of the target for [`IDLE`] is taken as done.
+//!
+//! When the guest has been quiet for a while, live singles are moved together (rule R13), with a
+//! tenth of a core, if any have come about since the last time.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -21,6 +24,12 @@ const STEPS: u64 = 4;
 const IDLE: Duration = Duration::from_millis(100);
 /// What could not be done (a page is in use) is tried again after this.
 const AGAIN: Duration = Duration::from_millis(20);
+
+/// The guest is quiet when it has given nothing back for so long; so much lies between two
+/// consolidations.
+const QUIET: Duration = Duration::from_secs(10);
+/// A consolidation works for this long, then rests nine times as long.
+const CONSOLIDATE: Duration = Duration::from_millis(2);
 
 /// What the thread shares with the others.
 pub(crate) struct UpkeepState {
@@ -52,6 +61,7 @@ fn run(memory: &GuestMemory) {
     crate::sys::raw::block_signals();
     let mut given_back = 0;
     let mut since = Instant::now();
+    let mut consolidation = Background::default();
     while !memory.service.is_stopping() && !memory.is_lifted() {
         let state = &memory.upkeep;
         state.awake.store(true, Ordering::Release);
@@ -67,6 +77,10 @@ fn run(memory: &GuestMemory) {
         state.awake.store(false, Ordering::Release);
         // Between the question and this moment someone may have found it awake: ask again.
         if memory.lock().wants_upkeep(idle) {
+            continue;
+        }
+        if since.elapsed() >= QUIET && consolidation.is_due(memory) {
+            consolidation.go_on(memory);
             continue;
         }
         let above = !idle && memory.lock().quantities().above_target() > 0;
@@ -88,4 +102,38 @@ fn work(memory: &GuestMemory, idle: bool) {
     } else if !urgent {
         std::thread::sleep(began.elapsed());
     }
+}
+
+/// The consolidation in the background.
+#[derive(Default)]
+struct Background {
+    under_way: bool,
+    /// Singles that had come about by the last one, and when it ended.
+    singles: u64,
+    ended: Option<Instant>,
+}
+
+impl Background {
+    fn is_due(&self, memory: &GuestMemory) -> bool {
+        let rested = self.ended.is_none_or(|ended| ended.elapsed() >= QUIET);
+        self.under_way || (rested && singles(memory) > self.singles)
+    }
+
+    fn go_on(&mut self, memory: &GuestMemory) {
+        let began = Instant::now();
+        let singles = singles(memory);
+        let more = memory.consolidate(!self.under_way, CONSOLIDATE);
+        self.under_way = matches!(more, Ok(Some(Some(_))));
+        if !self.under_way {
+            (self.singles, self.ended) = (singles, Some(Instant::now()));
+        }
+        std::thread::sleep(began.elapsed() * 9);
+    }
+}
+
+/// How often singles have come about so far.
+fn singles(memory: &GuestMemory) -> u64 {
+    let domain = memory.lock();
+    let statistics = domain.statistics();
+    statistics.populates_4k + statistics.shatters + statistics.evacuations
 }

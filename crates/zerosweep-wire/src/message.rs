@@ -39,6 +39,18 @@ pub enum Operation {
         /// Number of the first superpage: gfn / 512.
         first: u64,
     },
+    /// Look at every superpage from number `first` on and take back those that are zero (rule R8),
+    /// for a moment. [`Status::next`] says where to go on.
+    Sweep {
+        /// Number of the first superpage: 0, or what the last answer said.
+        first: u64,
+    },
+    /// Move live single pages together (rule R13), for a moment. [`Status::next`] says whether
+    /// there is more; 0 begins anew.
+    Consolidate {
+        /// 0, or what the last answer said.
+        first: u64,
+    },
     /// Recount every figure from the tables (rule R19).
     Audit,
     /// Set what the guest may hold; the guest's balloon is the asking side's business.

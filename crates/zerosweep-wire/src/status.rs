@@ -41,6 +41,9 @@ pub struct Status {
     pub stalled_threads: u32,
     /// Pages held beyond the target because no frame could be found.
     pub borrowed_pages: u64,
+    /// Where to go on with what was asked for; `None` when it is done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<u64>,
     /// A part of the superpage map, if it was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub map: Option<Map>,

@@ -250,6 +250,7 @@ pub fn status(name: &str) -> Status {
         host: HostMemory::default(),
         stalled_threads: 0,
         borrowed_pages: 0,
+        next: None,
         map: None,
     }
 }
