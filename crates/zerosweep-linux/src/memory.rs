@@ -187,7 +187,7 @@ impl GuestMemory {
         let _ = guest.all().forbid_merging();
         crate::vma::check(guest.start(), guest.bytes())?;
         let max_pages = guest.bytes() / PAGE_BYTES;
-        let domain = Domain::new(Config {
+        let mut domain = Domain::new(Config {
             invalid_touch: InvalidTouch::Increase,
             upkeep: Upkeep::Host,
             ..Config::new(max_pages, options.target_bytes / PAGE_BYTES, options.policy)
@@ -197,6 +197,7 @@ impl GuestMemory {
         let superslots = guest.bytes().div_ceil(SUPERPAGE_BYTES) * 2 + 64;
         let count = u32::try_from(superslots)
             .map_err(|_| AdoptError::Config(ConfigError::MaxPages(max_pages)))?;
+        domain.expect_frames(superslots * 512).map_err(AdoptError::TableMemory)?;
         let pool = Region::new(superslots * SUPERPAGE_BYTES)?;
         let scratch = Region::new(LinuxMachine::SCRATCH_BYTES)?;
         scratch.all().forbid_huge_pages()?;

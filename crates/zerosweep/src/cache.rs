@@ -15,6 +15,9 @@ use alloc::vec::Vec;
 use crate::frame::{Mfn, Order, SUPERPAGE_PAGES};
 use crate::p2m::OutOfTableMemory;
 
+/// Runs that may be waiting to be cleared before their list has to grow.
+const EXPECTED_DIRTY: usize = 8192;
+
 /// The frames that a domain holds and has not handed out.
 pub struct Cache {
     superpages: VecDeque<Mfn>,
@@ -118,7 +121,8 @@ impl Cache {
         let superpages = usize::try_from(superpages).map_err(|_| OutOfTableMemory)?;
         // One more than asked for: singles may become a superpage.
         self.superpages.try_reserve(superpages + 1).map_err(|_| OutOfTableMemory)?;
-        let dirty = usize::try_from(singles).map_err(|_| OutOfTableMemory)?.saturating_add(1);
+        // Every run that is to be cleared may be a single.
+        let dirty = usize::try_from(singles.max(1)).map_err(|_| OutOfTableMemory)?;
         self.dirty.try_reserve(dirty).map_err(|_| OutOfTableMemory)?;
         match &mut self.singles {
             Singles::Fifo(list) => {
@@ -127,6 +131,22 @@ impl Cache {
             }
             Singles::Joining(partials) => partials.reserve(mfn.offset(singles)),
         }
+    }
+
+    /// Makes room for frames 0 to `frames`, so that nothing has to grow later.
+    ///
+    /// # Errors
+    /// When the memory cannot be had.
+    pub fn expect_frames(&mut self, frames: u64) -> Result<(), OutOfTableMemory> {
+        let superframes = usize::try_from(frames.div_ceil(SUPERPAGE_PAGES));
+        let superframes = superframes.map_err(|_| OutOfTableMemory)?;
+        self.superpages.try_reserve(superframes + 1).map_err(|_| OutOfTableMemory)?;
+        self.dirty.try_reserve(EXPECTED_DIRTY).map_err(|_| OutOfTableMemory)?;
+        if let Singles::Joining(partials) = &mut self.singles {
+            partials.partials.try_reserve(superframes).map_err(|_| OutOfTableMemory)?;
+            partials.reserve(Mfn::new(frames.saturating_sub(1)))?;
+        }
+        Ok(())
     }
 
     /// Puts in a run: superpages of an order ≥ 9, singles of a smaller one. A superframe that

@@ -296,6 +296,15 @@ impl Domain {
         })
     }
 
+    /// Makes room for a machine's frames 0 to `frames`, so that the cache's lists need not grow
+    /// while the guest runs.
+    ///
+    /// # Errors
+    /// When the memory cannot be had.
+    pub fn expect_frames(&mut self, frames: u64) -> Result<(), OutOfTableMemory> {
+        self.cache.expect_frames(frames)
+    }
+
     /// Works on this domain and a machine that nobody else uses.
     pub fn with<'a, M: Machine>(&'a mut self, machine: &'a mut M) -> Session<Exclusive<'a, M>> {
         Session::new(Exclusive::new(self, machine))

@@ -55,7 +55,7 @@ pub use machine::{
     Allocated, Content, Exclusive, Host, Machine, MapError, Mapped, OutOfFrames, QUICK_CHECK_WORDS,
     Unmapped,
 };
-pub use p2m::{Entry, Hold, OutOfTableMemory, P2m, Tally};
+pub use p2m::{Entry, Hold, OutOfTableMemory, P2m, SpareTable, Tally};
 pub use policy::{Gate, Policy, UnknownPolicy};
 pub use pool::FramePool;
 pub use retained::PageBits;

@@ -181,11 +181,32 @@ struct Table {
     tally: Tally,
 }
 
+/// Memory for the entries of one broken range, to be had without the lock that faults need.
+pub struct SpareTable(Vec<u64>);
+
+impl SpareTable {
+    /// Memory for one.
+    ///
+    /// # Errors
+    /// When it cannot be had.
+    pub fn new() -> Result<Self, OutOfTableMemory> {
+        let mut entries = Vec::new();
+        entries.try_reserve_exact(PAGES).map_err(|_| OutOfTableMemory)?;
+        entries.resize(PAGES, INVALID);
+        Ok(Self(entries))
+    }
+}
+
+/// So many spare tables are wanted, and so many are kept.
+const SPARES_WANTED: usize = 2;
+const SPARES_KEPT: usize = 64;
+
 /// The table gfn → entry. See the module's text.
 pub struct P2m {
     records: Vec<Record>,
     tables: Vec<Option<Table>>,
     free_tables: Vec<u32>,
+    spares: Vec<SpareTable>,
     retained: Retained,
     /// How many superpages may have been put last.
     put_last: u64,
@@ -203,8 +224,13 @@ impl P2m {
         let mut records = Vec::new();
         records.try_reserve_exact(count).map_err(|_| OutOfTableMemory)?;
         records.resize(count, Record::default());
-        let (tables, free_tables, retained) = (Vec::new(), Vec::new(), Retained::default());
-        Ok(Self { records, tables, free_tables, retained, put_last: 0, pages })
+        // Addresses for the worst case: memory is taken as it comes to that.
+        let (mut tables, mut free_tables, mut spares) = (Vec::new(), Vec::new(), Vec::new());
+        tables.try_reserve_exact(count).map_err(|_| OutOfTableMemory)?;
+        free_tables.try_reserve_exact(count).map_err(|_| OutOfTableMemory)?;
+        spares.try_reserve_exact(SPARES_KEPT).map_err(|_| OutOfTableMemory)?;
+        let retained = Retained::new(count)?;
+        Ok(Self { records, tables, free_tables, spares, retained, put_last: 0, pages })
     }
 
     /// Number of gfns.
@@ -329,9 +355,13 @@ impl P2m {
         let old = core::mem::replace(&mut record.entry, encode(entry));
         if old & KIND_MASK == TABLE {
             let number = old >> NUMBER_SHIFT;
-            self.tables[number as usize] = None;
-            // There is room: `new_table` reserves a place for each table that exists.
+            // There is room for all there can be: see `new`.
             self.free_tables.push(number as u32);
+            if let Some(table) = self.tables[number as usize].take()
+                && self.spares.len() < SPARES_KEPT
+            {
+                self.spares.push(SpareTable(table.entries));
+            }
         }
     }
 
@@ -539,19 +569,31 @@ impl P2m {
         table.expect("INV-1: a record names a table that exists")
     }
 
+    /// Whether [`P2m::add_spare`] should be called before the next operation.
+    #[must_use]
+    pub fn wants_spare(&self) -> bool {
+        self.spares.len() < SPARES_WANTED
+    }
+
+    /// Memory for a range that will be broken.
+    pub fn add_spare(&mut self, spare: SpareTable) {
+        if self.spares.len() < SPARES_KEPT {
+            self.spares.push(spare);
+        }
+    }
+
     fn new_table(&mut self) -> Result<u32, OutOfTableMemory> {
-        let mut entries = Vec::new();
-        entries.try_reserve_exact(PAGES).map_err(|_| OutOfTableMemory)?;
-        entries.resize(PAGES, INVALID);
+        let SpareTable(mut entries) = match self.spares.pop() {
+            Some(spare) => spare,
+            None => SpareTable::new()?,
+        };
+        entries.fill(INVALID);
         let table = Some(Table { entries, tally: Tally::default() });
         if let Some(number) = self.free_tables.pop() {
             self.tables[number as usize] = table;
             return Ok(number);
         }
         let number = u32::try_from(self.tables.len()).map_err(|_| OutOfTableMemory)?;
-        self.tables.try_reserve(1).map_err(|_| OutOfTableMemory)?;
-        let wanted = self.tables.len() + 1 - self.free_tables.len();
-        self.free_tables.try_reserve(wanted).map_err(|_| OutOfTableMemory)?;
         self.tables.push(table);
         Ok(number)
     }

@@ -72,19 +72,24 @@ pub(crate) struct Retained {
     pages: u64,
 }
 
-impl Default for Retained {
-    fn default() -> Self {
-        Self {
-            places: Vec::new(),
+impl Retained {
+    /// For a table of so many superpages.
+    ///
+    /// # Errors
+    /// When there is not even room for it.
+    pub(crate) fn new(superpages: usize) -> Result<Self, OutOfTableMemory> {
+        let mut places = Vec::new();
+        // Addresses for the worst case: memory is taken as it comes to that.
+        places.try_reserve_exact(superpages).map_err(|_| OutOfTableMemory)?;
+        Ok(Self {
+            places,
             free: NONE,
             heads: [NONE; PAGES + 1],
             occupied: [0; PAGES / 64 + 1],
             pages: 0,
-        }
+        })
     }
-}
 
-impl Retained {
     /// R: how many pages there are.
     pub(crate) fn pages(&self) -> u64 {
         self.pages
@@ -222,7 +227,7 @@ mod tests {
 
     #[test]
     fn the_superpage_with_the_fewest_live_pages_comes_first() {
-        let mut retained = Retained::default();
+        let mut retained = Retained::new(3).unwrap();
         let places = [5_u64, 6, 7].map(|n| retained.open(Superpage::new(n)).unwrap());
         for (place, count) in places.into_iter().zip([3, 511, 64]) {
             (0..count).for_each(|index| assert!(retained.set(place, index, true)));
@@ -244,7 +249,7 @@ mod tests {
 
     #[test]
     fn a_place_of_which_nothing_is_out_is_not_found() {
-        let mut retained = Retained::default();
+        let mut retained = Retained::new(3).unwrap();
         let place = retained.open(Superpage::new(1)).unwrap();
         assert_eq!(retained.fewest_live(any), None);
         assert!(retained.set(place, 8, true) && retained.set(place, 8, false));

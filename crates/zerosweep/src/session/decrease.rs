@@ -78,6 +78,7 @@ impl<H: Host> Session<H> {
     }
 
     fn admit(&mut self, gfn: Gfn, order: Order) -> Result<(), DecreaseError> {
+        self.prepare_tables();
         if !self.is_alive() {
             return Err(DecreaseError::Dying);
         }

@@ -88,6 +88,7 @@ impl<H: Host> Session<H> {
     }
 
     fn serve(&mut self, gfn: Gfn, beyond: Beyond) -> Result<Fault, FaultError> {
+        self.prepare_tables();
         loop {
             let domain = self.host.domain();
             if domain.life != crate::Life::Alive {

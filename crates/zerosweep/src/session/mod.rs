@@ -35,7 +35,7 @@ use crate::domain::{Domain, Life};
 use crate::event::Event;
 use crate::frame::{Gfn, Mfn, Order, Superpage};
 use crate::machine::{Host, Machine, Unmapped};
-use crate::p2m::{Entry, Hold, OutOfTableMemory};
+use crate::p2m::{Entry, Hold, OutOfTableMemory, SpareTable};
 
 /// Whether a long operation has come to its end.
 #[must_use = "work may be left"]
@@ -82,6 +82,15 @@ impl<H: Host> Session<H> {
         self.host.machine(work);
         self.release(superpage);
         true
+    }
+
+    /// Sees to it that a range can be broken without an allocation under the domain's lock. Where
+    /// memory is short, that is found out when it is broken.
+    pub(crate) fn prepare_tables(&mut self) {
+        while self.host.domain().p2m.wants_spare() {
+            let Ok(spare) = self.host.machine(|_| SpareTable::new()) else { return };
+            self.host.domain().p2m.add_spare(spare);
+        }
     }
 
     pub(crate) fn is_alive(&mut self) -> bool {

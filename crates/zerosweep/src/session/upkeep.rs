@@ -91,6 +91,7 @@ impl<H: Host> Session<H> {
     /// Breaks the superpage with the fewest live pages of those with retained ones. False if there
     /// is none, or the one is busy: another comes next time.
     pub(crate) fn break_one(&mut self) -> bool {
+        self.prepare_tables();
         let Some((superpage, _)) = self.domain().p2m.fewest_live() else { return false };
         self.check_superpage(superpage, SUPERPAGE_PAGES);
         let p2m = &mut self.host.domain().p2m;
