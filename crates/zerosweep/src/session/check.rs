@@ -152,6 +152,7 @@ impl<H: Host> Session<H> {
         let domain = self.host.domain();
         let (Entry::Ram { mfn, hold: Hold::Free }, _) = domain.p2m.get(gfn) else { return None };
         domain.statistics.zero_checks_4k += 1;
+        domain.cursors.looks += 1;
         let quick = self.host.machine(|m| m.quick_check(gfn, mfn, Order::PAGE));
         self.count_quick(quick, 1);
         if quick.is_some() || self.split(gfn.superpage()).is_err() {

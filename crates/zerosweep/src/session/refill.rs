@@ -32,6 +32,13 @@ impl Domain {
     }
 }
 
+impl Domain {
+    /// Whether the host may give one more superpage.
+    fn has_room_for_superpage(&self) -> bool {
+        self.total() + self.flight.incoming + SUPERPAGE_PAGES <= self.target
+    }
+}
+
 impl<H: Host> Session<H> {
     /// Makes the claimed range around `gfn`, which the guest touched, a superpage if that is
     /// possible now. If not, nothing is changed.
@@ -46,6 +53,9 @@ impl<H: Host> Session<H> {
             return false;
         }
         let increase = u64::from(domain.p2m.get(gfn).0 == Entry::Invalid);
+        if !domain.can_spare_superpage(increase) && !domain.has_room_for_superpage() {
+            return false;
+        }
         let Some(range) = self.range_to_refill(superpage) else { return false };
         let Some(mfn) = self.superpage_to_refill_with(increase) else { return false };
         if !self.gather(&range, mfn) {
@@ -100,8 +110,7 @@ impl<H: Host> Session<H> {
             domain.flight.in_hand += SUPERPAGE_PAGES;
             return Some(mfn);
         }
-        let q = domain.quantities();
-        if q.total() + domain.flight.incoming + SUPERPAGE_PAGES > q.target {
+        if !domain.has_room_for_superpage() {
             return None;
         }
         domain.flight.incoming += SUPERPAGE_PAGES;

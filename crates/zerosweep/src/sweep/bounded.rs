@@ -55,11 +55,9 @@ const ENOUGH_PAGES: u64 = 64;
 /// After a round that found nothing, so many more pages must be populated before the next.
 const REST_POPULATES: u64 = 512;
 
-/// The most live pages of a superpage of which something can be had.
-const ALL_BUT_ONE: u64 = SUPERPAGE_PAGES - 1;
-
-/// Looking at a range costs at least a few cache lines: so much is taken off the budget for it.
-const MIN_COST_BYTES: u64 = 256;
+/// To look at a range, or at a page while it is mapped, costs a few cache lines that have to come
+/// from memory: as long as scanning so many bytes.
+const LOOK_BYTES: u64 = 2048;
 
 impl<H: Host> Session<H> {
     /// One step of the emergency sweep.
@@ -75,10 +73,9 @@ impl<H: Host> Session<H> {
         let mut reclaimed = 0;
         let step = loop {
             let Some((superpage, phase)) = self.next_range() else { break Step::Ended };
-            let before = self.domain().statistics.bytes_scanned;
+            let before = self.domain().work_bytes();
             reclaimed += self.sweep_range(superpage, phase);
-            let scanned = self.domain().statistics.bytes_scanned - before;
-            spent += scanned.max(MIN_COST_BYTES);
+            spent += self.domain().work_bytes() - before + LOOK_BYTES;
             // Singles are gathered up to a batch; a step for each would cost more than they bring.
             let others_found = reclaimed == 0 && self.domain().cache.pages() > 0;
             let enough = reclaimed >= ENOUGH_PAGES || (reclaimed > 0 && spent >= budget);
@@ -110,7 +107,7 @@ impl<H: Host> Session<H> {
         let mut spent = 0;
         loop {
             let domain = self.host.domain();
-            let before = domain.statistics.bytes_scanned;
+            let before = domain.work_bytes();
             let cursor = &mut domain.cursors.seek;
             if domain.cache.superpages() > 0 {
                 cursor.seen = 0;
@@ -127,8 +124,7 @@ impl<H: Host> Session<H> {
             cursor.next = (cursor.next + 1) % all;
             cursor.seen += 1;
             let _ = self.check_superpage(superpage, WORTH_COPYING);
-            let scanned = self.domain().statistics.bytes_scanned - before;
-            spent += scanned.max(MIN_COST_BYTES);
+            spent += self.domain().work_bytes() - before + LOOK_BYTES;
         }
     }
 
@@ -167,8 +163,7 @@ impl<H: Host> Session<H> {
         match phase {
             Phase::Superpages => self.check_superpage(superpage, WORTH_COPYING).freed(),
             Phase::BrokenRanges if !is_whole => self.sweep_singles(superpage),
-            // Its zero pages come free one by one, the others stay.
-            Phase::WholeRanges if is_whole => self.check_superpage(superpage, ALL_BUT_ONE).freed(),
+            Phase::WholeRanges if is_whole => self.sweep_singles(superpage),
             _ => 0,
         }
     }
@@ -203,6 +198,12 @@ impl Domain {
         self.cursors.bounded.fruitless.is_some_and(|(populated, given_back)| {
             populates < populated + REST_POPULATES && self.statistics.pages_given_back == given_back
         })
+    }
+
+    /// What has been done so far, in bytes that could have been scanned in the same time.
+    fn work_bytes(&self) -> u64 {
+        let s = &self.statistics;
+        s.bytes_scanned + s.bytes_copied * 2 + self.cursors.looks * LOOK_BYTES
     }
 
     fn populates(&self) -> u64 {

@@ -21,6 +21,8 @@ pub(crate) struct Cursors {
     pub(crate) superpage: u64,
     /// Ours.
     pub(crate) bounded: bounded::Cursor,
+    /// Pages that were looked at while they were mapped, so far.
+    pub(crate) looks: u64,
     /// Our search for a superpage.
     pub(crate) seek: bounded::Seek,
 }
