@@ -41,6 +41,7 @@ pub(crate) fn run(real_guests: RealGuests) -> Result<bool> {
     let ordinary = ["test", profile, checked, "--workspace", "--no-fail-fast"];
     groups.push(("ordinary tests", Verdict::from(cargo(&ordinary, &[])?)));
     groups.push(("userfaultfd tests", userfaultfd()?));
+    groups.push(("tests in a browser", browser()?));
     // Someone may be at work on a tree that has none yet.
     if workspace().join(REAL_GUEST).is_file() {
         groups.push(("tests on real guests", on_real_guests(real_guests)?));
@@ -89,9 +90,24 @@ fn on_real_guests(wanted: RealGuests) -> Result<Verdict> {
     Ok(cargo(&test, &[])?.into())
 }
 
-/// Runs the test targets with tests whose ignore reason says that they need userfaultfd.
+/// Runs the tests that need userfaultfd.
 fn userfaultfd() -> Result<Verdict> {
-    let targets = ignored_targets(&workspace().join("crates"), "needs userfaultfd")?;
+    ignored("needs userfaultfd", machine::userfaultfd)
+}
+
+/// Runs the tests that need a browser. It is used where it is, and never installed: it is big.
+fn browser() -> Result<Verdict> {
+    let names = ["chromium", "chromium-browser", "google-chrome"];
+    ignored("needs Chromium", || match names.iter().find_map(|name| machine::program(name)) {
+        Some(_) => Ok(()),
+        None => Err("Chromium is not on the PATH: `apt-get install chromium`".to_owned()),
+    })
+}
+
+/// Runs the test targets with tests whose ignore reason starts with `reason`, if the machine has
+/// what they need.
+fn ignored(reason: &str, needed: impl FnOnce() -> Result<(), String>) -> Result<Verdict> {
+    let targets = ignored_targets(&workspace().join("crates"), reason)?;
     let mut packages: Vec<_> = targets.iter().map(|target| target.package.as_str()).collect();
     packages.dedup();
     let [profile, checked] = CHECKED;
@@ -107,7 +123,7 @@ fn userfaultfd() -> Result<Verdict> {
         let (why, how) = ("there are none".to_owned(), "nothing to do".to_owned());
         return Ok(Verdict::LeftOut { why, how });
     }
-    match machine::userfaultfd() {
+    match needed() {
         Ok(()) => Ok(cargo(&arguments, &[])?.into()),
         Err(why) => Ok(Verdict::LeftOut { why, how: shown(&arguments, &[]) }),
     }

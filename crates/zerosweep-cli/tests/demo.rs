@@ -1,39 +1,16 @@
 //! `zerosweep demo`: on real memory where that is allowed, and elsewhere where it is not.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
-use std::collections::BTreeMap;
+mod support;
+
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-use seccompiler::{
-    SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
-};
-
-/// `_IO(0xaa, 0)`: a userfaultfd from `/dev/userfaultfd`.
-const USERFAULTFD_IOC_NEW: u64 = 0xaa00;
+use support::without_userfaultfd;
 
 fn demo(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_zerosweep"));
     command.arg("demo").args(arguments).output().unwrap()
-}
-
-/// Runs `work` in a thread, and so its child processes, that cannot get a userfaultfd.
-fn without_userfaultfd<R: Send + 'static>(work: impl FnOnce() -> R + Send + 'static) -> R {
-    let new =
-        SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, USERFAULTFD_IOC_NEW);
-    let rules = BTreeMap::from([
-        (libc::SYS_userfaultfd, vec![]),
-        (libc::SYS_ioctl, vec![SeccompRule::new(vec![new.unwrap()]).unwrap()]),
-    ]);
-    let forbid = SeccompAction::Errno(libc::EPERM as u32);
-    let architecture = std::env::consts::ARCH.try_into().unwrap();
-    let filter = SeccompFilter::new(rules, SeccompAction::Allow, forbid, architecture).unwrap();
-    let program: seccompiler::BpfProgram = filter.try_into().unwrap();
-    let thread = std::thread::spawn(move || {
-        seccompiler::apply_filter(&program).unwrap();
-        work()
-    });
-    thread.join().unwrap()
 }
 
 #[test]

@@ -52,8 +52,9 @@ fn the_json_depends_on_the_seed_alone_and_has_every_field() {
         balloon_seconds time_kind populates_2m populates_4k zero_checks_2m zero_checks_2m_hit \
         zero_checks_4k bytes_scanned bytes_cleared bytes_copied eager_checks emergency_sweeps \
         splinters shatters superpages_reclaimed superpages_in_guest superpages_in_cache \
-        superpages_returned pages_returned_4k emergency_sweeps_ballooning bytes_scanned_ballooning \
-        peak_total_bytes unmap_flushes live_on_superpages fault_ns_p50 fault_ns_p99 fault_ns_max \
+        singles_in_cache superpages_returned pages_returned_4k emergency_sweeps_ballooning \
+        bytes_scanned_ballooning superpages_reclaimed_ballooning peak_total_bytes end_total_bytes \
+        unmap_flushes live_on_superpages fault_ns_p50 fault_ns_p99 fault_ns_max \
         limit_superpages_free limit_bytes_scanned";
     let wanted: BTreeSet<&str> = fields.split_whitespace().collect();
     for run in &runs {
@@ -90,7 +91,7 @@ fn the_table_fits_and_says_that_times_are_modelled() {
 fn wrong_usage_is_said_before_any_work() {
     refused(&["--guest", "beos"], &["unknown guest \"beos\"", "linux-scrub"]);
     refused(&["--guest", "linux", "--policy", "best"], &["best", "xen-2016", "all"]);
-    refused(&["--machine", "vax"], &["vax", "software", "linux"]);
+    refused(&["--machine", "vax"], &["vax", "software", "linux", "qemu"]);
     refused(&["--target", "0"], &["--target 0", "above 0"]);
     refused(&["--target", "8G"], &["--target 8G", "at most --max-mem (4G)"]);
     refused(&["--target", "1001"], &["1001", "multiples of 4K"]);
@@ -107,6 +108,60 @@ fn wrong_usage_is_said_before_any_work() {
     refused(&["--costs", costs.to_str().unwrap()], &["no cost model", "map_4k_ns"]);
     refused(&["merge"], &["FILE"]);
     refused(&["merge", "/no/such/file"], &["cannot read /no/such/file"]);
+}
+
+#[test]
+fn real_guests_and_models_are_not_mixed() {
+    refused(&["--guest", "linux,qemu-churn"], &["guest qemu-churn", "--machine qemu"]);
+    refused(&["--machine", "linux", "--guest", "qemu-linux"], &["qemu-linux", "--machine qemu"]);
+    refused(&["--policy", "none,plain"], &["policy plain", "--machine qemu"]);
+    let qemu = |more: &[&str], parts: &[&str]| {
+        refused(&[&["--machine", "qemu"], more].concat(), parts);
+    };
+    qemu(&["--guest", "qemu-linux,scrub"], &["guest scrub is a model", "qemu-linux-scrub"]);
+    qemu(&["--guest", "beos"], &["unknown guest \"beos\"", "qemu-churn"]);
+    qemu(&["--policy", "best"], &["best", "xen-2016", "plain", "all"]);
+    qemu(&["--target", "3G"], &["--target 3G", "at most --max-mem (2G)"]);
+    qemu(&["--max-mem", "64M", "--target", "64M"], &["--max-mem 512M", "--target 128M"]);
+    qemu(&["--max-mem", "100T"], &["100T", "takes", "available"]);
+    qemu(&["--out", "/"], &["cannot write /"]);
+}
+
+/// `experiment --machine qemu` that fails because of the machine: exit status 1, nothing left.
+fn cannot_start(place: &Place, mut command: std::process::Command, parts: &[&str]) {
+    let output = command.output().unwrap();
+    let message = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(output.stdout.is_empty());
+    for part in parts {
+        assert!(message.contains(part), "{part:?} is not in: {message}");
+    }
+    assert!(!place.runtime().exists(), "nothing was started");
+}
+
+/// As `--machine qemu` runs it, with a fake QEMU first in the path.
+fn with_a_fake_qemu(place: &Place, more: &[&str]) -> std::process::Command {
+    place.script("qemu-system-x86_64", "exit 0");
+    let mut command = place.command(&[&["experiment", "--machine", "qemu"], more].concat());
+    let path = std::env::var("PATH").unwrap();
+    command.env("PATH", format!("{}:{path}", place.path().display()));
+    command
+}
+
+#[test]
+fn what_real_guests_lack_is_said_with_its_remedy() {
+    let place = Place::new();
+    let mut command = place.command(&["experiment", "--machine", "qemu"]);
+    command.env("PATH", place.path());
+    cannot_start(&place, command, &["qemu-system-x86_64 cannot be run", "apt-get install qemu"]);
+    let mut command = with_a_fake_qemu(&place, &["--policy", "plain"]);
+    command.env("XDG_CACHE_HOME", place.path());
+    cannot_start(&place, command, &["no guest image", "cargo xtask setup"]);
+    support::without_userfaultfd(|| {
+        let place = Place::new();
+        let command = with_a_fake_qemu(&place, &["--policy", "zerosweep"]);
+        cannot_start(&place, command, &["cannot be managed here", "userfaultfd", "mend: "]);
+    });
 }
 
 #[test]
@@ -208,4 +263,91 @@ fn times_come_from_the_cost_model_that_is_given() {
     // A second for each of the 32 superpages that are populated.
     assert_eq!(runs[0]["boot_seconds"], 32.0);
     assert_eq!(runs[0]["outcome"], "ok");
+}
+
+/// Each guest on real memory holds its target at most, and loses nothing: the run itself looks.
+#[test]
+#[ignore = "needs userfaultfd in kernel mode: root, CAP_SYS_PTRACE or /dev/userfaultfd"]
+fn on_real_memory_times_are_measured() {
+    let place = Place::new();
+    let out = place.path().join("runs.json");
+    let guests =
+        ["--guest", "linux,scrub:dirty_percent=5,clustered", "--policy", "xen-2016,zerosweep"];
+    let more = ["--machine", "linux", "--vcpus", "2", "--json", "--out", out.to_str().unwrap()];
+    let runs = runs(&stdout(&small(&place, &[&guests[..], &more].concat())));
+    assert_eq!(runs.len(), 4);
+    for run in &runs {
+        let facts = ["machine", "time_kind", "outcome"].map(|name| &run[name]);
+        assert_eq!(facts, ["linux", "measured", "ok"], "{run:#}");
+        assert_eq!(run["vcpus"], 2);
+        let figure = |name: &str| run[name].as_f64().unwrap_or_else(|| panic!("{name}: {run:#}"));
+        let most = figure("peak_total_bytes");
+        assert!(most > 0.0 && most <= figure("target_bytes"), "{run:#}");
+        assert!(figure("end_total_bytes") <= most, "{run:#}");
+        for name in ["boot_seconds", "balloon_seconds", "populates_2m", "fault_ns_p50"] {
+            assert!(figure(name) > 0.0, "{name}: {run:#}");
+        }
+        assert!(figure("fault_ns_p50") <= figure("fault_ns_p99"), "{run:#}");
+        assert!(figure("fault_ns_p99") <= figure("fault_ns_max"), "{run:#}");
+        let free = figure("superpages_in_cache") + figure("superpages_returned");
+        assert!(free <= figure("limit_superpages_free"), "{run:#}");
+        assert!(figure("bytes_scanned") >= figure("limit_bytes_scanned"), "{run:#}");
+    }
+    // What the guest does is the same on both machines, so the counts that depend on it alone are.
+    let modelled = self::runs(&stdout(&small(&place, &[&guests[..], &["--json"]].concat())));
+    for (run, model) in runs.iter().zip(&modelled).filter(|(run, _)| run["guest"] == "linux") {
+        for name in ["populates_2m", "pages_returned_4k", "limit_superpages_free"] {
+            assert_eq!(run[name], model[name], "{name} of {} {}", run["guest"], run["policy"]);
+        }
+    }
+    let kept: Value = serde_json::from_slice(&std::fs::read(&out).unwrap()).unwrap();
+    let map = &kept["runs"][0]["timeline"][0]["map"];
+    assert_eq!(map.as_str().unwrap().len(), 32, "a letter a superpage");
+}
+
+#[test]
+#[ignore = "needs userfaultfd in kernel mode: root, CAP_SYS_PTRACE or /dev/userfaultfd"]
+fn a_calibration_is_a_cost_model() {
+    let place = Place::new();
+    let file = place.path().join("costs.json");
+    let path = file.to_str().unwrap();
+    let calibrated = place.output(&["experiment", "--calibrate", "--json", "--out", path]);
+    assert_eq!(calibrated.status.code(), Some(0), "{}", stderr(&calibrated));
+    let costs: Value = serde_json::from_slice(&calibrated.stdout).unwrap();
+    let written: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    assert_eq!(costs, written, "what is shown is what is written");
+    let fields =
+        ["fault_ns", "map_4k_ns", "flush_ns", "scanned_byte_ns", "cleared_byte_ns"].into_iter();
+    let fields: BTreeSet<&str> = fields.collect();
+    let has: BTreeSet<&str> = costs.as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(has, fields);
+    for field in fields {
+        let cost = costs[field].as_f64().unwrap();
+        // A single's fault may be no dearer than a superpage's.
+        assert!(cost > 0.0 || (field == "map_4k_ns" && cost == 0.0), "{field}: {costs:#}");
+    }
+    let boot = |more: &[&str]| {
+        let scrub = ["--json", "--guest", "scrub", "--policy", "zerosweep"];
+        let run = &runs(&stdout(&small(&place, &[&scrub[..], more].concat())))[0];
+        assert_eq!(run["outcome"], "ok");
+        run["boot_seconds"].as_f64().unwrap()
+    };
+    let here = boot(&["--costs", path]);
+    assert!(here > 0.0);
+    assert_ne!(here, boot(&[]), "the model that is given is used");
+}
+
+#[test]
+fn without_userfaultfd_real_memory_is_refused_with_the_way_on() {
+    support::without_userfaultfd(|| {
+        let place = Place::new();
+        let matrix = [&SMALL[..], &["--machine", "linux", "--guest", "linux"]].concat();
+        for arguments in [&matrix[..], &["experiment", "--calibrate"]] {
+            let output = place.output(arguments);
+            let message = stderr(&output);
+            assert_eq!(output.status.code(), Some(1), "{arguments:?}: {message}");
+            assert!(message.contains("userfaultfd"), "{arguments:?}: {message}");
+            assert!(output.stdout.is_empty(), "{arguments:?}");
+        }
+    });
 }

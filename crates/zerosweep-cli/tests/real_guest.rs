@@ -15,6 +15,7 @@
 //! | `boots` | boots, balloons, keeps every page, and stays within its target at every moment |
 //! | `boot_time` | what that costs, against plain QEMU, in pairs |
 //! | `endings` | whoever of VMM and tool is killed, nothing is left and no guest is lost |
+//! | `experiment` | `zerosweep experiment --machine qemu` |
 //! | `exhaustion` | a guest that needs more than its target: rule R15 |
 //! | `surroundings` | command lines, names and sockets that stand in the way |
 //! | `harness` | guests that end with their test, markers, control sockets, memory held |
@@ -31,6 +32,8 @@ mod boots;
 mod endings;
 #[path = "real_guest/exhaustion.rs"]
 mod exhaustion;
+#[path = "real_guest/experiment.rs"]
+mod experiment;
 #[path = "real_guest/harness/mod.rs"]
 mod harness;
 #[path = "real_guest/surroundings.rs"]

@@ -12,6 +12,7 @@
 //! | [`result`] | the JSON documents |
 //! | [`report`] | the HTML report |
 //! | [`image`] | kernel and initramfs of the real Linux guests that run under QEMU |
+//! | [`real_guest`] | those guests: what they say, and how much memory they hold |
 
 pub mod calibrate;
 pub mod cost;
@@ -19,6 +20,7 @@ pub mod guest;
 pub mod image;
 pub mod ledger;
 pub mod matrix;
+pub mod real_guest;
 pub mod report;
 pub mod result;
 pub mod run;

@@ -1,5 +1,6 @@
 //! Many runs: guests × policies × seeds.
 
+use std::fmt::Display;
 use std::ops::ControlFlow;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -11,7 +12,7 @@ use zerosweep::{PAGE_BYTES, Policy};
 use crate::cost::CostModel;
 use crate::guest::{Guest, Model};
 use crate::result::Run;
-use crate::run::{Experiment, Interrupted, on_linux, on_software};
+use crate::run::{Experiment, Interrupted, Watch, on_linux, on_software};
 
 /// Where guests run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +21,9 @@ pub enum Stage {
     Software,
     /// Real memory: times measured, one run after the other.
     Linux,
+    /// Real guests under QEMU: times measured, one run after the other, those of a guest and a seed
+    /// next to each other.
+    Qemu,
 }
 
 impl Stage {
@@ -29,6 +33,7 @@ impl Stage {
         match self {
             Self::Software => "software",
             Self::Linux => "linux",
+            Self::Qemu => "qemu",
         }
     }
 }
@@ -43,7 +48,8 @@ pub const POLICIES: [Policy; 6] = [
     Policy::Zerosweep,
 ];
 
-/// A part of a matrix: every `of`-th run, beginning with number `index`.
+/// A part of a matrix: every `of`-th run, beginning with number `index`. Under QEMU, where runs are
+/// compared with those next to them, every `of`-th guest and seed with all policies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shard {
     /// From 0.
@@ -75,11 +81,11 @@ impl FromStr for Shard {
 
 /// What is to be run.
 #[derive(Clone, Debug)]
-pub struct Matrix {
+pub struct Matrix<G = Guest, P = Policy> {
     /// The guests.
-    pub guests: Vec<Guest>,
+    pub guests: Vec<G>,
     /// The policies.
-    pub policies: Vec<Policy>,
+    pub policies: Vec<P>,
     /// Where.
     pub stage: Stage,
     /// What each guest is told that it has, in bytes.
@@ -98,33 +104,48 @@ pub struct Matrix {
     pub timeline: bool,
 }
 
-impl Matrix {
+impl<G: Clone, P: Copy> Matrix<G, P> {
     /// The runs of a shard, in the order of the results.
     #[must_use]
-    pub fn experiments(&self, shard: Shard) -> Vec<Experiment> {
+    pub fn experiments(&self, shard: Shard) -> Vec<Experiment<G, P>> {
+        let repeat = self.repeat as usize;
         let mut experiments = Vec::new();
-        for guest in &self.guests {
-            for &policy in &self.policies {
-                for n in 0..u64::from(self.repeat) {
-                    experiments.push(Experiment {
-                        guest: guest.clone(),
-                        policy,
-                        max_mem_bytes: self.max_mem_bytes,
-                        target_bytes: self.target_bytes,
-                        vcpus: self.vcpus,
-                        seed: self.seed.wrapping_add(n),
-                        costs: self.costs,
-                        timeline: self.timeline,
-                    });
+        for (guest_number, guest) in self.guests.iter().enumerate() {
+            for (policy_number, &policy) in self.policies.iter().enumerate() {
+                for n in 0..repeat {
+                    let part = match self.stage {
+                        Stage::Qemu => guest_number * repeat + n,
+                        _ => (guest_number * self.policies.len() + policy_number) * repeat + n,
+                    };
+                    if part % shard.of == shard.index {
+                        experiments.push(self.experiment(guest, policy, n as u64));
+                    }
                 }
             }
         }
-        experiments.into_iter().skip(shard.index).step_by(shard.of).collect()
+        experiments
     }
 
-    /// Memory that one run takes at most, in bytes: the target, a plan, a ledger, tables.
+    fn experiment(&self, guest: &G, policy: P, n: u64) -> Experiment<G, P> {
+        Experiment {
+            guest: guest.clone(),
+            policy,
+            max_mem_bytes: self.max_mem_bytes,
+            target_bytes: self.target_bytes,
+            vcpus: self.vcpus,
+            seed: self.seed.wrapping_add(n),
+            costs: self.costs,
+            timeline: self.timeline,
+        }
+    }
+
+    /// Memory that one run takes at most, in bytes: the target, a plan, a ledger, tables; under
+    /// QEMU all that the guest is told it has, and what QEMU takes for itself.
     #[must_use]
     pub fn bytes_per_run(&self) -> u64 {
+        if self.stage == Stage::Qemu {
+            return self.max_mem_bytes.saturating_add(256 << 20);
+        }
         const BYTES_PER_PAGE: u64 = 48;
         let tables = (self.max_mem_bytes / PAGE_BYTES).saturating_mul(BYTES_PER_PAGE);
         self.target_bytes.saturating_add(tables).saturating_add(16 << 20)
@@ -133,8 +154,12 @@ impl Matrix {
 
 /// Whether `run` is what came of `experiment`.
 #[must_use]
-pub fn is_run_of(run: &Run, experiment: &Experiment, stage: Stage) -> bool {
-    run.guest == experiment.guest.name()
+pub fn is_run_of<G: Display, P: Display>(
+    run: &Run,
+    experiment: &Experiment<G, P>,
+    stage: Stage,
+) -> bool {
+    run.guest == experiment.guest.to_string()
         && run.policy == experiment.policy.to_string()
         && run.machine == stage.name()
         && run.seed == experiment.seed
@@ -143,30 +168,71 @@ pub fn is_run_of(run: &Run, experiment: &Experiment, stage: Stage) -> bool {
         && run.target_bytes == experiment.target_bytes
 }
 
-/// Runs them, `jobs` at a time. `finished` is called with the number of each and what came of it,
-/// by one thread at a time. Once `stop` is set, or one has failed, no more are begun and those
-/// under way are ended; then the result is that failure, or [`Interrupted`].
-///
-/// # Errors
-/// See there.
-pub fn run_all(
-    experiments: &[Experiment],
-    stage: Stage,
-    jobs: usize,
-    stop: &AtomicBool,
-    finished: impl FnMut(usize, Run) -> Result<()> + Send,
-) -> Result<()> {
-    // What takes longest is begun first, so that no processor is idle at the end.
+/// The order for runs that go on at the same time: what takes longest is begun first, so that no
+/// processor is idle at the end.
+#[must_use]
+pub fn longest_first(experiments: &[Experiment]) -> Vec<usize> {
     let is_long = |n: &usize| matches!(experiments[*n].guest.model(), Model::Hostile(_));
     let (mut queue, rest): (Vec<_>, Vec<_>) = (0..experiments.len()).partition(is_long);
     queue.extend(rest);
+    queue
+}
+
+/// The order for runs that are compared: all policies of a guest and a seed one after the other, so
+/// that what changes on the machine meanwhile hits all alike; every second time backwards.
+#[must_use]
+pub fn paired<G: PartialEq, P>(experiments: &[Experiment<G, P>]) -> Vec<usize> {
+    let guest = |n: usize| experiments.iter().position(|e| e.guest == experiments[n].guest);
+    let mut queue: Vec<usize> = (0..experiments.len()).collect();
+    queue.sort_by_key(|&n| (guest(n), experiments[n].seed));
+    let key = |&n: &usize| (guest(n), experiments[n].seed);
+    for (number, group) in queue.chunk_by_mut(|a, b| key(a) == key(b)).enumerate() {
+        if number % 2 == 1 {
+            group.reverse();
+        }
+    }
+    queue
+}
+
+/// Runs one experiment; ends when told to.
+pub type Runner<'a, G, P> = &'a (dyn Fn(&Experiment<G, P>, Watch<'_>) -> Result<Run> + Sync + 'a);
+
+impl Stage {
+    /// Runs a guest model.
+    ///
+    /// # Errors
+    /// As [`on_software`] and [`on_linux`]; there are no models under QEMU.
+    pub fn run_model(self, experiment: &Experiment, watch: Watch<'_>) -> Result<Run> {
+        match self {
+            Self::Software => on_software(experiment, watch),
+            Self::Linux => on_linux(experiment, watch),
+            Self::Qemu => anyhow::bail!("a guest model does not run under QEMU"),
+        }
+    }
+}
+
+/// Runs `experiments` in the order of `queue`, `jobs` at a time. `finished` is called with the
+/// number of each and what came of it, by one thread at a time. Once `stop` is set, or one has
+/// failed, no more are begun and those under way are ended; then the result is that failure, or
+/// [`Interrupted`].
+///
+/// # Errors
+/// See there.
+pub fn run_all<G: Display + Sync, P: Display + Sync>(
+    experiments: &[Experiment<G, P>],
+    queue: &[usize],
+    jobs: usize,
+    stop: &AtomicBool,
+    runner: Runner<'_, G, P>,
+    finished: impl FnMut(usize, Run) -> Result<()> + Send,
+) -> Result<()> {
     let next = AtomicUsize::new(0);
     let finished = Mutex::new(finished);
     let failure = Mutex::new(None);
     let work = || {
         loop {
             let Some(&n) = queue.get(next.fetch_add(1, Ordering::Relaxed)) else { return };
-            let done = run_one(&experiments[n], stage, stop).and_then(|run| {
+            let done = run_one(&experiments[n], stop, runner).and_then(|run| {
                 let mut finished = finished.lock().unwrap_or_else(PoisonError::into_inner);
                 finished(n, run)
             });
@@ -188,7 +254,11 @@ pub fn run_all(
     failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
 }
 
-fn run_one(experiment: &Experiment, stage: Stage, stop: &AtomicBool) -> Result<Run> {
+fn run_one<G: Display, P: Display>(
+    experiment: &Experiment<G, P>,
+    stop: &AtomicBool,
+    runner: Runner<'_, G, P>,
+) -> Result<Run> {
     let mut watch = |_: &[u8]| match stop.load(Ordering::Relaxed) {
         true => ControlFlow::Break(()),
         false => ControlFlow::Continue(()),
@@ -196,11 +266,7 @@ fn run_one(experiment: &Experiment, stage: Stage, stop: &AtomicBool) -> Result<R
     if watch(&[]).is_break() {
         return Err(Interrupted.into());
     }
-    let run = match stage {
-        Stage::Software => on_software(experiment, &mut watch),
-        Stage::Linux => on_linux(experiment, &mut watch),
-    };
-    match run {
+    match runner(experiment, &mut watch) {
         Err(error) if error.is::<Interrupted>() => Err(error),
         run => run.with_context(|| {
             format!("guest {} under policy {}", experiment.guest, experiment.policy)
@@ -229,11 +295,16 @@ mod tests {
         }
     }
 
+    fn on_software_machine() -> Runner<'static, Guest, Policy> {
+        &|experiment, watch| Stage::Software.run_model(experiment, watch)
+    }
+
     fn runs(matrix: &Matrix, jobs: usize) -> Vec<Run> {
         let mut runs = Vec::new();
         let experiments = matrix.experiments(Shard::WHOLE);
         let stop = AtomicBool::new(false);
-        run_all(&experiments, Stage::Software, jobs, &stop, |n, run| {
+        let (queue, runner) = (longest_first(&experiments), on_software_machine());
+        run_all(&experiments, &queue, jobs, &stop, runner, |n, run| {
             runs.push((n, run));
             Ok(())
         })
@@ -260,8 +331,9 @@ mod tests {
             let what = format!("{} {}", run.guest, run.policy);
             assert!(run.peak_total_bytes <= run.target_bytes, "{what}: beyond the target");
             if run.outcome == Outcome::Ok {
-                assert!(run.superpages_free() <= run.limit_superpages_free, "{what}");
-                assert!(run.bytes_scanned >= run.limit_bytes_scanned, "{what}");
+                let limit = (run.limit_superpages_free.unwrap(), run.limit_bytes_scanned.unwrap());
+                assert!(run.superpages_free() <= limit.0, "{what}");
+                assert!(run.bytes_scanned >= limit.1, "{what}");
             } else {
                 assert_eq!(run.outcome, Outcome::Exhausted, "{what}");
             }
@@ -286,6 +358,44 @@ mod tests {
     }
 
     #[test]
+    fn under_qemu_a_guest_and_seed_stay_together() {
+        use crate::real_guest::{RealGuest, Rival};
+        let Matrix { max_mem_bytes, target_bytes, vcpus, seed, costs, .. } = matrix();
+        let matrix = Matrix {
+            guests: vec![RealGuest::Linux, RealGuest::Churn],
+            policies: vec![Rival::Plain, Rival::Policy(Policy::Zerosweep)],
+            stage: Stage::Qemu,
+            repeat: 2,
+            timeline: false,
+            max_mem_bytes,
+            target_bytes,
+            vcpus,
+            seed,
+            costs,
+        };
+        let whole = matrix.experiments(Shard::WHOLE);
+        let name =
+            |e: &Experiment<RealGuest, Rival>| format!("{} {} {}", e.guest, e.seed, e.policy);
+        let order: Vec<String> = paired(&whole).iter().map(|&n| name(&whole[n])).collect();
+        assert_eq!(
+            order,
+            [
+                "qemu-linux 7777 plain",
+                "qemu-linux 7777 zerosweep",
+                "qemu-linux 7778 zerosweep",
+                "qemu-linux 7778 plain",
+                "qemu-churn 7777 plain",
+                "qemu-churn 7777 zerosweep",
+                "qemu-churn 7778 zerosweep",
+                "qemu-churn 7778 plain",
+            ]
+        );
+        let shard = matrix.experiments(Shard { index: 1, of: 3 });
+        let names: Vec<String> = shard.iter().map(name).collect();
+        assert_eq!(names, ["qemu-linux 7778 plain", "qemu-linux 7778 zerosweep"]);
+    }
+
+    #[test]
     fn shards_are_written_from_0() {
         assert_eq!("3/4".parse(), Ok(Shard { index: 3, of: 4 }));
         for wrong in ["", "4/4", "1", "a/b", "-1/2", "0/0", "1/2/3"] {
@@ -298,7 +408,8 @@ mod tests {
         let stop = AtomicBool::new(false);
         let experiments = matrix().experiments(Shard::WHOLE);
         let mut count = 0;
-        let ended = run_all(&experiments, Stage::Software, 1, &stop, |_, _| {
+        let queue = longest_first(&experiments);
+        let ended = run_all(&experiments, &queue, 1, &stop, on_software_machine(), |_, _| {
             count += 1;
             stop.store(count == 3, Ordering::Relaxed);
             Ok(())

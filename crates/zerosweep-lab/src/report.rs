@@ -7,10 +7,11 @@ mod bars;
 mod heatmap;
 mod lines;
 mod page;
+mod table;
 
 pub use page::html;
 
-use crate::result::Run;
+use crate::result::{Run, TimeKind};
 
 /// Text as HTML.
 fn escape(text: &str) -> String {
@@ -38,6 +39,14 @@ fn size(bytes: u64) -> String {
             format!("{} {unit}", text.strip_suffix(".0").unwrap_or(&text))
         }
         None => format!("{bytes} B"),
+    }
+}
+
+/// How times are called.
+fn kind(run: &Run) -> &'static str {
+    match run.time_kind {
+        TimeKind::Measured => "measured",
+        TimeKind::Modelled => "modelled",
     }
 }
 

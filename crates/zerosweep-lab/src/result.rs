@@ -84,10 +84,21 @@ pub enum TimeKind {
 
 /// One guest under one policy. Pages are of 4 KiB; `null` is what was not measured.
 ///
+/// `peak_total_bytes` and `end_total_bytes` are what is held: populated, cached and retained; at
+/// most at any moment, and at the end.
+///
 /// `limit_superpages_free` and `limit_bytes_scanned` are what any policy could have done at best
 /// ([`crate::ledger::Limit`]). What it did: [`Run::superpages_free`] and `bytes_scanned`.
 /// `live_on_superpages` is the share of the pages that hold something, of those that the guest has
 /// at the end, that lie in superpages that are whole; 1 where no page holds anything.
+///
+/// Of a real guest under QEMU (`machine` is `qemu`, `accelerator` its `tcg` or `kvm`), the host's
+/// kernel says what is held (the VMM's own memory left out, [`crate::real_guest::held`]), how many
+/// superpages are in the guest, and `live_on_superpages`: of guest RAM with a frame behind it, the
+/// share in huge pages. `boot_seconds` is until the guest's init speaks; `balloon_seconds` from its
+/// balloon driver's start until the target is reached. No one knows what would have been possible:
+/// the limits are `null`. The other figures are the engine's; under `plain`, which is QEMU without
+/// zerosweep, there is none, and they are 0.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "names are those of the documented JSON")]
 pub struct Run {
@@ -117,20 +128,28 @@ pub struct Run {
     pub superpages_reclaimed: u64,
     pub superpages_in_guest: u64,
     pub superpages_in_cache: u64,
+    #[serde(default)]
+    pub singles_in_cache: u64,
     pub superpages_returned: u64,
     pub pages_returned_4k: u64,
     pub emergency_sweeps_ballooning: u64,
     pub bytes_scanned_ballooning: u64,
+    #[serde(default)]
+    pub superpages_reclaimed_ballooning: u64,
     pub peak_total_bytes: u64,
+    #[serde(default)]
+    pub end_total_bytes: u64,
     pub unmap_flushes: u64,
     pub live_on_superpages: f64,
     pub fault_ns_p50: Option<u64>,
     pub fault_ns_p99: Option<u64>,
     pub fault_ns_max: Option<u64>,
     #[serde(default)]
-    pub limit_superpages_free: u64,
+    pub limit_superpages_free: Option<u64>,
     #[serde(default)]
-    pub limit_bytes_scanned: u64,
+    pub limit_bytes_scanned: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accelerator: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeline: Option<Vec<Sample>>,
 }
@@ -155,11 +174,44 @@ impl Run {
 }
 
 impl Run {
+    /// Whether it is a real guest under QEMU.
+    #[must_use]
+    pub fn is_real_guest(&self) -> bool {
+        self.machine == "qemu"
+    }
+
+    /// Whether it is QEMU without zerosweep: then nothing of an engine is known.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        self.policy == crate::real_guest::Rival::PLAIN
+    }
+
+    /// How it ended, for people.
+    #[must_use]
+    pub fn ending(&self) -> &'static str {
+        match self.outcome {
+            Outcome::Ok => "ok",
+            Outcome::Exhausted if self.is_real_guest() => {
+                "exhausted: no frame was found, it went on beyond its target"
+            }
+            Outcome::Stalled if self.is_real_guest() => "stalled: it did not get to its end",
+            Outcome::Killed if self.is_real_guest() => "killed: its kernel or the VMM gave up",
+            Outcome::Exhausted => "exhausted: no frame was found for the guest",
+            Outcome::Stalled => "stalled: no frame was found for the guest",
+            Outcome::Killed => "the guest was ended",
+        }
+    }
+
     /// Where it ran, for people: to be put behind the guest's name.
     #[must_use]
     pub fn place(&self) -> &'static str {
         match self.machine.as_str() {
             "linux" => "on real memory",
+            "qemu" => match self.accelerator.as_deref() {
+                Some("kvm") => "under QEMU with KVM",
+                Some("tcg") => "under QEMU on its software CPU",
+                _ => "under QEMU",
+            },
             _ => "on the software machine",
         }
     }

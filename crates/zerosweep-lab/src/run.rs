@@ -15,13 +15,14 @@ use crate::ledger::{Ledger, Limit};
 use crate::result::{Outcome, Run, TimeKind};
 use crate::timeline::Sample;
 
-/// What is to be run.
+/// What is to be run: a guest model, or another kind of guest `G` under something else than a
+/// policy `P`.
 #[derive(Clone, Debug)]
-pub struct Experiment {
+pub struct Experiment<G = Guest, P = Policy> {
     /// The guest.
-    pub guest: Guest,
+    pub guest: G,
     /// How the engine decides.
-    pub policy: Policy,
+    pub policy: P,
     /// What the guest is told that it has, in bytes.
     pub max_mem_bytes: u64,
     /// What it may hold, in bytes.
@@ -30,7 +31,7 @@ pub struct Experiment {
     pub vcpus: u32,
     /// What the guest's random choices depend on.
     pub seed: u64,
-    /// What modelled times are made of.
+    /// What modelled times are made of, where they are modelled.
     pub costs: CostModel,
     /// Whether the timeline is wanted.
     pub timeline: bool,
@@ -61,7 +62,10 @@ impl Experiment {
 struct Readings {
     statistics: Statistics,
     superpages_in_cache: u64,
+    singles_in_cache: u64,
     superpages_returned: u64,
+    /// All that is held: populated, cached, retained.
+    total_pages: u64,
     /// A letter for each superpage of the guest.
     letters: Vec<u8>,
 }
@@ -142,18 +146,22 @@ impl Finished<'_> {
             superpages_reclaimed: s.superpages_reclaimed,
             superpages_in_guest: end.superpages_in_guest(),
             superpages_in_cache: end.superpages_in_cache,
+            singles_in_cache: end.singles_in_cache,
             superpages_returned: end.superpages_returned,
             pages_returned_4k: s.pages_returned_4k,
             emergency_sweeps_ballooning: s.emergency_sweeps - booted.emergency_sweeps,
             bytes_scanned_ballooning: s.bytes_scanned - booted.bytes_scanned,
+            superpages_reclaimed_ballooning: s.superpages_reclaimed - booted.superpages_reclaimed,
             peak_total_bytes: s.peak_total * PAGE_BYTES,
+            end_total_bytes: end.total_pages * PAGE_BYTES,
             unmap_flushes: s.unmap_flushes,
             live_on_superpages: end.live_on_superpages(self.ledger),
             fault_ns_p50: times.fault_ns.map(|(p50, _, _)| p50),
             fault_ns_p99: times.fault_ns.map(|(_, p99, _)| p99),
             fault_ns_max: times.fault_ns.map(|(_, _, max)| max),
-            limit_superpages_free: limit.superpages_free,
-            limit_bytes_scanned: limit.bytes_scanned,
+            limit_superpages_free: Some(limit.superpages_free),
+            limit_bytes_scanned: Some(limit.bytes_scanned),
+            accelerator: None,
             timeline: self.timeline,
         }
     }

@@ -23,8 +23,8 @@ pub struct Sample {
     pub cache_bytes: u64,
     /// Promised without a frame.
     pub entries_bytes: u64,
-    /// A letter a cell: `W` whole, `b` broken, `p` promised, `.` given back; the worst of those
-    /// that the cell stands for.
+    /// A letter a cell: `W` whole, `r` whole with pages that were given back, `b` broken, `p`
+    /// promised, `.` given back; the worst of those that the cell stands for.
     pub map: String,
 }
 
@@ -76,7 +76,7 @@ fn squeeze(letters: &[u8]) -> String {
     let per_cell = letters.len().div_ceil(CELLS).max(1);
     let worst = |cell: &[u8]| {
         let has = |letter| cell.contains(letter);
-        *b"bWp".iter().find(|letter| has(letter)).unwrap_or(&b'.') as char
+        *b"brWp".iter().find(|letter| has(letter)).unwrap_or(&b'.') as char
     };
     letters.chunks(per_cell).map(worst).collect()
 }
@@ -87,7 +87,7 @@ mod tests {
 
     #[test]
     fn a_cell_shows_the_worst() {
-        assert_eq!(squeeze(b"Wbp."), "Wbp.");
+        assert_eq!(squeeze(b"Wbp.r"), "Wbp.r");
         let mut letters = vec![b'.'; 2048];
         (letters[0], letters[17]) = (b'W', b'b');
         assert_eq!(squeeze(&letters)[..4], *"Wb..");

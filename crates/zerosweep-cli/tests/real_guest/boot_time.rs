@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::harness::{GUEST_BYTES, Guest, Place, Spec, median};
+use super::harness::{GUEST_BYTES, Guest, Place, Spec, median, value};
 
 const TARGET_BYTES: u64 = 300 << 20;
 const RATIO_MAX: f64 = 1.10;
@@ -81,10 +81,10 @@ fn measure(append: &str, managed: bool) -> (Duration, Duration) {
     }
     let boot = guest.marker("boot ").at - guest.started;
     let settled = guest.marker("balloon settled");
-    let given_back_kib = settled.value("mem_before") - settled.value("mem_total");
+    let given_back_kib = value(&settled, "mem_before") - value(&settled, "mem_total");
     assert!(given_back_kib > 0.0, "the balloon did not inflate: {}", settled.text);
     let inflate = match given_back_kib >= ((GUEST_BYTES - TARGET_BYTES) >> 10) as f64 {
-        true => settled.value("seconds") - 1.0,
+        true => value(&settled, "seconds") - 1.0,
         false => INFLATE_MAX,
     };
     (boot, Duration::from_secs_f64(inflate))

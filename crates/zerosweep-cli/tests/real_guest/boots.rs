@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::Signal;
+use zerosweep_lab::real_guest::{Account, Held, MemoryCgroup, Sampler};
 use zerosweep_wire::{State, Status};
 
 use super::harness::{
-    GUEST_BYTES, Guest, Held, MemoryCgroup, PAGE_BYTES, Place, Sampler, Spec, mib, stderr, stdout,
-    wait_until,
+    GUEST_BYTES, Guest, PAGE_BYTES, Place, Spec, mib, stderr, stdout, value, wait_until,
 };
 
 const TARGET_BYTES: u64 = 300 << 20;
@@ -52,15 +52,15 @@ fn without_zerosweep_the_same_guest_takes_everything() {
     let mut before_balloon = Vec::new();
     for managed in [false, true] {
         let place = Place::new();
-        let cgroup = match MemoryCgroup::create() {
-            Ok(cgroup) => Arc::new(cgroup),
+        let account = match MemoryCgroup::create() {
+            Ok(cgroup) => Arc::new(Account::Cgroup(cgroup)),
             Err(why) => {
                 println!("LEFT OUT: without a memory cgroup, memory held is not known: {why}");
                 return;
             }
         };
-        let sampler = Sampler::start(&cgroup);
-        let spec = Spec { append, cgroup: Some(&cgroup), ..Spec::default() };
+        let sampler = Sampler::start(&account, GUEST_BYTES);
+        let spec = Spec { append, cgroup: account.cgroup(), ..Spec::default() };
         let guest = match managed {
             true => Guest::managed(&place, &spec),
             false => Guest::plain(&place, &spec),
@@ -75,7 +75,7 @@ fn without_zerosweep_the_same_guest_takes_everything() {
         guest.marker("done ok");
         std::thread::sleep(Duration::from_millis(500));
         let held = sampler.finish();
-        held.check(managed);
+        held.check(managed).unwrap();
         let before = held.peak(Some(loaded));
         let who = if managed { "zerosweep, 300 MiB" } else { "plain QEMU" };
         println!(
@@ -99,19 +99,20 @@ const PAUSE_KIB: f64 = 8192.0;
 fn check(variant: &str, qemu: &[&str], append: &str) {
     println!();
     let place = Place::new();
-    let cgroup = MemoryCgroup::create().map(Arc::new);
-    if let Err(why) = &cgroup {
+    let account = MemoryCgroup::create().map(|cgroup| Arc::new(Account::Cgroup(cgroup)));
+    if let Err(why) = &account {
         println!("  memory held is NOT MEASURED, for want of a memory cgroup: {why}");
     }
-    let sampler = cgroup.as_ref().ok().map(Sampler::start);
+    let sampler = account.as_ref().ok().map(|account| Sampler::start(account, GUEST_BYTES));
     let append = format!("zs.fill=96M zs.settle=80 zs.end=idle {append}");
-    let spec = Spec { qemu, append: &append, cgroup: cgroup.as_deref().ok(), ..Spec::default() };
+    let cgroup = account.as_ref().ok().and_then(|account| account.cgroup());
+    let spec = Spec { qemu, append: &append, cgroup, ..Spec::default() };
     let mut guest = Guest::managed(&place, &spec);
 
     let boot = guest.marker("boot ").at - guest.started;
     let settled = guest.marker("balloon settled");
-    let total_kib = settled.value("mem_total");
-    let given_back_kib = settled.value("mem_before") - total_kib;
+    let total_kib = value(&settled, "mem_total");
+    let given_back_kib = value(&settled, "mem_before") - total_kib;
     let owed_kib = ((GUEST_BYTES - TARGET_BYTES) >> 10) as f64;
     // A balloon that finds no page for a moment pauses, and looks settled; `quiet` waits for the
     // last of it.
@@ -132,7 +133,7 @@ fn check(variant: &str, qemu: &[&str], append: &str) {
          in the cache {}; faults {}, reclaimed {} superpages and {} singles; fault p50 {:.2} ms, \
          p99 {:.2} ms, longest {:.2} ms",
         boot.as_secs_f64(),
-        settled.value("seconds") - 1.0,
+        value(&settled, "seconds") - 1.0,
         status.superpages.in_guest,
         status.superpages.broken,
         status.superpages.in_cache,
@@ -207,7 +208,7 @@ fn check_tools(place: &Place, status: &Status) {
 
 fn check_held(held: &Held, variant: &str) {
     println!("  {variant}: {}", held.summary());
-    held.check(true);
+    held.check(true).unwrap();
     let limit = TOLERANCE * TARGET_BYTES as f64;
     let peak = held.peak(None);
     assert!(peak as f64 <= limit, "held {:.1} MiB, above the target", mib(peak));

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test program uses a part")]
 #![allow(unreachable_pub, reason = "shared by several test programs")]
 
+use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -13,11 +14,17 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use seccompiler::{
+    SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+};
 use tempfile::TempDir;
 use zerosweep_wire::{
     Answer, Counters, ErrorBody, ErrorKind, FaultLatency, Hello, HostMemory, OnExhaustion,
     Operation, PROTOCOL, Pages, Request, Response, ReturnMode, State, Status, Superpages,
 };
+
+/// `_IO(0xaa, 0)`: a userfaultfd from `/dev/userfaultfd`.
+const USERFAULTFD_IOC_NEW: u64 = 0xaa00;
 
 /// Nothing in a test may take longer.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -101,6 +108,25 @@ pub fn wait_until(what: &str, done: impl Fn() -> bool) {
         assert!(Instant::now() < deadline, "waited too long until {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// Runs `work` in a thread, and so its child processes, that cannot get a userfaultfd.
+pub fn without_userfaultfd<R: Send + 'static>(work: impl FnOnce() -> R + Send + 'static) -> R {
+    let new =
+        SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, USERFAULTFD_IOC_NEW);
+    let rules = BTreeMap::from([
+        (libc::SYS_userfaultfd, vec![]),
+        (libc::SYS_ioctl, vec![SeccompRule::new(vec![new.unwrap()]).unwrap()]),
+    ]);
+    let forbid = SeccompAction::Errno(libc::EPERM as u32);
+    let architecture = std::env::consts::ARCH.try_into().unwrap();
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, forbid, architecture).unwrap();
+    let program: seccompiler::BpfProgram = filter.try_into().unwrap();
+    let thread = std::thread::spawn(move || {
+        seccompiler::apply_filter(&program).unwrap();
+        work()
+    });
+    thread.join().unwrap()
 }
 
 /// Serves connections on a socket until it is dropped.

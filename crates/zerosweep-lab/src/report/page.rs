@@ -3,18 +3,24 @@
 use std::fmt::Write as _;
 
 use super::bars::{Bar, svg as bars};
-use super::{Group, escape, heatmap, lines, size};
+use super::table::table;
+use super::{Group, escape, heatmap, kind, lines, size};
 use crate::result::{Outcome, Report, Run, TimeKind};
 
 const STYLE: &str = include_str!("style.css");
 
 const READING: &str = "<p>A guest is told that it has more memory than it may hold. Pages get a \
 frame when the guest touches them; frames behind zeros are found by scans and taken back, until \
-the guest's balloon driver gives the surplus back in 4 KiB pages. <b>Superpages free</b> are those \
-of the target that are free and whole at the end, in the cache or with the host: what the next \
-guest can have. The dashed line is the most that any policy could have reached: with the pages \
-that hold something lying side by side. The least to scan is what the guest writes to beyond the \
-target before it gives anything back.</p>";
+the guest's balloon driver gives the surplus back in 4 KiB pages.</p>";
+
+const MODELS: &str = "<p><b>Superpages free</b> are those of the target that are free and whole at \
+the end, in the cache or with the host: what the next guest can have. The dashed line is the most \
+that any policy could have reached: with the pages that hold something lying side by side. The \
+least to scan is what the guest writes to beyond the target before it gives anything back.</p>";
+
+const REAL_GUESTS: &str = "<p><b>Real guests.</b> Those whose names begin with qemu- are Linux \
+under QEMU; <b>plain</b> is QEMU without zerosweep. Memory held is what the host's kernel charges \
+for the guest, QEMU's own left out.</p>";
 
 /// The report as one HTML document.
 #[must_use]
@@ -27,6 +33,12 @@ pub fn html(report: &Report) -> String {
          <h1>Populate on demand: every policy on every guest</h1>{READING}"
     );
     page.push_str(&host(report));
+    if report.runs.iter().any(|run| !run.is_real_guest()) {
+        page.push_str(MODELS);
+    }
+    if report.runs.iter().any(Run::is_real_guest) {
+        page.push_str(REAL_GUESTS);
+    }
     for group in Group::of(&report.runs) {
         section(&mut page, &group);
     }
@@ -56,14 +68,6 @@ fn host(report: &Report) -> String {
     text
 }
 
-/// How times of a group are called.
-fn kind(run: &Run) -> &'static str {
-    match run.time_kind {
-        TimeKind::Measured => "measured",
-        TimeKind::Modelled => "modelled",
-    }
-}
-
 fn section(page: &mut String, group: &Group<'_>) {
     let first = group.runs[0];
     let virtual_cpus = if first.vcpus == 1 { "virtual CPU" } else { "virtual CPUs" };
@@ -80,19 +84,61 @@ fn section(page: &mut String, group: &Group<'_>) {
         kind(first)
     );
     table(page, group);
-    let free = plot(group, |run| run.superpages_free() as f64, |value| format!("{value:.0}"));
-    let boot = plot(group, |run| run.boot_seconds, |value| format!("{value:.2} s"));
-    let limit = first.limit_superpages_free;
-    let _ = write!(
-        page,
-        "<div class=pair><div><h3>Superpages free at the end (limit: {limit})</h3>{}</div>\
-         <div><h3>Boot time, {}</h3>{}</div></div>",
-        bars("Superpages free at the end", &free, Some(limit as f64)),
-        kind(first),
-        bars("Boot time", &boot, None)
-    );
+    if first.is_real_guest() {
+        plots_of_a_real_guest(page, group);
+    } else {
+        plots_of_a_model(page, group);
+    }
     timelines(page, group);
     page.push_str("</section>");
+}
+
+fn plots_of_a_model(page: &mut String, group: &Group<'_>) {
+    let first = group.runs[0];
+    let free = plot(group, |run| run.superpages_free() as f64, |value| format!("{value:.0}"));
+    let limit = first.limit_superpages_free;
+    let note = limit.map_or_else(String::new, |limit| format!(" (limit: {limit})"));
+    let title = "Superpages free at the end";
+    pair(
+        page,
+        (&format!("{title}{note}"), bars(title, &free, limit.map(|limit| limit as f64))),
+        boot(group),
+    );
+}
+
+fn plots_of_a_real_guest(page: &mut String, group: &Group<'_>) {
+    let target = group.runs[0].target_bytes;
+    let held = |title: &'static str, read: fn(&Run) -> f64| {
+        let plot = plot(group, read, |value| size(value as u64));
+        (title, bars(title, &plot, Some(target as f64)))
+    };
+    let live = plot(group, |run| run.live_on_superpages * 100.0, |value| format!("{value:.1} %"));
+    let title = "Guest memory in superpages at the end";
+    pair(
+        page,
+        held("Most memory held (dashed: target)", |run| run.peak_total_bytes as f64),
+        held("Memory held at the end (dashed: target)", |run| run.end_total_bytes as f64),
+    );
+    pair(page, (title, bars(title, &live, None)), boot(group));
+}
+
+/// A plot of boot times, with its title.
+fn boot(group: &Group<'_>) -> (&'static str, String) {
+    let boot = plot(group, |run| run.boot_seconds, |value| format!("{value:.2} s"));
+    let title = match group.runs[0].time_kind {
+        TimeKind::Measured => "Boot time, measured",
+        TimeKind::Modelled => "Boot time, modelled",
+    };
+    (title, bars(title, &boot, None))
+}
+
+/// Two plots beside each other where there is room, each with its title.
+fn pair(page: &mut String, left: (&str, String), right: (&str, String)) {
+    let _ = write!(
+        page,
+        "<div class=pair><div><h3>{}</h3>{}</div><div><h3>{}</h3>{}</div></div>",
+        left.0, left.1, right.0, right.1
+    );
 }
 
 fn plot<'a>(group: &Group<'a>, read: fn(&Run) -> f64, show: fn(f64) -> String) -> Vec<Bar<'a>> {
@@ -114,69 +160,6 @@ fn outcome(outcome: Outcome) -> &'static str {
         Outcome::Exhausted => "exhausted",
         Outcome::Stalled => "stalled",
         Outcome::Killed => "killed",
-    }
-}
-
-const HEADS: [&str; 11] = [
-    "policy",
-    "boot s",
-    "balloon s",
-    "2M populates",
-    "4K populates",
-    "free 2M",
-    "limit",
-    "live on 2M",
-    "scanned",
-    "least",
-    "flushes",
-];
-
-fn table(page: &mut String, group: &Group<'_>) {
-    page.push_str("<div class=scroll tabindex=0><table><thead><tr>");
-    for (n, head) in HEADS.iter().enumerate() {
-        let times = (1..=2).contains(&n);
-        let note = if times { format!("<br>{}", kind(group.runs[0])) } else { String::new() };
-        let _ = write!(page, "<th scope=col>{head}{note}</th>");
-    }
-    page.push_str("</tr></thead><tbody>");
-    for run in &group.runs {
-        let ours = if run.policy == "zerosweep" { " class=ours" } else { "" };
-        let _ = write!(page, "<tr{ours}><td>{}", escape(&run.policy));
-        if group.runs.iter().any(|other| other.seed != run.seed) {
-            let _ = write!(page, " <span class=dim>seed {}</span>", run.seed);
-        }
-        page.push_str("</td>");
-        match run.outcome {
-            Outcome::Ok => cells(page, run),
-            ended => {
-                let _ = write!(
-                    page,
-                    "<td class=end colspan={}>{}: no frame was found for the guest</td>",
-                    HEADS.len() - 1,
-                    outcome(ended)
-                );
-            }
-        }
-        page.push_str("</tr>");
-    }
-    page.push_str("</tbody></table></div>");
-}
-
-fn cells(page: &mut String, run: &Run) {
-    let cells = [
-        format!("{:.2}", run.boot_seconds),
-        format!("{:.2}", run.balloon_seconds),
-        run.populates_2m.to_string(),
-        run.populates_4k.to_string(),
-        run.superpages_free().to_string(),
-        run.limit_superpages_free.to_string(),
-        format!("{:.1} %", run.live_on_superpages * 100.0),
-        size(run.bytes_scanned),
-        size(run.limit_bytes_scanned),
-        run.unmap_flushes.to_string(),
-    ];
-    for cell in cells {
-        let _ = write!(page, "<td>{cell}</td>");
     }
 }
 

@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use zerosweep::{Gfn, Order, PAGE_BYTES};
+use zerosweep::{Gfn, Order, PAGE_BYTES, SUPERPAGE_PAGES};
 use zerosweep_linux::{AdoptError, GuestMemory, OnExhaustion, Options, Parking, Region, Snapshot};
 
 use super::{Experiment, Finished, Interrupted, Readings, Times, Watch, ZERO_WORDS};
@@ -21,6 +21,10 @@ const WATCH: Duration = Duration::from_millis(50);
 const WATCH_CLOSELY: Duration = Duration::from_millis(15);
 /// A guest whose every virtual CPU waits for a frame for so long is given up.
 const GIVE_UP: Duration = Duration::from_secs(2);
+/// So long nothing may move at the end; longer than upkeep waits for more.
+const QUIET: Duration = Duration::from_millis(150);
+/// What is done in the background at the end is done within this.
+const SETTLE: Duration = Duration::from_secs(5);
 
 /// Runs the guest.
 ///
@@ -193,23 +197,40 @@ impl Following<'_> {
     }
 
     fn readings(&self, outcome: Outcome) -> Result<Readings> {
+        let end = match outcome {
+            Outcome::Ok => self.settled()?,
+            _ => self.memory.snapshot(),
+        };
         self.memory.audit().context("the audit failed")?;
-        let end = self.memory.snapshot();
-        if outcome == Outcome::Ok {
-            let by_kernel = self.memory.machine().whole_superpages()?;
-            if by_kernel != end.superpages_in_guest {
-                bail!(
-                    "{} superpages are whole, the kernel says {by_kernel}",
-                    end.superpages_in_guest
-                );
-            }
-        }
         Ok(Readings {
             superpages_in_cache: end.superpages_in_cache,
+            singles_in_cache: end.quantities.cache - end.superpages_in_cache * SUPERPAGE_PAGES,
+            total_pages: end.quantities.total(),
             superpages_returned: end.statistics.superpages_returned,
             statistics: end.statistics,
             letters: self.memory.map_letters(),
         })
+    }
+
+    /// The figures once nothing moves any more, and engine and kernel agree: after the balloon,
+    /// upkeep is done in the background.
+    fn settled(&self) -> Result<Snapshot> {
+        let deadline = Instant::now() + SETTLE;
+        let mut before = self.memory.snapshot();
+        loop {
+            std::thread::sleep(QUIET);
+            let end = self.memory.snapshot();
+            let by_kernel = self.memory.machine().whole_superpages()?;
+            let engine = end.superpages_in_guest;
+            let quiet = end.statistics == before.statistics;
+            if quiet && engine == by_kernel {
+                return Ok(end);
+            }
+            if Instant::now() >= deadline {
+                bail!("{engine} superpages are whole, the kernel says {by_kernel}; quiet: {quiet}");
+            }
+            before = end;
+        }
     }
 
     fn verify(&self) -> Result<()> {

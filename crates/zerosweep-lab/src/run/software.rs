@@ -146,6 +146,8 @@ impl Following<'_> {
         let readings = Readings {
             statistics: end,
             superpages_in_cache: guest.domain.cache().superpages(),
+            singles_in_cache: guest.domain.cache().singles(),
+            total_pages: guest.domain.quantities().total(),
             superpages_returned: guest.machine.pool().free_superpages(),
             letters: letters(&guest),
         };

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
-use zerosweep_lab::guest::{DEFAULT_SEED, Guest, parse_list};
-use zerosweep_lab::matrix::{POLICIES, Shard, Stage};
+use zerosweep_lab::guest::DEFAULT_SEED;
+use zerosweep_lab::matrix::{Shard, Stage};
 
 use crate::size::Size;
 
@@ -15,22 +15,27 @@ pub(crate) struct ExperimentArguments {
     #[command(subcommand)]
     pub(crate) action: Option<ExperimentAction>,
     /// Guests: linux, linux-scrub, windows, scrub, churn, hostile, with commas between, or all;
-    /// parameters follow as in scrub:dirty_percent=5,clustered
-    #[arg(long, value_name = "GUEST,…", default_value = "all", value_parser = guests)]
-    pub(crate) guest: Guests,
+    /// parameters follow as in scrub:dirty_percent=5,clustered. Under QEMU: qemu-linux,
+    /// qemu-linux-scrub, qemu-churn, or all
+    #[arg(long, value_name = "GUEST,…", default_value = "all")]
+    pub(crate) guest: String,
     /// Policies, with commas between, or all: none, hypercall-2011, rfc-2011:gate=debt, xen-2012,
-    /// xen-2016, zerosweep; there is also rfc-2011:gate=always
-    #[arg(long, value_name = "POLICY,…", default_value = "all", value_parser = policies)]
-    pub(crate) policy: Policies,
+    /// xen-2016, zerosweep; there is also rfc-2011:gate=always. Under QEMU also plain: QEMU without
+    /// zerosweep
+    #[arg(long, value_name = "POLICY,…", default_value = "all")]
+    pub(crate) policy: String,
     /// Where the guests run
     #[arg(long, value_enum, default_value_t)]
     pub(crate) machine: Machine,
-    /// What each guest is told that it has
-    #[arg(long, value_name = "SIZE", default_value = "4G", value_parser = Size::parse)]
-    pub(crate) max_mem: Size,
-    /// What it may hold
-    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = Size::parse)]
-    pub(crate) target: Size,
+    /// Under QEMU: its software CPU, which needs nothing, or KVM
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) accel: Accelerator,
+    /// What each guest is told that it has [default: 4G; 2G under QEMU]
+    #[arg(long, value_name = "SIZE", value_parser = Size::parse)]
+    pub(crate) max_mem: Option<Size>,
+    /// What it may hold [default: 1G; 768M under QEMU]
+    #[arg(long, value_name = "SIZE", value_parser = Size::parse)]
+    pub(crate) target: Option<Size>,
     /// Virtual CPUs of each guest; on real memory each is a thread
     #[arg(long, value_name = "N", default_value_t = 1)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=1024))]
@@ -45,7 +50,8 @@ pub(crate) struct ExperimentArguments {
     /// Runs at a time on the software machine [default: as many as processors and memory allow]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) jobs: Option<u32>,
-    /// Do only every N-th run, from number I: 0/4 to 3/4 together are everything, once
+    /// Do only every N-th run, from number I: 0/4 to 3/4 together are everything, once. Under QEMU
+    /// the policies of a guest and a seed stay together
     #[arg(long, value_name = "I/N")]
     pub(crate) shard: Option<Shard>,
     /// Print one JSON document
@@ -90,13 +96,35 @@ pub(crate) struct MergeArguments {
 }
 
 /// Where guests run.
-#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Machine {
     /// In this process, deterministic; times are modelled
     #[default]
     Software,
     /// Threads on real memory through userfaultfd; times are measured
     Linux,
+    /// Real Linux guests under QEMU, one after the other; times are measured
+    Qemu,
+}
+
+/// What executes a real guest's instructions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Accelerator {
+    /// QEMU's software CPU; slow, the same everywhere
+    #[default]
+    Tcg,
+    /// The processor itself
+    Kvm,
+}
+
+impl Accelerator {
+    /// As QEMU spells it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Tcg => "tcg",
+            Self::Kvm => "kvm",
+        }
+    }
 }
 
 impl From<Machine> for Stage {
@@ -104,31 +132,7 @@ impl From<Machine> for Stage {
         match given {
             Machine::Software => Self::Software,
             Machine::Linux => Self::Linux,
+            Machine::Qemu => Self::Qemu,
         }
     }
-}
-
-/// A list of guests: one value of the command line.
-#[derive(Clone, Debug)]
-pub(crate) struct Guests(pub(crate) Vec<Guest>);
-
-fn guests(text: &str) -> Result<Guests, String> {
-    parse_list(text).map(Guests).map_err(|error| error.to_string())
-}
-
-/// A list of policies.
-#[derive(Clone, Debug)]
-pub(crate) struct Policies(pub(crate) Vec<zerosweep::Policy>);
-
-fn policies(text: &str) -> Result<Policies, String> {
-    let mut policies = Vec::new();
-    for name in text.split(',').map(str::trim) {
-        match name {
-            "all" => policies.extend(POLICIES),
-            _ => {
-                policies.push(name.parse().map_err(|error| format!("{name:?}: {error}, and all"))?)
-            }
-        }
-    }
-    Ok(Policies(policies))
 }

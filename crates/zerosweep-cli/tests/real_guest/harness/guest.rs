@@ -11,12 +11,13 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal};
 use tempfile::TempDir;
 use zerosweep_lab::image::GuestImage;
+use zerosweep_lab::real_guest::{Console, Line, MemoryCgroup};
 use zerosweep_wire::{Status, runtime};
 
-use super::console::{Console, Line};
 use super::control::{Agent, Qmp};
-use super::{ENDING, MemoryCgroup, PATIENCE, wait_until};
+use super::{ENDING, PATIENCE, wait_until};
 
+const VMM: &str = "qemu-system-x86_64";
 /// Lines of the console that a failed test shows.
 const TAIL: usize = 30;
 
@@ -111,8 +112,11 @@ impl Default for Spec<'_> {
 pub(crate) fn qemu_command(place: &Place, spec: &Spec<'_>) -> Vec<String> {
     let image = image();
     let vmm = match spec.cgroup {
-        Some(cgroup) => cgroup.wrapper(place.path()).to_str().unwrap().to_owned(),
-        None => "qemu-system-x86_64".to_owned(),
+        Some(cgroup) => {
+            let wrapper = cgroup.wrapper(place.path(), VMM).unwrap();
+            wrapper.to_str().unwrap().to_owned()
+        }
+        None => VMM.to_owned(),
     };
     let append = format!("console=ttyS0 quiet panic=-1 {}", spec.append);
     let words = ["-m", "2048", "-nographic", "-no-reboot", "-kernel"].map(str::to_owned);
@@ -261,20 +265,25 @@ impl Guest {
     /// The processes of the guest that run: those of its group. The group keeps its number for as
     /// long as it has a member.
     pub(crate) fn processes(&self) -> Vec<u32> {
-        let group = self.child.id().to_string();
-        let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-        let is_in_group = |pid: &u32| {
-            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            let after_name = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
-            let mut fields = after_name.split(' ');
-            let is_running = fields.next().is_some_and(|state| !matches!(state, "Z" | "X"));
-            is_running && fields.nth(1) == Some(group.as_str())
-        };
-        entries
-            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-            .filter(is_in_group)
-            .collect()
+        processes_of(self.child.id())
     }
+}
+
+/// The processes of a group that run.
+pub(crate) fn processes_of(group: u32) -> Vec<u32> {
+    let group = group.to_string();
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let is_in_group = |pid: &u32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let after_name = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+        let mut fields = after_name.split(' ');
+        let is_running = fields.next().is_some_and(|state| !matches!(state, "Z" | "X"));
+        is_running && fields.nth(1) == Some(group.as_str())
+    };
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(is_in_group)
+        .collect()
 }
 
 impl Drop for Guest {

@@ -3,22 +3,17 @@
 //! | module | what |
 //! | --- | --- |
 //! | `guest` | starts a guest, managed or plain; whatever happens, it ends with its test |
-//! | `console` | reads what the guest says, and waits for its markers |
 //! | `control` | the agent's socket and QEMU's, every call with a time limit |
-//! | `cgroup` | a memory cgroup for one VMM, of version 1 or 2 |
-//! | `held` | how much memory the guest holds, many times a second |
+//!
+//! What a guest says and how much memory it holds: `zerosweep_lab::real_guest`.
 
-mod cgroup;
-mod console;
 mod control;
 mod guest;
-mod held;
 
 use std::time::{Duration, Instant};
 
-pub(crate) use cgroup::MemoryCgroup;
-pub(crate) use guest::{Guest, Place, Spec, qemu_command, stderr, stdout};
-pub(crate) use held::{Held, Sampler};
+pub(crate) use guest::{Guest, Place, Spec, processes_of, qemu_command, stderr, stdout};
+use zerosweep_lab::real_guest::Line;
 
 /// What the guest is told that it has: `-m 2048`.
 pub(crate) const GUEST_BYTES: u64 = 2 << 30;
@@ -41,6 +36,12 @@ pub(crate) fn wait_until<T>(what: &str, limit: Duration, mut done: impl FnMut() 
         assert!(Instant::now() < deadline, "waited {limit:?} in vain until {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// The value of `KEY=NUMBER` in a marker.
+#[track_caller]
+pub(crate) fn value(line: &Line, key: &str) -> f64 {
+    line.value(key).unwrap_or_else(|| panic!("no {key}=NUMBER in {:?}", line.text))
 }
 
 /// Bytes in MiB, for people.

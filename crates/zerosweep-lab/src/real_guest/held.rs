@@ -21,16 +21,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::cgroup::{Charge, MemoryCgroup};
-use super::{GUEST_BYTES, MEBIBYTE, mib};
+use super::account::Account;
+use super::cgroup::Charge;
 
-/// Between two looks.
+/// Between two looks: some 100 a second.
 const REST: Duration = Duration::from_millis(8);
 /// The VMM's own may grow by so much during a look that counts as exact.
 const STEADY_BYTES: u64 = 64 << 10;
 const SUPERPAGE_BYTES: u64 = 2 << 20;
+
 /// zerosweep's pool: twice as many superpages of addresses as the guest has, and 64.
-const POOL_BYTES: u64 = 2 * GUEST_BYTES + 64 * SUPERPAGE_BYTES;
+const fn pool_bytes(guest_bytes: u64) -> u64 {
+    2 * guest_bytes.next_multiple_of(SUPERPAGE_BYTES) + 64 * SUPERPAGE_BYTES
+}
 
 /// One look.
 #[derive(Clone, Copy, Debug)]
@@ -44,29 +47,34 @@ struct Sample {
 
 /// Everything that was seen.
 #[derive(Debug, Default)]
-pub(crate) struct Held {
+pub struct Held {
     samples: Vec<Sample>,
     /// Highest anonymous memory of the VMM's own.
-    pub(crate) own_peak: u64,
+    pub own_peak: u64,
     /// Highest memory of the kernel's own for the VMM: page tables.
-    pub(crate) kernel_peak: u64,
+    pub kernel_peak: u64,
     /// The highest usage by the kernel's own account: the VMM's, the kernel's and files included.
-    pub(crate) usage_peak: Option<u64>,
+    pub usage_peak: Option<u64>,
     /// Huge pages in guest RAM at the last look.
-    pub(crate) superpages: u64,
+    pub superpages: u64,
+    /// Bytes of guest RAM with a frame of their own at the last look, huge pages included.
+    pub guest_anonymous: u64,
+    guest_bytes: u64,
     guest: Option<Range<u64>>,
     pool: Option<Range<u64>>,
 }
 
 impl Held {
     /// The highest figure that is certain, until `until`.
-    pub(crate) fn peak(&self, until: Option<Instant>) -> u64 {
+    #[must_use]
+    pub fn peak(&self, until: Option<Instant>) -> u64 {
         let within = |sample: &&Sample| until.is_none_or(|until| sample.at <= until);
         self.samples.iter().filter(within).map(|sample| sample.low).max().unwrap_or(0)
     }
 
     /// The figure of the last look.
-    pub(crate) fn last(&self) -> u64 {
+    #[must_use]
+    pub fn last(&self) -> u64 {
         self.samples.last().map_or(0, |sample| sample.low)
     }
 
@@ -84,17 +92,30 @@ impl Held {
     }
 
     /// Whether the figures can be believed.
-    #[track_caller]
-    pub(crate) fn check(&self, managed: bool) {
-        assert!(self.guest.is_some(), "guest RAM was not found among the VMM's mappings");
-        assert_eq!(self.pool.is_some(), managed, "zerosweep's pool among the VMM's mappings");
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn check(&self, managed: bool) -> Result<(), String> {
+        if self.guest.is_none() {
+            return Err("guest RAM was not found among the VMM's mappings".into());
+        }
+        if self.pool.is_some() != managed {
+            let found = if managed { "was not found" } else { "is" };
+            return Err(format!("zerosweep's pool {found} among the VMM's mappings"));
+        }
         let (count, steady) = (self.samples.len(), self.steady());
-        assert!(count > 50, "only {count} looks at the memory held");
-        assert!(2 * steady > count, "only {steady} of {count} looks are exact: QEMU's own grew");
+        if count <= 50 {
+            return Err(format!("only {count} looks at the memory held"));
+        }
+        if 2 * steady <= count {
+            return Err(format!("only {steady} of {count} looks are exact: QEMU's own grew"));
+        }
+        Ok(())
     }
 
     /// For people.
-    pub(crate) fn summary(&self) -> String {
+    #[must_use]
+    pub fn summary(&self) -> String {
         let gaps = self.samples.windows(2).map(|pair| pair[1].at - pair[0].at);
         format!(
             "held: peak {:.1} MiB, last {:.1}; {} looks ({} exact), {:.0} a second, longest gap \
@@ -114,23 +135,27 @@ impl Held {
 }
 
 /// A thread that looks until it is finished.
-pub(crate) struct Sampler {
+#[derive(Debug)]
+pub struct Sampler {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<Held>>,
 }
 
 impl Sampler {
-    pub(crate) fn start(cgroup: &Arc<MemoryCgroup>) -> Self {
+    /// Looks at the VMM of a guest that is told that it has `guest_bytes`.
+    #[must_use]
+    pub fn start(account: &Arc<Account>, guest_bytes: u64) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let (stopped, cgroup) = (Arc::clone(&stop), Arc::clone(cgroup));
-        let thread = std::thread::spawn(move || look(&cgroup, &stopped));
+        let (stopped, account) = (Arc::clone(&stop), Arc::clone(account));
+        let thread = std::thread::spawn(move || look(&account, guest_bytes, &stopped));
         Self { stop, thread: Some(thread) }
     }
 
     /// Ends the looking. The VMM should still be running.
-    pub(crate) fn finish(mut self) -> Held {
+    #[must_use]
+    pub fn finish(mut self) -> Held {
         self.stop.store(true, Ordering::Relaxed);
-        self.thread.take().map(|thread| thread.join().unwrap()).unwrap_or_default()
+        self.thread.take().and_then(|thread| thread.join().ok()).unwrap_or_default()
     }
 }
 
@@ -141,12 +166,12 @@ impl Drop for Sampler {
     }
 }
 
-fn look(cgroup: &MemoryCgroup, stop: &AtomicBool) -> Held {
-    let mut held = Held::default();
+fn look(account: &Account, guest_bytes: u64, stop: &AtomicBool) -> Held {
+    let mut held = Held { guest_bytes, ..Held::default() };
     let mut pending: Option<(Instant, u64, Charge)> = None;
     while !stop.load(Ordering::Relaxed) {
         // A process that ends shows no mappings before its memory is gone: no look then.
-        let own = own_anonymous(cgroup, &mut held);
+        let own = own_anonymous(account, &mut held);
         if let (Some((at, before, charge)), Some(after)) = (pending, own) {
             let held_with = |own: u64| charge.anonymous().saturating_sub(own);
             let (low, high) = (held_with(before.max(after)), held_with(before.min(after)));
@@ -154,16 +179,16 @@ fn look(cgroup: &MemoryCgroup, stop: &AtomicBool) -> Held {
             held.own_peak = held.own_peak.max(after);
             held.kernel_peak = held.kernel_peak.max(charge.kernel);
         }
-        pending = own.and_then(|own| Some((Instant::now(), own, cgroup.charge().ok()?)));
+        pending = own.and_then(|own| Some((Instant::now(), own, account.charge()?)));
         std::thread::sleep(REST);
     }
-    held.usage_peak = cgroup.peak();
+    held.usage_peak = account.peak();
     held
 }
 
 /// Anonymous memory of the VMM's own, in bytes; nothing while there is no VMM.
-fn own_anonymous(cgroup: &MemoryCgroup, held: &mut Held) -> Option<u64> {
-    let process = *cgroup.processes().first()?;
+fn own_anonymous(account: &Account, held: &mut Held) -> Option<u64> {
+    let process = account.process()?;
     let smaps = fs::read(format!("/proc/{process}/smaps")).ok()?;
     sum(std::str::from_utf8(&smaps).ok()?, held)
 }
@@ -177,14 +202,14 @@ enum Owner {
 
 fn sum(smaps: &str, held: &mut Held) -> Option<u64> {
     let mut owner = None;
-    let (mut own_kib, mut huge_kib) = (0, 0);
+    let (mut own_kib, mut huge_kib, mut guest_kib) = (0, 0, 0);
     for line in smaps.lines() {
         if let Some(range) = mapping(line) {
             let bytes = range.end - range.start;
-            if bytes == GUEST_BYTES && held.guest.is_none() {
+            if bytes == held.guest_bytes && held.guest.is_none() {
                 held.guest = Some(range.clone());
             }
-            if bytes == POOL_BYTES && held.pool.is_none() {
+            if bytes == pool_bytes(held.guest_bytes) && held.pool.is_none() {
                 held.pool = Some(range.clone());
             }
             // A part of a mapping that was split belongs to the same owner.
@@ -200,9 +225,11 @@ fn sum(smaps: &str, held: &mut Held) -> Option<u64> {
             own_kib += field_kib(line, "Anonymous:").unwrap_or(0);
         } else if owner == Some(Owner::Guest) {
             huge_kib += field_kib(line, "AnonHugePages:").unwrap_or(0);
+            guest_kib += field_kib(line, "Anonymous:").unwrap_or(0);
         }
     }
     owner?;
+    held.guest_anonymous = guest_kib << 10;
     held.superpages = (huge_kib << 10) / SUPERPAGE_BYTES;
     Some(own_kib << 10)
 }
@@ -218,10 +245,16 @@ fn mapping(line: &str) -> Option<Range<u64>> {
     Some(address(start)?..address(end)?)
 }
 
+/// Bytes in MiB, for people.
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / (1 << 20) as f64
+}
+
 fn field_kib(line: &str, name: &str) -> Option<u64> {
     line.strip_prefix(name)?.trim().strip_suffix(" kB")?.parse().ok()
 }
 
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -232,10 +265,10 @@ mod tests {
                      7f0080000000-7f0188000000 rw-p 00000000 00:00 0\nAnonymous:        2000 kB\n\
                      7f0200000000-7f0200001000 rw-p 00000000 00:00 0   [heap]\n\
                      Size:                4 kB\nAnonymous:           4 kB\n";
-        let mut held = Held::default();
+        let mut held = Held { guest_bytes: 2 << 30, ..Held::default() };
         assert_eq!(sum(smaps, &mut held), Some(4096));
-        assert_eq!(held.superpages, 2);
-        assert_eq!(POOL_BYTES, 4224 * MEBIBYTE);
+        assert_eq!((held.superpages, held.guest_anonymous), (2, 1000 << 10));
+        assert_eq!(pool_bytes(2 << 30), 4224 << 20);
         let split = smaps.replace("7f0000000000-7f0080000000", "7f0000000000-7f0070000000");
         assert_eq!(sum(&split, &mut held), Some(4096));
         assert_eq!(sum("", &mut held), None);

@@ -1,18 +1,18 @@
 //! A memory cgroup for one VMM: the kernel's own account of what stands behind it.
 //!
-//! A page that was discarded within a huge page is still held, and only the cgroup's usage says so
-//! (DESIGN.md, section 5, "Memory held").
+//! A page that was discarded within a huge page is still held, and only the cgroup's usage says so.
 
 use std::fs;
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
 
-use super::{ENDING, wait_until};
+/// So long its removal is tried.
+const ENDING: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Version {
@@ -22,25 +22,26 @@ enum Version {
 
 /// What a cgroup is charged, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Charge {
+pub struct Charge {
     /// Everything.
-    pub(super) usage: u64,
+    pub usage: u64,
     /// Of this, files' pages.
-    pub(super) cache: u64,
+    pub cache: u64,
     /// Of this, the kernel's own: page tables, stacks, slabs.
-    pub(super) kernel: u64,
+    pub kernel: u64,
 }
 
 impl Charge {
     /// Anonymous memory, half-freed huge pages included.
-    pub(super) fn anonymous(self) -> u64 {
+    #[must_use]
+    pub fn anonymous(self) -> u64 {
         self.usage.saturating_sub(self.cache + self.kernel)
     }
 }
 
-/// A cgroup of our own, removed with what is in it on drop.
+/// A cgroup of our own. When it is dropped, what is in it is killed, and it is removed.
 #[derive(Debug)]
-pub(crate) struct MemoryCgroup {
+pub struct MemoryCgroup {
     version: Version,
     path: PathBuf,
 }
@@ -51,13 +52,13 @@ impl MemoryCgroup {
     ///
     /// # Errors
     /// Why there cannot be one.
-    pub(crate) fn create() -> Result<Self, String> {
+    pub fn create() -> Result<Self, String> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let read = |path: &str| fs::read_to_string(path).map_err(|e| format!("{path}: {e}"));
         let (mounts, own) = (read("/proc/self/mounts")?, read("/proc/self/cgroup")?);
         let (version, parents) = parents(&mounts, &own).ok_or("no memory controller is mounted")?;
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("zerosweep-test-{}-{number}", std::process::id());
+        let name = format!("zerosweep-{}-{number}", std::process::id());
         let mut why = "no parent".to_owned();
         for parent in parents {
             let path = parent.join(&name);
@@ -74,29 +75,36 @@ impl MemoryCgroup {
         Err(why)
     }
 
-    /// Writes a program that moves itself into the group and becomes QEMU: under zerosweep as
-    /// without it, only the VMM is in the group, with all that it allocates.
-    pub(crate) fn wrapper(&self, directory: &Path) -> PathBuf {
+    /// Writes a program into `directory` that moves itself into the group and becomes `program`:
+    /// so only the VMM is in the group, whoever starts it, with all that it allocates.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn wrapper(&self, directory: &Path, program: &str) -> io::Result<PathBuf> {
         let procs = self.path.join("cgroup.procs");
         let text = format!(
-            "#!/bin/sh\necho $$ > '{}' || exit 99\nexec qemu-system-x86_64 \"$@\"\n",
+            "#!/bin/sh\necho $$ > '{}' || exit 99\nexec {program} \"$@\"\n",
             procs.display()
         );
         let path = directory.join("qemu-in-cgroup");
-        let mut file = fs::File::create(&path).unwrap();
-        file.write_all(text.as_bytes()).unwrap();
-        file.set_permissions(fs::Permissions::from_mode(0o755)).unwrap();
-        path
+        let mut file = fs::File::create(&path)?;
+        file.write_all(text.as_bytes())?;
+        file.set_permissions(fs::Permissions::from_mode(0o755))?;
+        Ok(path)
     }
 
     /// The processes in it.
-    pub(super) fn processes(&self) -> Vec<u32> {
+    #[must_use]
+    pub fn processes(&self) -> Vec<u32> {
         let text = fs::read_to_string(self.path.join("cgroup.procs")).unwrap_or_default();
         text.lines().filter_map(|line| line.parse().ok()).collect()
     }
 
     /// What it is charged now.
-    pub(super) fn charge(&self) -> Result<Charge, String> {
+    ///
+    /// # Errors
+    /// The file that cannot be read or understood.
+    pub fn charge(&self) -> Result<Charge, String> {
         let read = |name: &str| {
             let path = self.path.join(name);
             fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))
@@ -120,7 +128,8 @@ impl MemoryCgroup {
     }
 
     /// The highest usage there ever was, by the kernel: without gaps between looks.
-    pub(super) fn peak(&self) -> Option<u64> {
+    #[must_use]
+    pub fn peak(&self) -> Option<u64> {
         let name = match self.version {
             Version::V1 => "memory.max_usage_in_bytes",
             Version::V2 => "memory.peak",
@@ -136,12 +145,10 @@ impl Drop for MemoryCgroup {
                 let _ = rustix::process::kill_process(pid, Signal::KILL);
             }
         }
-        let removed = || fs::remove_dir(&self.path).is_ok().then_some(());
-        if std::thread::panicking() {
-            std::thread::sleep(Duration::from_millis(200));
-            let _ = removed();
-        } else {
-            wait_until("the cgroup can be removed", ENDING, removed);
+        // Busy until the last process is gone.
+        let deadline = Instant::now() + ENDING;
+        while fs::remove_dir(&self.path).is_err() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(20));
         }
     }
 }
@@ -188,6 +195,7 @@ fn parents(mounts: &str, own: &str) -> Option<(Version, Vec<PathBuf>)> {
     Some((Version::V2, upwards(root, own_path(""))))
 }
 
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -216,17 +224,19 @@ mod tests {
 
     #[test]
     fn a_version_2_charge_is_read() {
-        let directory = tempfile::tempdir().unwrap();
-        let write = |name: &str, text: &str| fs::write(directory.path().join(name), text).unwrap();
+        let path = std::env::temp_dir().join(format!("zerosweep-charge-{}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        let write = |name: &str, text: &str| fs::write(path.join(name), text).unwrap();
         write("memory.current", "1000\n");
         write("memory.peak", "1200\n");
         write("memory.stat", "anon 600\nfile 100\nkernel 50\nkernel_stack 16\nfile_mapped 7\n");
-        let path = directory.path().to_owned();
-        let cgroup = std::mem::ManuallyDrop::new(MemoryCgroup { version: Version::V2, path });
+        let version = Version::V2;
+        let cgroup = std::mem::ManuallyDrop::new(MemoryCgroup { version, path: path.clone() });
         let charge = cgroup.charge().unwrap();
         assert_eq!(charge, Charge { usage: 1000, cache: 100, kernel: 50 });
         assert_eq!(charge.anonymous(), 850);
         assert_eq!(cgroup.peak(), Some(1200));
         assert_eq!(kernel("kernel_stack 16\npagetables 4\nslab 5\nslab_reclaimable 3\n"), 25);
+        fs::remove_dir_all(path).unwrap();
     }
 }
