@@ -14,6 +14,7 @@
 //! | --- | --- |
 //! | `boots` | boots, balloons, keeps every page, and stays within its target at every moment |
 //! | `boot_time` | what that costs, against plain QEMU, in pairs |
+//! | `churn` | what is in use after churn stays on superpages; deflating, re-use and reset |
 //! | `endings` | whoever of VMM and tool is killed, nothing is left and no guest is lost |
 //! | `experiment` | `zerosweep experiment --machine qemu` |
 //! | `exhaustion` | a guest that needs more than its target: rule R15 |
@@ -28,6 +29,8 @@
 mod boot_time;
 #[path = "real_guest/boots.rs"]
 mod boots;
+#[path = "real_guest/churn.rs"]
+mod churn;
 #[path = "real_guest/endings.rs"]
 mod endings;
 #[path = "real_guest/exhaustion.rs"]

@@ -61,6 +61,11 @@ impl Agent {
         self.request(&json!({"id": 1, "op": "status"}))
     }
 
+    /// The status with the superpage map.
+    pub(crate) fn map(&mut self) -> io::Result<Status> {
+        self.request(&json!({"id": 3, "op": "map", "first": 0}))
+    }
+
     pub(crate) fn set_target(&mut self, bytes: u64) -> io::Result<Status> {
         self.request(&json!({"id": 2, "op": "set_target", "target_bytes": bytes}))
     }
@@ -90,6 +95,12 @@ impl Qmp {
             }
             // Anything else is an event.
         }
+    }
+
+    /// What the guest has left of its memory, in bytes.
+    pub(crate) fn balloon_actual(&mut self) -> io::Result<u64> {
+        let answer = self.execute("query-balloon", &json!({}))?;
+        answer["actual"].as_u64().ok_or_else(|| io::Error::other(answer.to_string()))
     }
 
     /// Has the guest balloon until it has `bytes`.

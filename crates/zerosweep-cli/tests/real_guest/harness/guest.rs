@@ -100,11 +100,20 @@ pub(crate) struct Spec<'a> {
     pub(crate) append: &'a str,
     /// Where the VMM is to run.
     pub(crate) cgroup: Option<&'a MemoryCgroup>,
+    /// Whether a guest that reboots boots again; else the VMM ends.
+    pub(crate) reboots: bool,
 }
 
 impl Default for Spec<'_> {
     fn default() -> Self {
-        Self { name: "vm", run: &["--target", "300M"], qemu: &[], append: "", cgroup: None }
+        Self {
+            name: "vm",
+            run: &["--target", "300M"],
+            qemu: &[],
+            append: "",
+            cgroup: None,
+            reboots: false,
+        }
     }
 }
 
@@ -119,8 +128,9 @@ pub(crate) fn qemu_command(place: &Place, spec: &Spec<'_>) -> Vec<String> {
         None => VMM.to_owned(),
     };
     let append = format!("console=ttyS0 quiet panic=-1 {}", spec.append);
-    let words = ["-m", "2048", "-nographic", "-no-reboot", "-kernel"].map(str::to_owned);
+    let words = ["-m", "2048", "-nographic", "-kernel"].map(str::to_owned);
     let mut command = vec![vmm];
+    command.extend((!spec.reboots).then(|| "-no-reboot".to_owned()));
     command.extend(words);
     command.push(image.kernel.to_str().unwrap().to_owned());
     command.extend(["-initrd".to_owned(), image.initrd.to_str().unwrap().to_owned()]);
