@@ -127,6 +127,12 @@ impl LinuxMachine {
         self.ready.load(Ordering::Relaxed)
     }
 
+    /// Superframes of the pool of which the domain holds at least a page.
+    #[must_use]
+    pub fn superframes_held(&self) -> u64 {
+        self.frames.lock().unwrap_or_else(PoisonError::into_inner).superpages_out()
+    }
+
     /// Superpages of the guest that are whole, by the kernel's word.
     ///
     /// # Errors

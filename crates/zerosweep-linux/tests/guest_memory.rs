@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
@@ -276,5 +277,91 @@ fn memory_that_cannot_be_managed_is_refused_with_a_reason() {
         let region = Region::new(64 * MIB).unwrap();
         let error = GuestMemory::new(region, &options(target)).unwrap_err().to_string();
         assert!(error.contains(message), "{error}");
+    }
+}
+
+#[test]
+#[ignore = "needs userfaultfd in kernel mode: root, CAP_SYS_PTRACE or /dev/userfaultfd"]
+fn superpages_stay_whole_while_two_virtual_cpus_race() {
+    let memory = memory(2048, 2048, Policy::Zerosweep);
+    // Both write to every superpage, in the same order, one at its start and one in its middle.
+    let race = |page: u64| {
+        move |memory: &GuestMemory| {
+            for superpage in 0..1024 {
+                let offset = (superpage * 512 + page) * PAGE_BYTES;
+                memory.guest().store_word(offset, value(superpage + page)).unwrap();
+            }
+        }
+    };
+    as_guest(&memory, vec![race(0), race(256)]);
+    assert_eq!(memory.machine().whole_superpages(), Ok(1024));
+    for superpage in 0..1024 {
+        for page in [0, 256] {
+            let offset = (superpage * 512 + page) * PAGE_BYTES;
+            assert_eq!(memory.guest().load_word(offset), Ok(value(superpage + page)));
+        }
+    }
+    check(&memory, 2048);
+    memory.stop();
+}
+
+#[test]
+#[ignore = "needs userfaultfd in kernel mode: root, CAP_SYS_PTRACE or /dev/userfaultfd"]
+fn consolidation_holds_no_more_superframes_than_it_must() {
+    // The historical policies steal singles and leave them where they are.
+    for policy in [Policy::Zerosweep, Policy::None] {
+        let memory = memory(64, 64, policy);
+        let live = |page: &u64| page % 512 < 40;
+        as_guest(
+            &memory,
+            vec![move |memory: &GuestMemory| {
+                write_pages(memory, 0..16384, value);
+                for page in (0..16384).filter(|page| !live(page)) {
+                    memory.decrease(Gfn::new(page), Order::PAGE);
+                }
+            }],
+        );
+        // 32 × 40 pages stay: three superframes.
+        assert_eq!(memory.set_target(1280 * PAGE_BYTES), Ok(true));
+        let before = memory.machine().superframes_held();
+        // The guest goes on writing to what it has meanwhile.
+        let (stop, stopped) = (Arc::new(AtomicBool::new(false)), channel());
+        let rounds_done = Arc::new(AtomicU64::new(0));
+        let writer = {
+            let (memory, stop, done) = (Arc::clone(&memory), Arc::clone(&stop), stopped.0);
+            let rounds_done = Arc::clone(&rounds_done);
+            std::thread::spawn(move || {
+                let mut rounds = 0_u64;
+                while !stop.load(Ordering::Relaxed) {
+                    for page in (0..16384).filter(live) {
+                        let offset = page * PAGE_BYTES + 2048;
+                        memory.guest().store_word(offset, rounds ^ page).unwrap();
+                        assert_eq!(memory.guest().load_word(offset), Ok(rounds ^ page));
+                    }
+                    rounds += 1;
+                    rounds_done.store(rounds, Ordering::Relaxed);
+                }
+                done.send(()).unwrap();
+            })
+        };
+        while rounds_done.load(Ordering::Relaxed) < 3 {
+            let mut anew = true;
+            while memory.consolidate(anew, Duration::from_millis(5)).unwrap().unwrap().is_some() {
+                anew = false;
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        assert!(stopped.1.recv_timeout(Duration::from_secs(60)).is_ok(), "the guest hangs");
+        writer.join().unwrap();
+        wait_until(|| memory.machine().superframes_held() <= 3);
+        assert_eq!(memory.machine().superframes_held(), 3, "{policy}: {before} before");
+        as_guest(
+            &memory,
+            vec![move |memory: &GuestMemory| {
+                (0..16384).filter(live).for_each(|page| verify_pages(memory, page..page + 1));
+            }],
+        );
+        memory.audit().unwrap();
+        memory.stop();
     }
 }

@@ -61,6 +61,12 @@ impl FramePool {
         self.whole.len() as u64
     }
 
+    /// Superframes of which at least a page is out.
+    #[must_use]
+    pub fn superpages_out(&self) -> u64 {
+        self.frames.len() as u64 - self.free_superpages()
+    }
+
     /// Whether all of a superframe is here.
     #[must_use]
     pub fn is_wholly_free(&self, superframe: u64) -> bool {
