@@ -41,6 +41,34 @@ pub(crate) fn userfaultfd() -> Result<(), String> {
         .to_owned())
 }
 
+/// What the CPU calls itself, fit for a file name.
+pub(crate) fn slug() -> String {
+    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let field =
+        |name| info.lines().find_map(|line| Some(line.strip_prefix(name)?.split_once(':')?.1));
+    // Arm has no name there, but numbers.
+    slug_of(field("model name").or_else(|| field("CPU part")).unwrap_or(env::consts::ARCH))
+}
+
+fn slug_of(name: &str) -> String {
+    let name = name.to_lowercase().replace("(r)", " ").replace("(tm)", " ");
+    let words = name.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
+    words.collect::<Vec<_>>().join("-")
+}
+
+/// The running kernel.
+pub(crate) fn kernel() -> String {
+    fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned()
+}
+
+/// Load averages and the number of CPUs.
+pub(crate) fn load() -> String {
+    let averages = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let averages: Vec<_> = averages.split_whitespace().take(3).collect();
+    let cpus = std::thread::available_parallelism().map_or(1, |cpus| cpus.get());
+    format!("{} on {cpus} CPUs", averages.join(" "))
+}
+
 fn has_sys_ptrace() -> bool {
     const CAP_SYS_PTRACE: u32 = 19;
     status_field("CapEff")
@@ -60,7 +88,13 @@ fn kernel_version(release: &str) -> Option<(u32, u32)> {
 
 #[cfg(test)]
 mod unit_tests {
-    use super::kernel_version;
+    use super::{kernel_version, slug_of};
+
+    #[test]
+    fn names_of_cpus_are_fit_for_files() {
+        assert_eq!(slug_of(" Intel(R) Xeon(R) Processor"), "intel-xeon-processor");
+        assert_eq!(slug_of("AMD EPYC 9R14 @ 3.7GHz"), "amd-epyc-9r14-3-7ghz");
+    }
 
     #[test]
     fn kernel_versions_compare_by_number() {

@@ -1,15 +1,18 @@
-//! Developer tasks: `cargo xtask setup`, `cargo xtask test`, `cargo xtask ci`.
+//! Developer tasks: `cargo xtask setup`, `cargo xtask test`, `cargo xtask bench`, `cargo xtask ci`.
 //!
 //! - [`setup`] installs QEMU, fetches a guest kernel and builds the guest image;
 //! - [`tests`] runs every test that this machine allows, and says which it left out and why;
+//! - [`bench`] measures, and writes a record of it;
 //! - [`ci`] is what CI runs: formatting, lints, documentation, then the tests.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 mod apt;
+mod bench;
 mod cargo;
 mod ci;
 mod machine;
@@ -41,6 +44,17 @@ enum Task {
         #[arg(long)]
         quick: bool,
     },
+    /// Run the benches that this machine allows, and write a record to bench/record
+    ///
+    /// docs/benchmarks.md says what the cases are. Times mean something on a quiet machine only.
+    Bench {
+        /// Take a third of the time
+        #[arg(long)]
+        quick: bool,
+        /// Run nothing: print two records side by side, and the second over the first
+        #[arg(long, num_args = 2, value_names = ["BEFORE", "AFTER"], conflicts_with = "quick")]
+        compare: Option<Vec<PathBuf>>,
+    },
     /// Run what CI runs: formatting, lints, documentation, tests
     Ci,
 }
@@ -62,6 +76,11 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Setup { check: false } => setup::run().map(|()| true)?,
         Task::Test { quick: true } => tests::run(tests::RealGuests::LeftOut)?,
         Task::Test { quick: false } => tests::run(tests::RealGuests::Run)?,
+        Task::Bench { compare: Some(records), .. } => {
+            bench::compare(&records[0], &records[1]).map(|()| true)?
+        }
+        Task::Bench { quick: true, .. } => bench::run(bench::Pace::Quick)?,
+        Task::Bench { quick: false, .. } => bench::run(bench::Pace::Full)?,
         Task::Ci => ci::run()?,
     };
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -1,7 +1,8 @@
 //! The bounded sweep: superpages first, then the singles of broken ranges, then, as the last
 //! resort, single pages out of superpages that are still whole. A step ends when something was
-//! found or the byte budget is used up; the next one goes on where it stopped. Only a full round
-//! in which nothing was found and nothing was passed over is exhaustion.
+//! found or the byte budget is used up; the next one goes on where it stopped. Only a full round in
+//! which nothing was found is exhaustion; where ranges in transit were passed over, it is made anew
+//! a few times.
 
 use crate::domain::Domain;
 use crate::event::Event;
@@ -37,6 +38,8 @@ pub(crate) struct Cursor {
     seen: u64,
     /// Whether one of them was in transit.
     passed_over: bool,
+    /// Full rounds in which something was passed over and nothing found.
+    rounds: u64,
     /// A round found nothing: what had been populated and given back by then.
     fruitless: Option<(u64, u64)>,
 }
@@ -54,6 +57,9 @@ pub(crate) struct Seek {
 const ENOUGH_PAGES: u64 = 64;
 /// After a round that found nothing, so many more pages must be populated before the next.
 const REST_POPULATES: u64 = 512;
+
+/// So many rounds are made if ranges in transit were passed over.
+const MOST_ROUNDS: u64 = 4;
 
 /// To look at a range, or at a page while it is mapped, costs a few cache lines that have to come
 /// from memory: as long as scanning so many bytes.
@@ -139,8 +145,11 @@ impl<H: Host> Session<H> {
                 Phase::Superpages => Phase::BrokenRanges,
                 Phase::BrokenRanges => Phase::WholeRanges,
                 Phase::WholeRanges => {
-                    let again = cursor.passed_over;
+                    // Several sweeps at once pass over each other's ranges: not for ever.
+                    let rounds = cursor.rounds + 1;
+                    let again = cursor.passed_over && rounds < MOST_ROUNDS;
                     cursor.restart();
+                    cursor.rounds = if again { rounds } else { 0 };
                     if !again {
                         let s = &domain.statistics;
                         let populates = s.populates_2m + s.populates_4k;

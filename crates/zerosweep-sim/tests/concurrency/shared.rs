@@ -1,0 +1,266 @@
+//! A domain and a machine that threads of a schedule share. The domain is under a lock as
+//! [`zerosweep::Host`] says; a call of the machine happens at one moment, and before it the
+//! scheduler may let others go on.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex as Cell;
+
+use shuttle::sync::{Mutex, MutexGuard};
+use shuttle::thread;
+use zerosweep::{
+    Allocated, Config, Consolidation, Content, Domain, Fault, FaultError, Gfn, Host, InvalidTouch,
+    Machine, MapError, Mapped, Mfn, Order, OutOfFrames, Policy, Progress, Session, Superpage,
+    Unmapped, Upkeep,
+};
+use zerosweep_sim::{SoftwareGuest, SoftwareMachine};
+
+use crate::program::Task;
+
+/// Threads that are guests.
+pub(crate) const GUESTS: usize = 3;
+/// Whole superpages: one for each guest, and two that they share page by page.
+pub(crate) const SUPERPAGES: u64 = GUESTS as u64 + 2;
+/// And a partial one.
+pub(crate) const PAGES: u64 = SUPERPAGES * 512 + 37;
+/// So many quick checks may happen without anything between them.
+const QUICK_TOGETHER: u64 = 64;
+/// The books are looked at so often, in times that the lock is dropped.
+const AUDIT_EVERY: u64 = 16;
+
+pub(crate) struct Shared {
+    domain: Mutex<Books>,
+    cpu: Cpus,
+    frames: u64,
+}
+
+/// The domain, and what it was seen to do.
+struct Books {
+    domain: Domain,
+    /// The highest target so far.
+    allowed: u64,
+    /// Guests that may be borrowing a page at the moment: it is counted when that is done.
+    borrowing: u64,
+    unlocks: u64,
+}
+
+/// The machine behind a point where the scheduler chooses. The cell's lock is always free: no thread
+/// of a schedule is interrupted anywhere else.
+struct Cpus {
+    point: Mutex<()>,
+    cell: Cell<Cpu>,
+}
+
+impl Cpus {
+    fn with<R>(&self, work: impl FnOnce(&mut Cpu) -> R) -> R {
+        drop(self.point.lock().unwrap());
+        work(&mut self.cell.lock().unwrap())
+    }
+}
+
+/// The machine, and what the guests' processors remember of its table.
+pub(crate) struct Cpu {
+    pub(crate) machine: SoftwareMachine,
+    /// For each guest: translations that may be stale until the next flush.
+    pub(crate) remembered: [BTreeMap<Gfn, Mfn>; GUESTS],
+}
+
+impl Shared {
+    pub(crate) fn new(target: u64) -> Self {
+        let machine = SoftwareMachine::new(2 * PAGES).with_poison();
+        let frames = machine.pool().free_pages();
+        let config = Config {
+            invalid_touch: InvalidTouch::Increase,
+            upkeep: Upkeep::Host,
+            // Small, so that there are steps to be served between.
+            fault_budget_bytes: 1 << 16,
+            ..Config::new(PAGES, target, Policy::Zerosweep)
+        };
+        let SoftwareGuest { domain, machine, .. } = SoftwareGuest::on(machine, config).unwrap();
+        let cpu = Cpu { machine, remembered: Default::default() };
+        let books = Books { domain, allowed: target, borrowing: 0, unlocks: 0 };
+        let cpu = Cpus { point: Mutex::new(()), cell: Cell::new(cpu) };
+        Self { domain: Mutex::new(books), cpu, frames }
+    }
+
+    pub(crate) fn session(&self) -> Session<Threaded<'_>> {
+        Session::new(Threaded { shared: self, guard: None, machine: Locked(&self.cpu) })
+    }
+
+    /// Something that a guest's processor does.
+    pub(crate) fn cpu<R>(&self, work: impl FnOnce(&mut Cpu) -> R) -> R {
+        self.cpu.with(work)
+    }
+
+    pub(crate) fn keep(&self, task: Task) {
+        let mut session = self.session();
+        match task {
+            Task::Sweep => {
+                let mut next = 0;
+                while session.sweep_full(&mut next, 2) == Progress::More {}
+            }
+            Task::Upkeep(idle) => {
+                let _ = session.upkeep(4, idle);
+            }
+            Task::Consolidate => {
+                let mut work = Consolidation::default();
+                while session.consolidate(&mut work, 2).unwrap() == Progress::More {}
+            }
+            Task::Target(target) => {
+                let books = session.host().books();
+                books.allowed = books.allowed.max(target);
+                session.set_target(target).unwrap();
+            }
+        }
+    }
+
+    /// As a fault, with a page from the host if there is no other.
+    pub(crate) fn fault_borrowing(&self, gfn: Gfn) -> Result<Fault, FaultError> {
+        let mut session = self.session();
+        session.host().books().borrowing += 1;
+        let fault = session.fault_borrowing(gfn);
+        session.host().books().borrowing -= 1;
+        fault
+    }
+
+    /// What a thread does that is told to come again.
+    pub(crate) fn rest(&self) {
+        thread::yield_now();
+    }
+
+    /// With all threads at rest nothing is left under way, and the books are right.
+    pub(crate) fn settle(&self) {
+        let mut session = self.session();
+        while session.upkeep(64, true) == Progress::More {}
+        let domain = session.host().domain();
+        domain.audit().unwrap();
+        let claimed = (0..domain.p2m().superpages()).map(Superpage::new);
+        let claimed: Vec<_> = claimed.filter(|&s| domain.p2m().in_transit(s)).collect();
+        assert!(claimed.is_empty(), "{claimed:?} are still in transit");
+    }
+
+    /// Every frame goes back to the host.
+    pub(crate) fn end(&self) {
+        crate::seen::add(self.session().host().domain().statistics());
+        while self.session().teardown(1) == Progress::More {}
+        assert_eq!(self.cpu(|cpu| cpu.machine.pool().free_pages()), self.frames);
+    }
+}
+
+impl Books {
+    /// The equations hold whenever nobody has the lock, and the total is within the target.
+    fn check(&mut self) {
+        let q = self.domain.quantities();
+        let limit = self.allowed + self.domain.statistics().borrowed + self.borrowing;
+        assert!(q.total() <= limit, "INV-3: {q:?}, {:?}", self.domain.statistics());
+        self.unlocks += 1;
+        if self.unlocks.is_multiple_of(AUDIT_EVERY) {
+            self.domain.audit().unwrap();
+        }
+    }
+}
+
+/// One thread's way to domain and machine.
+pub(crate) struct Threaded<'a> {
+    shared: &'a Shared,
+    guard: Option<MutexGuard<'a, Books>>,
+    machine: Locked<'a>,
+}
+
+impl Threaded<'_> {
+    fn books(&mut self) -> &mut Books {
+        self.guard.get_or_insert_with(|| self.shared.domain.lock().unwrap())
+    }
+
+    fn unlock(&mut self) {
+        if let Some(mut books) = self.guard.take()
+            && !std::thread::panicking()
+        {
+            books.check();
+        }
+    }
+}
+
+impl Drop for Threaded<'_> {
+    fn drop(&mut self) {
+        self.unlock();
+    }
+}
+
+impl<'a> Host for Threaded<'a> {
+    type Machine = Locked<'a>;
+
+    fn domain(&mut self) -> &mut Domain {
+        &mut self.books().domain
+    }
+
+    fn machine<R>(&mut self, work: impl FnOnce(&mut Locked<'a>) -> R) -> R {
+        self.unlock();
+        work(&mut self.machine)
+    }
+}
+
+/// The machine, a call at a time.
+pub(crate) struct Locked<'a>(&'a Cpus);
+
+impl Locked<'_> {
+    fn with<R>(&self, work: impl FnOnce(&mut SoftwareMachine) -> R) -> R {
+        self.0.with(|cpu| work(&mut cpu.machine))
+    }
+}
+
+impl Machine for Locked<'_> {
+    fn allocate(&mut self, order: Order) -> Result<Allocated, OutOfFrames> {
+        self.with(|m| m.allocate(order))
+    }
+
+    fn allocate_in(&mut self, superframe: Mfn) -> Result<Allocated, OutOfFrames> {
+        self.with(|m| m.allocate_in(superframe))
+    }
+
+    fn free(&mut self, mfn: Mfn, order: Order) {
+        self.with(|m| m.free(mfn, order));
+    }
+
+    fn map(&mut self, gfn: Gfn, mfn: Mfn, order: Order) -> Result<Mapped, MapError> {
+        self.with(|m| m.map(gfn, mfn, order))
+    }
+
+    fn unmap(&mut self, gfn: Gfn, mfn: Mfn, order: Order) -> Unmapped {
+        self.with(|m| m.unmap(gfn, mfn, order))
+    }
+
+    fn flush(&mut self) {
+        self.0.with(|cpu| {
+            cpu.machine.flush();
+            cpu.remembered.iter_mut().for_each(BTreeMap::clear);
+        });
+    }
+
+    fn quick_check(&mut self, gfn: Gfn, mfn: Mfn, order: Order) -> Option<u32> {
+        // There are hundreds of these in a row: most of them at one moment.
+        if gfn.raw().is_multiple_of(QUICK_TOGETHER) {
+            drop(self.0.point.lock().unwrap());
+        }
+        self.0.cell.lock().unwrap().machine.quick_check(gfn, mfn, order)
+    }
+
+    fn peek(&mut self, gfn: Gfn, mfn: Mfn, word: u32) -> u64 {
+        self.with(|m| m.peek(gfn, mfn, word))
+    }
+
+    fn zero_check(&mut self, mfn: Mfn, pages: u64) -> Option<u32> {
+        self.with(|m| m.zero_check(mfn, pages))
+    }
+
+    fn clear(&mut self, mfn: Mfn, order: Order) {
+        self.with(|m| m.clear(mfn, order));
+    }
+
+    fn copy(&mut self, from: Mfn, to: Mfn) {
+        self.with(|m| m.copy(from, to));
+    }
+
+    fn scrub(&mut self, gfn: Gfn, mfn: Mfn) -> Content {
+        self.with(|m| m.scrub(gfn, mfn))
+    }
+}
