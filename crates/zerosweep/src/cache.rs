@@ -1,9 +1,10 @@
 //! The PoD cache: the domain's own frames that back no gfn yet.
 //!
-//! Superpages, first in first out, and singles. A superpage is broken only when a single is wanted
-//! and there is none. What happens to singles is the policy's: [`Cache::fifo`] keeps them in the
-//! order of their arrival and never rejoins them, as Xen does; [`Cache::joining`] keeps them by
-//! superframe, and when all 512 of one are home they are a superpage again.
+//! Superpages and singles. A superpage is broken only when a single is wanted and there is none. The
+//! rest is the policy's: [`Cache::fifo`] keeps both in the order of their arrival and never rejoins
+//! singles, as Xen does; [`Cache::joining`] keeps singles by superframe, and when all 512 of one are
+//! home they are a superpage again, and it hands out the superpage that came last, which is in the
+//! processor's caches and has memory behind it, while the one that came first goes back to the host.
 //!
 //! Invariant (INV-4): whoever puts a frame here has cleared it or has just found it zero. Frames
 //! that are still to be cleared (rule R11) wait in a list of their own, and are counted, but not
@@ -195,15 +196,26 @@ impl Cache {
         self.dirty.front().is_some_and(|dirty| dirty.order >= Order::SUPERPAGE)
     }
 
-    /// Takes the oldest superpage.
+    /// Takes a superpage to use it.
     pub fn take_superpage(&mut self) -> Option<Mfn> {
+        match self.singles {
+            Singles::Fifo(_) => self.superpages.pop_front(),
+            Singles::Joining(_) => self.superpages.pop_back(),
+        }
+    }
+
+    /// Takes a superpage to give it back to the host: the oldest.
+    pub fn take_superpage_to_return(&mut self) -> Option<Mfn> {
         self.superpages.pop_front()
     }
 
-    /// Takes a single; breaks the oldest superpage if there is none.
+    /// Takes a single; breaks the next superpage if there is none.
     pub fn take_single(&mut self) -> Option<Mfn> {
         if self.singles() == 0 {
-            let broken = *self.superpages.front()?;
+            let broken = match self.singles {
+                Singles::Fifo(_) => *self.superpages.front()?,
+                Singles::Joining(_) => *self.superpages.back()?,
+            };
             match &mut self.singles {
                 Singles::Fifo(list) => {
                     list.try_reserve(SUPERPAGE_PAGES as usize).ok()?;
@@ -211,7 +223,7 @@ impl Cache {
                 }
                 Singles::Joining(partials) => partials.put_whole(broken).ok()?,
             }
-            self.superpages.pop_front();
+            let _ = self.take_superpage();
         }
         match &mut self.singles {
             Singles::Fifo(list) => list.pop_front(),
@@ -236,7 +248,10 @@ impl Cache {
 
     /// Every run in the cache, with its order; superpages first, in the order in which they go.
     pub fn iter(&self) -> impl Iterator<Item = (Mfn, Order)> + '_ {
-        let superpages = self.superpages.iter().map(|&mfn| (mfn, Order::SUPERPAGE));
+        let reversed = matches!(self.singles, Singles::Joining(_));
+        let count = self.superpages.len();
+        let nth = move |n: usize| self.superpages[if reversed { count - 1 - n } else { n }];
+        let superpages = (0..count).map(move |n| (nth(n), Order::SUPERPAGE));
         let (fifo, joining) = match &self.singles {
             Singles::Fifo(list) => (Some(list.iter().copied()), None),
             Singles::Joining(partials) => (None, Some(partials.iter())),
@@ -381,13 +396,13 @@ mod tests {
             assert_eq!(cache.put(Mfn::new(mfn), Order::SUPERPAGE), None);
         }
         let taken: Vec<_> = (0..700).map(|_| cache.take_single().unwrap()).collect();
-        assert_eq!((taken[0], taken[512]), (Mfn::new(512), Mfn::new(1024)));
+        assert_eq!((taken[0], taken[512]), (Mfn::new(1024), Mfn::new(512)));
         assert_eq!((cache.superpages(), cache.singles()), (0, 324));
         let mut whole = Vec::new();
         for mfn in taken.into_iter().rev() {
             whole.extend(cache.put(mfn, Order::PAGE));
         }
-        assert_eq!(whole, [Mfn::new(1024), Mfn::new(512)]);
+        assert_eq!(whole, [Mfn::new(512), Mfn::new(1024)]);
         assert_eq!((cache.pages(), cache.iter().count()), (0, 0));
         assert_eq!(cache.take_single(), None);
     }

@@ -180,7 +180,7 @@ impl<H: Host> Session<H> {
                 if cache.has_dirty_superpage() {
                     return cache.take_dirty();
                 }
-                if let Some(mfn) = cache.take_superpage() {
+                if let Some(mfn) = cache.take_superpage_to_return() {
                     return Some(clean(mfn, Order::SUPERPAGE));
                 }
             }
