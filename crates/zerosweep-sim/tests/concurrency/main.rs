@@ -33,6 +33,15 @@ fn any_order_of_events_keeps_the_books_and_the_bytes() {
     println!("{:#?}", seen::all());
 }
 
+/// Schedules that once found a defect: sweeps that waited for each other's ranges for ever, and a
+/// frame that was looked up before a split that moved it.
+const FOUND: [u64; 3] = [579, 888, 13027];
+
+#[test]
+fn schedules_that_once_found_a_defect() {
+    FOUND.into_iter().for_each(|seed| run(seed, RandomScheduler::new_from_seed(seed, 1)));
+}
+
 #[test]
 fn long_runs_of_one_thread_before_another_keep_the_books_and_the_bytes() {
     for seed in seeds(2000).step_by(PRIORITY_SCHEDULES as usize) {

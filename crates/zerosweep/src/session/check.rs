@@ -158,6 +158,10 @@ impl<H: Host> Session<H> {
         if quick.is_some() || self.split(gfn.superpage()).is_err() {
             return None;
         }
+        // The split may have moved it, or taken it: pages that are out are settled first.
+        let (Entry::Ram { mfn, hold: Hold::Free }, _) = self.domain().p2m.get(gfn) else {
+            return None;
+        };
         // A batch may put in that many before anyone reserves again.
         if self.domain().cache.reserve(1, mfn, BATCH as u64).is_err() {
             return None;

@@ -333,9 +333,8 @@ impl<H: Host> Session<H> {
         }
         let detached =
             matches!(self.domain().p2m.get(gfn), (Entry::Ram { hold: Hold::Detached, .. }, _));
-        // Singles for the cache are flushed together, when they are cleared.
         let later = to == Destination::Cache && self.clears_later();
-        let unmapped = match (detached, later && order == Order::PAGE) {
+        let unmapped = match (detached, later && order == Order::PAGE && self.flushes_later()) {
             (true, _) => Unmapped::Done,
             (false, true) => self.host.machine(|m| m.unmap(gfn, mfn, order)),
             (false, false) => self.unmap_flushed(gfn, mfn, order),
@@ -347,6 +346,12 @@ impl<H: Host> Session<H> {
             self.clear(mfn, order);
         }
         true
+    }
+
+    /// Whether singles for the cache are flushed together, when they are cleared. A guest that may
+    /// touch a page again at once must not reach its old frame.
+    fn flushes_later(&mut self) -> bool {
+        self.domain().invalid_touch == crate::InvalidTouch::Refuse
     }
 
     /// Whether frames that came back dirty are cleared when there is time for it (rule R11).
@@ -384,7 +389,7 @@ impl<H: Host> Session<H> {
 
     /// Puts a run into the cache that is to be cleared.
     fn put_dirty(&mut self, mfn: Mfn, order: Order) {
-        let flushed = order == Order::SUPERPAGE;
+        let flushed = order == Order::SUPERPAGE || !self.flushes_later();
         let domain = self.host.domain();
         domain.cache.put_dirty(Dirty { mfn, order, flushed });
         domain.note_peak();
@@ -422,6 +427,11 @@ impl<H: Host> Session<H> {
             discarded += self.discard_claimed(at, next.raw() - at.raw());
             self.release(superpage);
             at = next;
+        }
+        if discarded > 0 && self.flushes_later() {
+            // The pages are still the guest's: its next access must find the new ones.
+            self.host.machine(Machine::flush);
+            self.domain().statistics.unmap_flushes += 1;
         }
         self.return_excess();
         self.upkeep_inline();

@@ -38,6 +38,8 @@ pub(crate) struct Cursor {
     seen: u64,
     /// Whether one of them was in transit.
     passed_over: bool,
+    /// Singles were found in this round: before it is given up, another is made.
+    found: bool,
     /// Full rounds in which something was passed over and nothing found.
     rounds: u64,
     /// A round found nothing: what had been populated and given back by then.
@@ -93,7 +95,7 @@ impl<H: Host> Session<H> {
             }
         };
         if reclaimed > 0 {
-            self.domain().cursors.bounded.restart();
+            self.domain().cursors.bounded.note_found();
         }
         self.host.event(Event::Sweep { gfn: start, reclaimed });
         step
@@ -147,7 +149,7 @@ impl<H: Host> Session<H> {
                 Phase::WholeRanges => {
                     // Several sweeps at once pass over each other's ranges: not for ever.
                     let rounds = cursor.rounds + 1;
-                    let again = cursor.passed_over && rounds < MOST_ROUNDS;
+                    let again = cursor.found || (cursor.passed_over && rounds < MOST_ROUNDS);
                     cursor.restart();
                     cursor.rounds = if again { rounds } else { 0 };
                     if !again {
@@ -227,6 +229,16 @@ impl Domain {
 }
 
 impl Cursor {
+    /// A superpage was found: superpages first, the next time. A single: on with this round, or
+    /// what was looked at before would be looked at again and again.
+    fn note_found(&mut self) {
+        if self.phase == Phase::Superpages {
+            self.restart();
+        } else {
+            (self.found, self.rounds) = (true, 0);
+        }
+    }
+
     fn restart(&mut self) {
         *self = Self { next: self.next, ..Self::default() };
     }
