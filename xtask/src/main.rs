@@ -2,7 +2,7 @@
 //!
 //! - [`setup`] installs QEMU, fetches a guest kernel and builds the guest image;
 //! - [`tests`] runs every test that this machine allows, and says which it left out and why;
-//! - [`bench`] measures, and writes a record of it;
+//! - [`mod@bench`] measures, and writes a record of it;
 //! - [`ci`] is what CI runs: formatting, lints, documentation, then the tests.
 
 use std::path::PathBuf;
