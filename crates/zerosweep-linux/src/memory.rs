@@ -469,7 +469,7 @@ impl GuestMemory {
     }
 
     /// Calls `visit` with the letter of each of `count` superpages from `first` on, and how many of
-    /// its pages the guest has that hold a frame. The lock is held for [`SNAPSHOT_STEP`] at a time.
+    /// its pages the guest has that hold a frame. The lock is held for 1,024 of them at a time.
     pub fn for_each_superpage(&self, first: u64, count: u64, mut visit: impl FnMut(u8, u64)) {
         let superpages = self.machine.guest.bytes().div_ceil(SUPERPAGE_BYTES);
         let last = first.saturating_add(count).min(superpages);
