@@ -15,7 +15,7 @@ mod work;
 
 use std::process::ExitCode;
 
-use zerosweep_wire::runtime;
+use zerosweep_wire::{Operation, Status, runtime};
 
 use crate::cli::{Arguments, Command};
 use crate::client::Client;
@@ -52,4 +52,9 @@ fn connect(name: &str) -> Result<Client, Failure> {
         }
         Failure::work(format!("guest {name}: {error}"))
     })
+}
+
+/// Asks the guest that the user named.
+fn ask(client: &mut Client, name: &str, operation: Operation) -> Result<Status, Failure> {
+    client.request(operation).map_err(|error| Failure::work(format!("guest {name}: {error}")))
 }

@@ -438,7 +438,7 @@ impl LinuxMachine {
     /// Makes a mapped page of the guest zero, whose superpage the caller has claimed.
     fn scrub(&self, gfn: Gfn) -> Content {
         let Ok(page) = self.range(gfn, Order::PAGE) else { return Content::Unknown };
-        if page.is_zero_live() {
+        if page.first_nonzero().is_none() {
             return Content::Zero;
         }
         page.clear();

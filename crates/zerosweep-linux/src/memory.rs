@@ -321,13 +321,10 @@ impl GuestMemory {
         &self,
         work: impl FnOnce(&mut Session<LinuxHost<'_>>) -> R,
     ) -> Option<R> {
-        let result = self.counted(|| {
-            let mut session = self.session();
-            let result = work(&mut session);
+        let (result, wants_upkeep) = self.operate(|session| {
+            let result = work(session);
             (result, session.host().domain().wants_upkeep(false))
-        });
-        self.service.poke();
-        let (result, wants_upkeep) = result?;
+        })?;
         if wants_upkeep {
             self.upkeep.call();
         }

@@ -58,7 +58,6 @@ pub struct SoftwareGuest {
     pub domain: Domain,
     /// The machine below it.
     pub machine: SoftwareMachine,
-    refuses: bool,
 }
 
 impl SoftwareGuest {
@@ -77,8 +76,7 @@ impl SoftwareGuest {
     /// When such a guest cannot be.
     pub fn on(machine: SoftwareMachine, config: Config) -> Result<Self, NewGuestError> {
         let domain = Domain::new(config).map_err(NewGuestError::Config)?;
-        let refuses = config.invalid_touch == InvalidTouch::Refuse;
-        let mut guest = Self { domain, machine, refuses };
+        let mut guest = Self { domain, machine };
         let mut session = guest.session();
         let mut at = 0;
         while at < config.max_pages {
@@ -129,7 +127,8 @@ impl SoftwareGuest {
         self.domain.allow_sweep();
         loop {
             if let Some((mfn, _)) = self.machine.translate(gfn) {
-                if self.refuses && self.domain.p2m().is_out(gfn) {
+                let refuses = self.domain.invalid_touch() == InvalidTouch::Refuse;
+                if refuses && self.domain.p2m().is_out(gfn) {
                     return Err(TouchError::Fault(FaultError::Unmapped));
                 }
                 return Ok(mfn);

@@ -136,11 +136,16 @@ impl Quantities {
         self.entries as i64 - self.cache as i64 - self.retained as i64
     }
 
+    /// What the cache has that no entry needs.
+    #[must_use]
+    pub fn excess(&self) -> u64 {
+        (self.cache + self.retained).saturating_sub(self.entries).min(self.cache)
+    }
+
     /// How far the total is above the target, once the cache gives back what no entry needs.
     #[must_use]
     pub fn above_target(&self) -> u64 {
-        let excess = (self.cache + self.retained).saturating_sub(self.entries).min(self.cache);
-        (self.total() - excess).saturating_sub(self.target)
+        (self.total() - self.excess()).saturating_sub(self.target)
     }
 
     /// B − T: what the guest has still to give back.
@@ -360,6 +365,12 @@ impl Domain {
         }
         self.borrowed += 1;
         self.statistics.borrowed += 1;
+    }
+
+    /// What a touch of a page that is ballooned out means.
+    #[must_use]
+    pub fn invalid_touch(&self) -> InvalidTouch {
+        self.invalid_touch
     }
 
     /// Where it is in its life.

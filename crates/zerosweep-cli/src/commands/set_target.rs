@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use zerosweep_wire::{Operation, Status, runtime};
 
+use super::ask;
 use crate::cli::TargetArguments;
 use crate::client::Client;
 use crate::console::{Console, Terminal, Verbosity};
@@ -52,10 +53,6 @@ pub(super) fn execute(arguments: &TargetArguments) -> Result<ExitCode, Failure> 
         output::text(&told(&status))?;
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn ask(client: &mut Client, name: &str, operation: Operation) -> Result<Status, Failure> {
-    client.request(operation).map_err(|error| Failure::work(format!("guest {name}: {error}")))
 }
 
 /// Waits until the guest owes nothing and holds no more than it may.

@@ -13,9 +13,8 @@ use crate::size::{Size, pages, signed_pages};
 
 /// Prints the figures.
 pub(super) fn execute(arguments: &GuestArguments) -> Result<ExitCode, Failure> {
-    let status = super::connect(&arguments.name)?
-        .request(Operation::Status)
-        .map_err(|error| Failure::work(format!("guest {}: {error}", arguments.name)))?;
+    let mut client = super::connect(&arguments.name)?;
+    let status = super::ask(&mut client, &arguments.name, Operation::Status)?;
     match arguments.json {
         true => output::json(&status)?,
         false => output::text(&render(&status))?,

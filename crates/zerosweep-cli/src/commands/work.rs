@@ -9,6 +9,7 @@ use std::time::Instant;
 use serde::Serialize;
 use zerosweep_wire::{Operation, Status};
 
+use super::ask;
 use crate::cli::GuestArguments;
 use crate::console::{Console, Terminal, Verbosity};
 use crate::error::Failure;
@@ -42,19 +43,17 @@ struct Report<'a> {
 pub(super) fn execute(work: Work, arguments: &GuestArguments) -> Result<ExitCode, Failure> {
     let name = arguments.name.as_str();
     let mut client = super::connect(name)?;
-    let mut ask = |operation| {
-        client.request(operation).map_err(|error| Failure::work(format!("guest {name}: {error}")))
-    };
-    let before = ask(Operation::Status)?;
+    let before = ask(&mut client, name, Operation::Status)?;
     let console = Console::new(Verbosity::Normal, Terminal::Ours);
     let began = Instant::now();
     let mut first = 0;
     let after = loop {
         console.waiting(&format!("guest {name}: {}", work.doing()));
-        let status = ask(match work {
+        let operation = match work {
             Work::Sweep => Operation::Sweep { first },
             Work::Consolidate => Operation::Consolidate { first },
-        })?;
+        };
+        let status = ask(&mut client, name, operation)?;
         match status.next {
             Some(next) => first = next,
             None => break status,

@@ -366,21 +366,13 @@ impl<'region> Span<'region> {
         Ok(())
     }
 
-    /// The index of the first word of 8 bytes that is not zero. For memory that only the caller
-    /// holds: a slot of the pool.
+    /// The index of the first word of 8 bytes that is not zero. The truth only for memory that
+    /// nobody else writes to, a slot of the pool; a hint where a guest may.
     #[must_use]
     pub fn first_nonzero(self) -> Option<usize> {
         let words = (self.bytes / 8) as usize;
         // SAFETY: within the region, aligned to a page, mapped and readable.
         unsafe { zerosweep_scan::first_nonzero_live(self.as_ptr().cast::<u64>(), words) }
-    }
-
-    /// Whether every word is zero, while a guest may write: a hint.
-    #[must_use]
-    pub fn is_zero_live(self) -> bool {
-        let words = (self.bytes / 8) as usize;
-        // SAFETY: within the region, aligned to a page, mapped and readable.
-        unsafe { zerosweep_scan::first_nonzero_live(self.as_ptr().cast::<u64>(), words) }.is_none()
     }
 
     /// Writes zeros over all of it. For memory that only the caller holds: a slot of the pool, a

@@ -188,18 +188,14 @@ impl<H: Host> Session<H> {
         refuse: impl Fn(Entry) -> bool,
     ) -> Result<Present, BuildError> {
         let present = self.claim_for_build(gfn, order, &refuse)?;
-        let mut settled = true;
-        let mut any = false;
-        for superpage in superpages(gfn, order) {
-            if self.domain().p2m.outs(superpage) > 0 {
-                any = true;
-                settled &= self.settle_outs(superpage);
-            }
+        if superpages(gfn, order).all(|superpage| self.domain().p2m.outs(superpage) == 0) {
+            return Ok(present);
         }
-        let present = match (settled, any) {
-            (false, _) => Err(BuildError::Busy(gfn)),
-            (true, true) => self.present(gfn, order, refuse),
-            (true, false) => return Ok(present),
+        let settled = superpages(gfn, order).all(|superpage| self.settle_outs(superpage));
+        // What was out may turn out to be live.
+        let present = match settled {
+            true => self.present(gfn, order, refuse),
+            false => Err(BuildError::Busy(gfn)),
         };
         if present.is_err() {
             self.release_run(gfn, order);

@@ -108,7 +108,13 @@ impl<H: Host> Session<H> {
         self.host.machine(|m| m.park(mfn));
         let domain = self.host.domain();
         domain.p2m.set_whole(superpage, Entry::Pod);
-        domain.count_unpopulate(SUPERPAGE_PAGES);
+        self.cache_reclaimed(superpage, mfn, SUPERPAGE_PAGES);
+    }
+
+    /// Of a superpage that was found zero, `zeros` pages are PoD now; its frame goes to the cache.
+    pub(super) fn cache_reclaimed(&mut self, superpage: Superpage, mfn: Mfn, zeros: u64) {
+        let domain = self.host.domain();
+        domain.count_unpopulate(zeros);
         let _ = domain.put(mfn, Order::SUPERPAGE);
         domain.statistics.zero_checks_2m_hit += 1;
         domain.statistics.superpages_reclaimed += 1;

@@ -125,10 +125,11 @@ impl<H: Host> Session<H> {
             content = self.content(gfn, order);
         }
         let domain = self.host.domain();
-        if domain.entries > 0 && (content.pod > 0 || domain.debt() > 0) {
+        let under_pod = domain.entries > 0 && (content.pod > 0 || domain.debt() > 0);
+        if under_pod {
             given += self.decrease_under_pod(gfn, order, content);
-            self.return_excess();
-        } else if given > 0 {
+        }
+        if under_pod || given > 0 {
             self.return_excess();
         }
         given + self.give_run(gfn, order, Destination::Host)
@@ -308,12 +309,10 @@ impl<H: Host> Session<H> {
             return 0;
         }
         // The split may have moved it.
-        let (Entry::Ram { mfn, hold }, _) = self.domain().p2m.get(gfn) else {
-            return if self.domain().p2m.get(gfn).0 == Entry::Pod {
-                self.drop_pod(gfn, 1)
-            } else {
-                0
-            };
+        let (mfn, hold) = match self.domain().p2m.get(gfn).0 {
+            Entry::Ram { mfn, hold } => (mfn, hold),
+            Entry::Pod => return self.drop_pod(gfn, 1),
+            Entry::Invalid | Entry::Special => return 0,
         };
         if hold == Hold::Pinned || !self.detach_to(gfn, mfn, Order::PAGE, to) {
             return 0;

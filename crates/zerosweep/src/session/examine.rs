@@ -7,7 +7,6 @@
 //! look, which is the truth about them too.
 
 use super::{Check, Session};
-use crate::event::Event;
 use crate::frame::{Mfn, Order, PAGE_BYTES, SUPERPAGE_PAGES, Superpage};
 use crate::machine::{Host, Machine, QUICK_CHECK_WORDS, Unmapped};
 use crate::p2m::Entry;
@@ -179,12 +178,7 @@ impl<H: Host> Session<H> {
             let entry = if zeros > 0 { Entry::Pod } else { Entry::Invalid };
             domain.p2m.set_whole(superpage, entry);
         }
-        domain.count_unpopulate(zeros);
-        let _ = domain.put(mfn, Order::SUPERPAGE);
-        domain.statistics.zero_checks_2m_hit += 1;
-        domain.statistics.superpages_reclaimed += 1;
-        let event = Event::Reclaim { gfn: superpage.first(), mfn, order: Order::SUPERPAGE };
-        self.host.event(event);
+        self.cache_reclaimed(superpage, mfn, zeros);
         Check::Reclaimed
     }
 }

@@ -8,7 +8,7 @@ use super::Session;
 use crate::domain::Domain;
 use crate::event::Event;
 use crate::frame::{Gfn, Mfn, Order, PAGE_BYTES, SUPERPAGE_PAGES, Superpage};
-use crate::machine::{Allocated, Content, Host, Machine, Mapped, Unmapped};
+use crate::machine::{Host, Machine, Mapped, Unmapped};
 use crate::p2m::{Entry, Hold};
 use crate::retained::PageBits;
 
@@ -30,9 +30,7 @@ impl Domain {
         let plenty = self.cache.superpages() * SUPERPAGE_PAGES > self.target / 4;
         self.cache.superpages() > 0 && (self.debt() + increase as i64 <= 0 || plenty)
     }
-}
 
-impl Domain {
     /// Whether the host may give one more superpage.
     fn has_room_for_superpage(&self) -> bool {
         self.total() + self.flight.incoming + SUPERPAGE_PAGES <= self.target
@@ -113,14 +111,8 @@ impl<H: Host> Session<H> {
         if !domain.has_room_for_superpage() {
             return None;
         }
-        domain.flight.incoming += SUPERPAGE_PAGES;
-        let allocated = self.host.machine(|m| m.allocate(Order::SUPERPAGE));
-        if let Ok(Allocated { mfn, content: Content::Unknown }) = allocated {
-            self.clear(mfn, Order::SUPERPAGE);
-        }
+        let mfn = self.take_from_host(Order::SUPERPAGE)?;
         let domain = self.host.domain();
-        domain.flight.incoming -= SUPERPAGE_PAGES;
-        let mfn = allocated.ok()?.mfn;
         domain.flight.in_hand += SUPERPAGE_PAGES;
         domain.note_peak();
         Some(mfn)

@@ -123,25 +123,27 @@ impl<H: Host> Session<H> {
     }
 
     fn fill_run(&mut self, order: Order) -> Result<bool, FillError> {
+        let Some(mfn) = self.take_from_host(order) else { return Ok(false) };
         let domain = self.host.domain();
-        domain.flight.incoming += order.pages();
-        let allocated = self.host.machine(|m| m.allocate(order));
-        if let Ok(Allocated { mfn, .. }) = allocated
-            && self.domain().cache.reserve(1, mfn, order.pages()).is_err()
-        {
+        if domain.cache.reserve(1, mfn, order.pages()).is_err() {
             self.host.machine(|m| m.free(mfn, order));
-            self.domain().flight.incoming -= order.pages();
             return Err(FillError::TableMemory);
         }
-        if let Ok(Allocated { mfn, content: Content::Unknown }) = allocated {
-            self.clear(mfn, order);
-        }
-        let domain = self.host.domain();
-        domain.flight.incoming -= order.pages();
-        let Ok(Allocated { mfn, .. }) = allocated else { return Ok(false) };
         let joined = domain.put(mfn, order);
         self.finish_join(joined);
         Ok(true)
+    }
+
+    /// A cleared run from the host, if it has one. Until then it is counted as incoming; the caller
+    /// counts it in the same breath.
+    pub(super) fn take_from_host(&mut self, order: Order) -> Option<Mfn> {
+        self.domain().flight.incoming += order.pages();
+        let allocated = self.host.machine(|m| m.allocate(order));
+        if let Ok(Allocated { mfn, content: Content::Unknown }) = allocated {
+            self.clear(mfn, order);
+        }
+        self.domain().flight.incoming -= order.pages();
+        allocated.ok().map(|allocated| allocated.mfn)
     }
 
     /// Gives back to the host what the cache has beyond the entries, by policy.

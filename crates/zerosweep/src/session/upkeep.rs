@@ -34,14 +34,11 @@ impl Domain {
         self.p2m.has_all_out()
             || (q.total() > q.target && (idle || q.owed() <= 0) && self.can_shrink(&q))
     }
-}
 
-impl Domain {
     /// Whether the total can fall without the guest: the cache has more than is promised, or
     /// superpages with retained pages can be broken.
     fn can_shrink(&self, q: &Quantities) -> bool {
-        q.cache.min((q.cache + q.retained).saturating_sub(q.entries)) > 0
-            || self.p2m.fewest_live().is_some()
+        q.excess() > 0 || self.p2m.fewest_live().is_some()
     }
 }
 
@@ -55,7 +52,7 @@ impl<H: Host> Session<H> {
             }
             self.return_excess_superpages();
             // Singles of one superpage take the live pages of the next: they are given back last.
-            let breaks = self.domain().wants_break(idle) && self.needs_break();
+            let breaks = self.needs_break(idle);
             let more = self.clean_batch()
                 || (breaks && self.break_one())
                 || (self.domain().wants_refill() && self.fill(1).is_ok());
@@ -75,7 +72,7 @@ impl<H: Host> Session<H> {
         while self.domain().cache.dirty_pages() >= INLINE_DIRTY_PAGES && self.clean_batch() {}
         if self.domain().wants_break(false) {
             self.return_excess_superpages();
-            while self.domain().wants_break(false) && self.needs_break() && self.break_one() {
+            while self.needs_break(false) && self.break_one() {
                 self.return_excess_superpages();
             }
             self.return_excess();
@@ -83,9 +80,10 @@ impl<H: Host> Session<H> {
     }
 
     /// Whether a superpage must be broken, or can be without loss.
-    fn needs_break(&mut self) -> bool {
+    fn needs_break(&mut self, idle: bool) -> bool {
         let domain = self.host.domain();
-        domain.p2m.has_all_out() || domain.quantities().above_target() > 0
+        let gains = domain.p2m.has_all_out() || domain.quantities().above_target() > 0;
+        gains && domain.wants_break(idle)
     }
 
     /// Breaks the superpage with the fewest live pages of those with retained ones. False if there

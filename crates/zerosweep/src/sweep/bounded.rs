@@ -139,7 +139,7 @@ impl<H: Host> Session<H> {
     /// The next range to look at; `None` after a full round.
     fn next_range(&mut self) -> Option<(Superpage, Phase)> {
         let domain = self.host.domain();
-        let all = domain.p2m.superpages();
+        let (all, populates) = (domain.p2m.superpages(), domain.populates());
         let cursor = &mut domain.cursors.bounded;
         if cursor.seen >= all {
             cursor.seen = 0;
@@ -153,9 +153,8 @@ impl<H: Host> Session<H> {
                     cursor.restart();
                     cursor.rounds = if again { rounds } else { 0 };
                     if !again {
-                        let s = &domain.statistics;
-                        let populates = s.populates_2m + s.populates_4k;
-                        cursor.fruitless = Some((populates, s.pages_given_back));
+                        let given_back = domain.statistics.pages_given_back;
+                        cursor.fruitless = Some((populates, given_back));
                         return None;
                     }
                     Phase::Superpages
