@@ -227,7 +227,7 @@ impl Server {
             self.retry(memory, |why| why == Why::Turn)?;
             let quiet = !ready.first && !ready.second;
             if ready.second || quiet {
-                if self.swept.elapsed() >= SWEEP_AGAIN {
+                if memory.service.stalled() > 0 && self.swept.elapsed() >= SWEEP_AGAIN {
                     memory.lock().allow_sweep();
                     self.swept = Instant::now();
                 }

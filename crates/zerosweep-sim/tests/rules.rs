@@ -819,3 +819,46 @@ fn r15_a_fruitless_sweep_is_not_repeated_at_every_fault() {
     guest.domain.allow_sweep();
     assert_eq!(guest.write(Gfn::new(2000), 0, 1), Ok(()));
 }
+
+/// An instruction that needs all of these pages at once, again and again until it has them.
+/// Returns what came of it, and after how many faults.
+fn instruction(guest: &mut SoftwareGuest, pages: &[Gfn]) -> (Fault, u32) {
+    let mut faults = 0;
+    loop {
+        let missing = pages.iter().find(|&&gfn| guest.machine.translate(gfn).is_none());
+        let Some(&gfn) = missing else {
+            return (Fault::Present { gfn: pages[0], order: Order::PAGE }, faults);
+        };
+        faults += 1;
+        assert!(faults < 1000, "it goes round for ever");
+        match guest.session().fault(gfn).unwrap() {
+            Fault::Present { .. } | Fault::Again => {}
+            other => return (other, faults),
+        }
+    }
+}
+
+#[test]
+fn r15_an_instruction_that_needs_more_zero_pages_than_there_are_frames_ends() {
+    let mut guest = guest(64 * 512, 8 * 512, Policy::Zerosweep);
+    fill(&mut guest, 0..8 * 512 - 1, 1);
+    // One frame is left: for one of the two.
+    let copy = [Gfn::new(8 * 512 - 1), Gfn::new(9 * 512)];
+    let (end, _) = instruction(&mut guest, &copy);
+    assert_eq!(end, Fault::Exhausted);
+    // With one frame more it has both, although a search for it may find the other first.
+    guest.write(Gfn::new(100), 0, 0).unwrap();
+    guest.domain.allow_sweep();
+    let (end, _) = instruction(&mut guest, &copy);
+    assert!(matches!(end, Fault::Present { .. }), "{end:?}");
+    guest.domain.audit().unwrap();
+}
+
+#[test]
+fn r15_an_instruction_gets_many_zero_superpages_at_once() {
+    let mut guest = guest(64 * 512, 8 * 512, Policy::Zerosweep);
+    let far_apart: Vec<Gfn> = (0..14).map(|n| Gfn::new(n * 4 * 512)).collect();
+    let (end, _) = instruction(&mut guest, &far_apart);
+    assert!(matches!(end, Fault::Present { .. }), "{end:?}");
+    guest.domain.audit().unwrap();
+}

@@ -1,6 +1,6 @@
-//! Rings of recently populated ranges, for eager checks.
+//! Rings of what was populated recently: for eager checks, and for what a sweep leaves alone.
 
-use crate::frame::{Gfn, Order};
+use crate::frame::{Gfn, Order, Superpage};
 
 /// A range that was populated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,12 +42,47 @@ impl<const N: usize> Ring<N> {
     }
 }
 
+/// The pages that the last faults populated.
+///
+/// One instruction may need several pages at once, and all of them may be zero (it copies zeros, say).
+/// If the search for a frame took one of them for the next, the guest would go round for ever
+/// where it should have been told that there is nothing left.
+#[derive(Default)]
+pub(crate) struct Touched {
+    pages: [Gfn; 16],
+    count: usize,
+}
+
+impl Touched {
+    pub(crate) fn record(&mut self, gfn: Gfn) {
+        self.pages[self.count % self.pages.len()] = gfn;
+        self.count += 1;
+    }
+
+    pub(crate) fn contains(&self, gfn: Gfn) -> bool {
+        self.pages().contains(&gfn)
+    }
+
+    pub(crate) fn any_in(&self, superpage: Superpage) -> bool {
+        self.pages().iter().any(|gfn| gfn.superpage() == superpage)
+    }
+
+    pub(crate) fn forget(&mut self) {
+        self.count = 0;
+    }
+
+    fn pages(&self) -> &[Gfn] {
+        &self.pages[..self.count.min(self.pages.len())]
+    }
+}
+
 /// Each policy's ring.
 #[derive(Default)]
 pub(crate) struct Rings {
     pub(crate) xen_2012: Ring<128>,
     pub(crate) xen_2016: Ring<32>,
     pub(crate) zerosweep: Ring<16>,
+    pub(crate) touched: Touched,
 }
 
 #[cfg(test)]
@@ -64,5 +99,16 @@ mod tests {
         assert_eq!(ring.take(0), Some(recent(2)));
         assert_eq!(ring.take(0), None);
         assert_eq!(ring.take(1), Some(recent(3)));
+    }
+
+    #[test]
+    fn the_last_touches_are_known() {
+        let mut touched = Touched::default();
+        (0..20).for_each(|n| touched.record(Gfn::new(n * 1000)));
+        assert!(!touched.contains(Gfn::new(3000)) && touched.contains(Gfn::new(4000)));
+        assert!(touched.any_in(Gfn::new(19_001).superpage()));
+        assert!(!touched.any_in(Gfn::new(0).superpage()));
+        touched.forget();
+        assert!(!touched.contains(Gfn::new(19_000)));
     }
 }

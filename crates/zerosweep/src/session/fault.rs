@@ -119,6 +119,10 @@ impl<H: Host> Session<H> {
                 Entry::Invalid => return Err(FaultError::Unmapped),
             };
             if let Some(fault) = served {
+                let populated = !matches!(entry, Entry::Ram { .. });
+                if populated && matches!(fault, Fault::Present { .. }) {
+                    self.domain().rings.touched.record(gfn);
+                }
                 return Ok(fault);
             }
         }

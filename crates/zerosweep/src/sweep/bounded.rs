@@ -2,7 +2,7 @@
 //! resort, single pages out of superpages that are still whole. A step ends when something was
 //! found or the byte budget is used up; the next one goes on where it stopped. Only a full round in
 //! which nothing was found is exhaustion; where ranges in transit were passed over, it is made anew
-//! a few times.
+//! a few times. What the last faults populated is left alone ([`Touched`](crate::ring::Touched)).
 
 use crate::domain::Domain;
 use crate::event::Event;
@@ -42,8 +42,17 @@ pub(crate) struct Cursor {
     found: bool,
     /// Full rounds in which something was passed over and nothing found.
     rounds: u64,
-    /// A round found nothing: what had been populated and given back by then.
-    fruitless: Option<(u64, u64)>,
+    /// A round found nothing.
+    fruitless: Option<Fruitless>,
+}
+
+/// When a sweep that found nothing is worth repeating.
+#[derive(Clone, Copy, Debug)]
+struct Fruitless {
+    /// So many populates later.
+    populates: u64,
+    /// As soon as the guest has given back more than this.
+    given_back: u64,
 }
 
 /// Where the search for a superpage is.
@@ -59,6 +68,9 @@ pub(crate) struct Seek {
 const ENOUGH_PAGES: u64 = 64;
 /// After a round that found nothing, so many more pages must be populated before the next.
 const REST_POPULATES: u64 = 512;
+/// The same as a part of what such a round looks at: a guest that borrows page by page pays for this
+/// many looks with each.
+const LOOKS_PER_POPULATE: u64 = 32;
 
 /// So many rounds are made if ranges in transit were passed over.
 const MOST_ROUNDS: u64 = 4;
@@ -131,7 +143,7 @@ impl<H: Host> Session<H> {
             let superpage = Superpage::new(cursor.next % all);
             cursor.next = (cursor.next + 1) % all;
             cursor.seen += 1;
-            let _ = self.check_superpage(superpage, WORTH_COPYING);
+            let _ = self.sweep_superpage(superpage);
             spent += self.domain().work_bytes() - before + LOOK_BYTES;
         }
     }
@@ -153,8 +165,11 @@ impl<H: Host> Session<H> {
                     cursor.restart();
                     cursor.rounds = if again { rounds } else { 0 };
                     if !again {
-                        let given_back = domain.statistics.pages_given_back;
-                        cursor.fruitless = Some((populates, given_back));
+                        let rest = REST_POPULATES.max(domain.populated / LOOKS_PER_POPULATE);
+                        cursor.fruitless = Some(Fruitless {
+                            populates: populates + rest,
+                            given_back: domain.statistics.pages_given_back,
+                        });
                         return None;
                     }
                     Phase::Superpages
@@ -171,11 +186,18 @@ impl<H: Host> Session<H> {
     fn sweep_range(&mut self, superpage: Superpage, phase: Phase) -> u64 {
         let is_whole = self.domain().p2m.whole(superpage).is_some();
         match phase {
-            Phase::Superpages => self.check_superpage(superpage, WORTH_COPYING).freed(),
+            Phase::Superpages => self.sweep_superpage(superpage),
             Phase::BrokenRanges if !is_whole => self.sweep_singles(superpage),
             Phase::WholeRanges if is_whole => self.sweep_singles(superpage),
             _ => 0,
         }
+    }
+
+    fn sweep_superpage(&mut self, superpage: Superpage) -> u64 {
+        if self.domain().rings.touched.any_in(superpage) {
+            return 0;
+        }
+        self.check_superpage(superpage, WORTH_COPYING).freed()
     }
 
     fn sweep_singles(&mut self, superpage: Superpage) -> u64 {
@@ -186,7 +208,9 @@ impl<H: Host> Session<H> {
         let mut batch = [Gfn::default(); BATCH];
         let mut len = 0;
         for gfn in (0..SUPERPAGE_PAGES as usize).map(|index| superpage.page(index)) {
-            if matches!(self.domain().p2m.get(gfn).0, Entry::Ram { .. }) {
+            let domain = self.host.domain();
+            let is_ram = matches!(domain.p2m.get(gfn).0, Entry::Ram { .. });
+            if is_ram && !domain.rings.touched.contains(gfn) {
                 batch[len] = gfn;
                 len += 1;
             }
@@ -204,10 +228,11 @@ impl Domain {
     /// it has without a fault, so a host that lets it wait calls
     /// [`Domain::allow_sweep`] from time to time.
     fn is_sweep_fruitless(&self) -> bool {
-        let populates = self.populates();
-        self.cursors.bounded.fruitless.is_some_and(|(populated, given_back)| {
-            populates < populated + REST_POPULATES && self.statistics.pages_given_back == given_back
-        })
+        let (populates, given_back) = (self.populates(), self.statistics.pages_given_back);
+        self.cursors
+            .bounded
+            .fruitless
+            .is_some_and(|until| populates < until.populates && given_back == until.given_back)
     }
 
     /// What has been done so far, in bytes that could have been scanned in the same time.
@@ -220,9 +245,11 @@ impl Domain {
         self.statistics.populates_2m + self.statistics.populates_4k
     }
 
-    /// The next fault that finds no frame sweeps again, even if the last round found nothing.
+    /// The next fault that finds no frame sweeps again, even if the last round found nothing, and
+    /// leaves nothing out.
     pub fn allow_sweep(&mut self) {
         self.cursors.bounded.fruitless = None;
+        self.rings.touched.forget();
         self.p2m.forgive();
     }
 }
