@@ -10,4 +10,4 @@ mod guest;
 mod machine;
 
 pub use guest::{NewGuestError, SoftwareGuest, TouchError};
-pub use machine::{MachineCounters, SoftwareMachine};
+pub use machine::{Failure, MachineCounters, SoftwareMachine};

@@ -33,6 +33,26 @@ pub struct MachineCounters {
     pub unmaps: u64,
 }
 
+/// How a call fails that could have been done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// In its own way: there is no frame, the run is not mapped, it is busy.
+    Refuse,
+    /// A superpage is mapped in 512 pieces. Other calls do not fail.
+    Pieces,
+}
+
+/// Which calls fail.
+#[derive(Clone, Copy, Debug, Default)]
+struct Failures {
+    /// Calls so far that can fail.
+    calls: u64,
+    /// Those of them that failed because it was planned.
+    failed: u64,
+    /// The first one that does, the first one after it that does not, and how.
+    planned: Option<(u64, u64, Failure)>,
+}
+
 /// A superpage of the machine's own table.
 #[derive(Clone, Default)]
 enum Slot {
@@ -51,6 +71,9 @@ pub struct SoftwareMachine {
     /// Runs that were unmapped since the last flush: first frame, and behind the last.
     unflushed: Vec<(u64, u64)>,
     poison: bool,
+    failures: Failures,
+    /// Frames that are broken: nobody may use them any more.
+    retired: BTreeSet<u64>,
     counters: MachineCounters,
 }
 
@@ -70,6 +93,8 @@ impl SoftwareMachine {
             busy: BTreeSet::new(),
             unflushed: Vec::new(),
             poison: false,
+            failures: Failures::default(),
+            retired: BTreeSet::new(),
             counters: MachineCounters::default(),
         }
     }
@@ -100,6 +125,50 @@ impl SoftwareMachine {
         } else {
             self.busy.remove(&mfn.raw());
         }
+    }
+
+    /// Of the calls from now on that can fail (allocate, map, unmap), those fail that are numbered
+    /// `first` to `first + count`, counted from 0.
+    pub fn fail(&mut self, first: u64, count: u64, how: Failure) {
+        let first = self.failures.calls.saturating_add(first);
+        self.failures.planned = Some((first, first.saturating_add(count), how));
+    }
+
+    /// No call fails any more without a reason.
+    pub fn fail_no_more(&mut self) {
+        self.failures.planned = None;
+    }
+
+    /// Calls so far that can fail.
+    #[must_use]
+    pub fn fallible_calls(&self) -> u64 {
+        self.failures.calls
+    }
+
+    /// Calls so far that failed because [`SoftwareMachine::fail`] said so.
+    #[must_use]
+    pub fn failed_calls(&self) -> u64 {
+        self.failures.failed
+    }
+
+    /// Whether a frame is broken.
+    #[must_use]
+    pub fn is_retired(&self, mfn: Mfn) -> bool {
+        self.retired.contains(&mfn.raw())
+    }
+
+    /// Counts a call that can fail, and says whether it does.
+    fn failure(&mut self) -> Option<Failure> {
+        let call = self.failures.calls;
+        self.failures.calls += 1;
+        let (first, end, how) = self.failures.planned?;
+        let fails = (first..end).contains(&call);
+        self.failures.failed += u64::from(fails);
+        fails.then_some(how)
+    }
+
+    fn refuses(&mut self) -> bool {
+        self.failure() == Some(Failure::Refuse)
     }
 
     /// The frame that the guest reaches at `gfn`, and the order of its mapping.
@@ -144,6 +213,12 @@ impl SoftwareMachine {
         assert_eq!(reached, None, "a CPU may still write to {mfn:?}");
     }
 
+    /// R17: a frame that is broken is not used again.
+    fn assert_sound(&self, mfn: Mfn, order: Order) {
+        let run = mfn.raw()..mfn.raw() + order.pages();
+        assert_eq!(self.retired.range(run).next(), None, "a broken frame in {mfn:?}, {order:?}");
+    }
+
     fn slot(&mut self, gfn: Gfn) -> &mut Slot {
         let index = gfn.superpage().index();
         if self.table.len() <= index {
@@ -173,6 +248,9 @@ fn pages_of(slot: &mut Slot) -> &mut [Option<u64>; SUPERPAGE_PAGES as usize] {
 
 impl Machine for SoftwareMachine {
     fn allocate(&mut self, order: Order) -> Result<Allocated, OutOfFrames> {
+        if self.refuses() {
+            return Err(OutOfFrames);
+        }
         let mfn = self.pool.allocate(order)?;
         if self.poison {
             self.words_mut(mfn, order.pages()).fill(POISON);
@@ -181,6 +259,9 @@ impl Machine for SoftwareMachine {
     }
 
     fn allocate_in(&mut self, superframe: Mfn) -> Result<Allocated, OutOfFrames> {
+        if self.refuses() {
+            return Err(OutOfFrames);
+        }
         let mfn = self.pool.allocate_in(superframe.raw() / SUPERPAGE_PAGES)?;
         if self.poison {
             self.words_mut(mfn, 1).fill(POISON);
@@ -189,11 +270,17 @@ impl Machine for SoftwareMachine {
     }
 
     fn free(&mut self, mfn: Mfn, order: Order) {
+        self.assert_sound(mfn, order);
         self.assert_still(mfn, order.pages());
         assert!(self.pool.free(mfn, order), "INV-1: {mfn:?} was given back twice");
     }
 
     fn map(&mut self, gfn: Gfn, mfn: Mfn, order: Order) -> Result<Mapped, MapError> {
+        self.assert_sound(mfn, order);
+        let failure = self.failure();
+        if failure == Some(Failure::Refuse) {
+            return Err(MapError);
+        }
         self.counters.maps += 1;
         let slot = self.slot(gfn);
         if order == Order::SUPERPAGE {
@@ -204,6 +291,10 @@ impl Machine for SoftwareMachine {
             };
             assert!(empty, "INV-1: something is mapped at {gfn:?} already");
             *slot = Slot::Whole(mfn.raw());
+            if failure == Some(Failure::Pieces) {
+                pages_of(slot);
+                return Ok(Mapped::Pieces);
+            }
         } else {
             let page = &mut pages_of(slot)[gfn.index_in_superpage()];
             assert!(page.is_none(), "INV-1: something is mapped at {gfn:?} already");
@@ -214,7 +305,7 @@ impl Machine for SoftwareMachine {
 
     fn unmap(&mut self, gfn: Gfn, mfn: Mfn, order: Order) -> Unmapped {
         let run = mfn.raw()..mfn.raw() + order.pages();
-        if self.busy.range(run.clone()).next().is_some() {
+        if self.refuses() || self.busy.range(run.clone()).next().is_some() {
             return Unmapped::Busy;
         }
         self.counters.unmaps += 1;
@@ -260,7 +351,13 @@ impl Machine for SoftwareMachine {
         zerosweep_scan::first_nonzero(self.words(mfn, pages)).map(|word| word as u32)
     }
 
+    fn retire(&mut self, mfn: Mfn) {
+        self.assert_sound(mfn, Order::PAGE);
+        self.retired.insert(mfn.raw());
+    }
+
     fn copy(&mut self, from: Mfn, to: Mfn) {
+        self.assert_sound(to, Order::PAGE);
         self.assert_still(from, 1);
         self.counters.copies += 1;
         let from = word_index(from);

@@ -246,6 +246,43 @@ impl Cache {
         }
     }
 
+    /// Takes one frame out, wherever it is; of a superpage the other 511 stay, as singles. False if
+    /// it is not here.
+    ///
+    /// # Errors
+    /// When there is no memory to keep the others; nothing is changed then.
+    pub fn take_out(&mut self, mfn: Mfn) -> Result<bool, OutOfTableMemory> {
+        let first = mfn.align_down(Order::SUPERPAGE);
+        if let Some(index) = self.superpages.iter().position(|&run| run == first) {
+            self.reserve(0, first, SUPERPAGE_PAGES)?;
+            self.superpages.remove(index);
+            let others = (0..SUPERPAGE_PAGES).map(|i| first.offset(i)).filter(|&page| page != mfn);
+            // One is missing: they do not join.
+            for page in others {
+                let _ = self.put(page, Order::PAGE);
+            }
+            return Ok(true);
+        }
+        let here = |dirty: &Dirty| dirty.mfn == mfn.align_down(dirty.order);
+        if let Some(index) = self.dirty.iter().position(here) {
+            self.dirty.try_reserve(SUPERPAGE_PAGES as usize).map_err(|_| OutOfTableMemory)?;
+            let Some(run) = self.dirty.remove(index) else { return Ok(false) };
+            self.dirty_pages -= run.order.pages();
+            let others = (0..run.order.pages()).map(|i| run.mfn.offset(i));
+            others.filter(|&page| page != mfn).for_each(|page| {
+                self.put_dirty(Dirty { mfn: page, order: Order::PAGE, flushed: run.flushed });
+            });
+            return Ok(true);
+        }
+        Ok(match &mut self.singles {
+            Singles::Fifo(list) => match list.iter().position(|&page| page == mfn) {
+                Some(index) => list.remove(index).is_some(),
+                None => false,
+            },
+            Singles::Joining(partials) => partials.take_out(mfn),
+        })
+    }
+
     /// Every run in the cache, with its order; superpages first, in the order in which they go.
     pub fn iter(&self) -> impl Iterator<Item = (Mfn, Order)> + '_ {
         let reversed = matches!(self.singles, Singles::Joining(_));
@@ -337,6 +374,24 @@ impl Partials {
         Some(Mfn::new(first + word as u64 * 64 + u64::from(index)))
     }
 
+    fn take_out(&mut self, mfn: Mfn) -> bool {
+        let superframe = (mfn.raw() / SUPERPAGE_PAGES) as usize;
+        let place = self.places.get(superframe).copied().unwrap_or(0);
+        let Some(place) = (place as usize).checked_sub(1) else { return false };
+        let (word, bit) = bit_of(mfn);
+        let partial = &mut self.partials[place];
+        if partial.here[word] & bit == 0 {
+            return false;
+        }
+        partial.here[word] &= !bit;
+        partial.count -= 1;
+        self.pages -= 1;
+        if partial.count == 0 {
+            self.remove(place);
+        }
+        true
+    }
+
     fn remove(&mut self, place: usize) {
         let gone = self.partials.swap_remove(place);
         self.places[gone.superframe as usize] = 0;
@@ -405,5 +460,27 @@ mod tests {
         assert_eq!(whole, [Mfn::new(512), Mfn::new(1024)]);
         assert_eq!((cache.pages(), cache.iter().count()), (0, 0));
         assert_eq!(cache.take_single(), None);
+    }
+
+    #[test]
+    fn one_frame_is_taken_out_and_the_others_stay() {
+        let superpage = |n| Dirty { mfn: Mfn::new(n), order: Order::SUPERPAGE, flushed: true };
+        for mut cache in [Cache::fifo(), Cache::joining()] {
+            cache.reserve(2, Mfn::new(2048), 1024).unwrap();
+            assert_eq!(cache.put(Mfn::new(512), Order::SUPERPAGE), None);
+            assert_eq!(cache.put(Mfn::new(5), Order::PAGE), None);
+            cache.put_dirty(superpage(1024));
+            for (mfn, here) in [(512, true), (512, false), (1535, true), (5, true), (6, false)] {
+                assert_eq!(cache.take_out(Mfn::new(mfn)), Ok(here), "{mfn}");
+            }
+            assert_eq!((cache.superpages(), cache.singles(), cache.dirty_pages()), (0, 511, 511));
+            assert!(cache.iter().all(|(mfn, order)| mfn.raw() != 512 && order == Order::PAGE));
+            assert!(!cache.has_dirty_superpage());
+            let dirty: Vec<_> = core::iter::from_fn(|| cache.take_dirty()).collect();
+            assert_eq!(
+                (dirty.len(), dirty[0].mfn, dirty[510].mfn.raw()),
+                (511, Mfn::new(1024), 1534)
+            );
+        }
     }
 }

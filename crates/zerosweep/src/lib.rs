@@ -60,6 +60,6 @@ pub use policy::{Gate, Policy, UnknownPolicy};
 pub use pool::FramePool;
 pub use retained::PageBits;
 pub use session::{
-    BuildError, Consolidation, DecreaseError, Fault, FaultError, FillError, Progress, Session,
-    TargetError,
+    BuildError, Consolidation, DecreaseError, Fault, FaultError, FillError, Offline, Progress,
+    Session, TargetError,
 };

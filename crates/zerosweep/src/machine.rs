@@ -118,6 +118,12 @@ pub trait Machine {
     fn park(&mut self, mfn: Mfn) {
         let _ = mfn;
     }
+
+    /// A frame of the domain's that nothing maps is broken (rule R17): it is nobody's from now on,
+    /// and never given out again.
+    fn retire(&mut self, mfn: Mfn) {
+        let _ = mfn;
+    }
 }
 
 /// A machine and the domain on it, as one thread sees them.

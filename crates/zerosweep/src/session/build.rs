@@ -130,7 +130,7 @@ impl<H: Host> Session<H> {
     /// Pins or unpins a ram page: a pinned frame is never checked, moved or reclaimed (R16).
     ///
     /// # Errors
-    /// When the page has no frame, or another operation is at work on it.
+    /// When the page has no frame, another operation is at work on it, or it cannot be mapped.
     pub fn pin(&mut self, gfn: Gfn, hold: Hold) -> Result<(), BuildError> {
         let superpage = gfn.superpage();
         if !self.domain().p2m.contains(gfn, Order::PAGE) {
@@ -139,14 +139,22 @@ impl<H: Host> Session<H> {
         if !self.claim(superpage) {
             return Err(BuildError::InTransit);
         }
-        let pinned = self.split_to_pin(superpage).map(|()| {
-            let p2m = &mut self.host.domain().p2m;
-            let Entry::Ram { mfn, .. } = p2m.get(gfn).0 else { return false };
-            p2m.set_page(gfn, Entry::Ram { mfn, hold });
-            true
-        });
+        let pinned = self.pin_claimed(gfn, hold);
         self.release(superpage);
-        if pinned? { Ok(()) } else { Err(BuildError::Busy(gfn)) }
+        pinned
+    }
+
+    fn pin_claimed(&mut self, gfn: Gfn, pin: Hold) -> Result<(), BuildError> {
+        self.split_to_pin(gfn.superpage())?;
+        let Entry::Ram { mfn, hold } = self.domain().p2m.get(gfn).0 else {
+            return Err(BuildError::Busy(gfn));
+        };
+        if hold == Hold::Detached {
+            let mapped = self.host.machine(|m| m.map(gfn, mfn, Order::PAGE));
+            mapped.map_err(|_| BuildError::OutOfFrames)?;
+        }
+        self.domain().p2m.set_page(gfn, Entry::Ram { mfn, hold: pin });
+        Ok(())
     }
 
     fn split_to_pin(&mut self, superpage: Superpage) -> Result<(), OutOfTableMemory> {

@@ -103,6 +103,14 @@ impl<H: Host> Session<H> {
         }
     }
 
+    /// Tries again to map a claimed superpage that an earlier check could not map back, so that
+    /// pages of it that are out can be settled.
+    pub(super) fn attach(&mut self, superpage: Superpage) {
+        if let Some(Entry::Ram { mfn, hold: Hold::Detached }) = self.domain().p2m.whole(superpage) {
+            self.map_back_superpage(superpage, mfn);
+        }
+    }
+
     fn reclaim_superpage(&mut self, superpage: Superpage, mfn: Mfn) {
         self.clear(mfn, Order::SUPERPAGE);
         self.host.machine(|m| m.park(mfn));

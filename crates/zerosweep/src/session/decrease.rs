@@ -116,6 +116,9 @@ impl<H: Host> Session<H> {
     }
 
     fn decrease_chunk(&mut self, gfn: Gfn, order: Order) -> u64 {
+        if self.domain().policy.keeps_whole() {
+            self.attach(gfn.superpage());
+        }
         let mut content = self.content(gfn, order);
         if self.check_on_decrease(gfn, order, content) {
             content = self.content(gfn, order);
@@ -205,7 +208,8 @@ impl<H: Host> Session<H> {
             let pages = match entry {
                 Entry::Pod => {
                     let pages = self.drop_pod(at, within.raw() - at.raw());
-                    content.pod -= pages;
+                    // If the machine failed, ram may have become PoD on the way.
+                    content.pod = content.pod.saturating_sub(pages);
                     given += pages;
                     pages
                 }
@@ -479,12 +483,13 @@ impl<H: Host> Session<H> {
             self.scrub(gfn, first.offset(gfn.index_in_superpage() as u64));
             return 0;
         }
-        // Nothing of it is retained, or it was whole and free: no split moves the page.
-        let (Entry::Ram { mfn, hold }, _) = self.domain().p2m.get(gfn) else { return 0 };
-        if hold == Hold::Pinned
-            || self.split(superpage).is_err()
-            || !self.detach_to(gfn, mfn, Order::PAGE, Destination::Cache)
-        {
+        let is_ram = matches!(self.domain().p2m.get(gfn).0, Entry::Ram { .. });
+        if !is_ram || self.split(superpage).is_err() {
+            return 0;
+        }
+        // The split may have moved it.
+        let Entry::Ram { mfn, hold } = self.domain().p2m.get(gfn).0 else { return 0 };
+        if hold == Hold::Pinned || !self.detach_to(gfn, mfn, Order::PAGE, Destination::Cache) {
             return 0;
         }
         let later = self.clears_later();

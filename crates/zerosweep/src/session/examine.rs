@@ -42,6 +42,7 @@ impl<H: Host> Session<H> {
     /// Checks a claimed superpage: if it is zero it is reclaimed; if at most `most` pages are not,
     /// these are put elsewhere.
     pub(super) fn examine(&mut self, superpage: Superpage, most: u64) -> Check {
+        self.attach(superpage);
         let domain = self.host.domain();
         let Some(mfn) = domain.p2m.consecutive(superpage) else { return Check::NotEligible };
         if domain.cache.reserve(1, mfn, SUPERPAGE_PAGES - 1).is_err() {

@@ -110,6 +110,14 @@ impl<H: Host> Session<H> {
                     if domain.invalid_touch == InvalidTouch::Refuse {
                         return Err(FaultError::Unmapped);
                     }
+                    let whole = domain.p2m.whole(gfn.superpage());
+                    if let Some(Entry::Ram { hold: Hold::Detached, .. }) = whole {
+                        // First it is mapped: if that fails, nothing is changed.
+                        let fault = self.remap(gfn)?;
+                        if fault == Fault::InTransit {
+                            return Ok(fault);
+                        }
+                    }
                     self.retake(gfn, 1);
                     None
                 }
@@ -309,7 +317,12 @@ impl<H: Host> Session<H> {
         let Some(mfn) = domain.cache.take_single() else { return Ok(None) };
         domain.p2m.set_page(gfn, Entry::Pod);
         domain.entries += 1;
-        self.map_from_cache(gfn, mfn, Order::PAGE)?;
+        if let Err(error) = self.map_from_cache(gfn, mfn, Order::PAGE) {
+            let domain = self.host.domain();
+            domain.p2m.set_page(gfn, Entry::Invalid);
+            domain.entries -= 1;
+            return Err(error);
+        }
         self.host.event(Event::Populate { gfn, mfn, order: Order::PAGE, fault: gfn });
         Ok(Some(Fault::Present { gfn, order: Order::PAGE }))
     }

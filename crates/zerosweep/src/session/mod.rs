@@ -17,6 +17,7 @@ mod decrease;
 mod evacuate;
 mod examine;
 mod fault;
+mod offline;
 mod refill;
 mod retain;
 mod target;
@@ -29,6 +30,7 @@ pub use consolidate::Consolidation;
 pub use decrease::DecreaseError;
 pub(crate) use examine::WORTH_COPYING;
 pub use fault::{Fault, FaultError};
+pub use offline::Offline;
 pub use target::{FillError, TargetError};
 
 use crate::domain::{Domain, Life};

@@ -144,6 +144,10 @@ impl<H: Host> Session<H> {
                     detached.insert(index);
                 }
             }
+            if !all && detached.count() > 0 {
+                // What stays unmapped must be out of every CPU's reach.
+                m.flush();
+            }
             None
         });
         let domain = self.host.domain();

@@ -122,7 +122,7 @@ impl<H: Host> Session<H> {
         Ok(Progress::More)
     }
 
-    fn fill_run(&mut self, order: Order) -> Result<bool, FillError> {
+    pub(super) fn fill_run(&mut self, order: Order) -> Result<bool, FillError> {
         let Some(mfn) = self.take_from_host(order) else { return Ok(false) };
         let domain = self.host.domain();
         if domain.cache.reserve(1, mfn, order.pages()).is_err() {

@@ -1,0 +1,451 @@
+//! The engine and a naive model of it that knows pages and nothing of superpages, side by side.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use zerosweep::{
+    BuildError, Config, Consolidation, Entry, Fault, FaultError, Gfn, Hold, InvalidTouch, Mfn,
+    Order, Progress, TargetError,
+};
+use zerosweep_sim::{Failure, SoftwareGuest, SoftwareMachine, TouchError};
+
+use crate::steps::{Case, Step};
+
+/// What a page is to the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Page {
+    Out,
+    /// Promised or populated: the value of its one word that is ever written.
+    In(u64),
+    Special,
+}
+
+/// Where a page's word is: at the start for some, deep in the page for others, so that quick checks
+/// see some and miss others.
+fn offset(page: usize) -> usize {
+    if page.is_multiple_of(3) { 0 } else { 2048 }
+}
+
+/// What may not change from one step to the next.
+struct Before {
+    total: u64,
+    borrowed: u64,
+    failed: u64,
+}
+
+pub(crate) struct Both {
+    pub(crate) guest: SoftwareGuest,
+    model: Vec<Page>,
+    /// Pages that are pinned, and their frames.
+    pinned: BTreeMap<usize, Mfn>,
+    frames: u64,
+    consolidation: Consolidation,
+    swept: u64,
+    /// What fails is that superpages are mapped in one piece.
+    in_pieces: bool,
+}
+
+impl Both {
+    pub(crate) fn new(config: Config) -> Self {
+        let frames = (2 * config.max_pages + 1024).next_multiple_of(512);
+        let machine = SoftwareMachine::new(frames).with_poison();
+        Self {
+            guest: SoftwareGuest::on(machine, config).unwrap(),
+            model: vec![Page::In(0); config.max_pages as usize],
+            pinned: BTreeMap::new(),
+            frames,
+            consolidation: Consolidation::default(),
+            swept: 0,
+            in_pieces: false,
+        }
+    }
+
+    /// Does all steps of a case, one after the other, checking all there is after each, and takes
+    /// the domain down. Returns how many steps that were.
+    pub(crate) fn run(case: &Case) -> u64 {
+        let mut both = Self::new(case.config);
+        for step in &case.steps {
+            both.step(step);
+        }
+        both.tear_down();
+        case.steps.len() as u64
+    }
+
+    /// Does a step and checks everything after it. Says whether a planned failure came to pass.
+    pub(crate) fn step(&mut self, step: &Step) -> bool {
+        let machine = &self.guest.machine;
+        let before = Before {
+            total: self.guest.domain.quantities().total(),
+            borrowed: self.guest.domain.statistics().borrowed,
+            failed: machine.failed_calls(),
+        };
+        self.perform(step, &before);
+        if self.failed(&before) && self.in_pieces {
+            // In 512 pieces a superpage cannot keep pages that are out.
+            self.follow(0..self.model.len());
+        }
+        self.check(&before);
+        self.failed(&before)
+    }
+
+    fn pages(&self) -> u64 {
+        self.model.len() as u64
+    }
+
+    fn increases(&self) -> bool {
+        self.guest.domain.invalid_touch() == InvalidTouch::Increase
+    }
+
+    fn entry(&self, page: usize) -> Entry {
+        self.guest.domain.p2m().get(Gfn::new(page as u64)).0
+    }
+
+    fn range(&self, page: u64, count: u64) -> Option<Range<usize>> {
+        let end = page.checked_add(count).filter(|&end| end <= self.pages())?;
+        Some(page as usize..end as usize)
+    }
+
+    /// Whether a planned failure has come to pass since then.
+    fn failed(&self, before: &Before) -> bool {
+        self.guest.machine.failed_calls() > before.failed
+    }
+
+    /// Whether the guest took the page again without a word, or may as well not have: the engine
+    /// says that it is out.
+    fn is_unseen(&self, page: usize) -> bool {
+        self.increases()
+            && matches!(self.model[page], Page::In(_))
+            && self.entry(page) == Entry::Invalid
+    }
+
+    fn perform(&mut self, step: &Step, before: &Before) {
+        let pages = self.pages();
+        match *step {
+            Step::Read(page) => self.touch(page % pages, None, before),
+            Step::Write(page, value) => self.touch(page % pages, Some(value), before),
+            Step::Scrub(page, count) => {
+                for page in page % pages..(page % pages + count).min(pages) {
+                    self.touch(page, Some(0), before);
+                }
+            }
+            Step::Borrow(page) => self.borrow(page % pages, before),
+            Step::Decrease(page, order) => self.decrease(page, order, before),
+            Step::Promise(page, order) => self.build(page, order, false, before),
+            Step::Physmap(page, order) => self.build(page, order, true, before),
+            Step::Special(page, order) => self.special(page, order),
+            Step::Discard(page, count) => self.discard(page, count),
+            Step::Retake(page, count) => self.retake(page, count),
+            Step::Pin(page, pin) => self.pin(page, pin),
+            Step::Busy(mfn, busy) => {
+                self.guest.machine.set_busy(Mfn::new(mfn % self.frames), busy);
+            }
+            Step::Offline(mfn) => {
+                let mfn = Mfn::new(mfn % self.frames);
+                let was = self.guest.machine.is_retired(mfn);
+                let outcome = self.guest.session().offline(mfn).unwrap();
+                let is = self.guest.machine.is_retired(mfn);
+                assert_eq!(is, was || outcome != zerosweep::Offline::NotCached);
+            }
+            Step::Settle(page) => {
+                let gfn = Gfn::new(page % pages);
+                let mapped = self.guest.machine.translate(gfn).is_some();
+                let mut runs = false;
+                let settled = self.guest.session().settle(gfn, |_| runs = true);
+                assert_eq!(settled, runs);
+                assert!(mapped || !settled);
+            }
+            Step::Target(target) => {
+                let outcome = self.guest.session().set_target(target);
+                self.check_target(target, outcome, before);
+            }
+            Step::TargetInSteps(target, steps) => {
+                let outcome = self.guest.session().begin_target(target);
+                self.check_target(target, outcome, before);
+                let filled = self.guest.session().fill(steps);
+                assert!(filled.is_ok() || self.failed(before), "{filled:?}");
+            }
+            Step::Sweep(count) => {
+                let mut session = self.guest.domain.with(&mut self.guest.machine);
+                if session.sweep_full(&mut self.swept, count) == Progress::Done {
+                    self.swept = 0;
+                }
+            }
+            Step::Consolidate(count) => {
+                let mut session = self.guest.domain.with(&mut self.guest.machine);
+                loop {
+                    match session.consolidate(&mut self.consolidation, count).unwrap() {
+                        Progress::Done => self.consolidation = Consolidation::default(),
+                        Progress::More if count == u64::MAX => continue,
+                        Progress::More => {}
+                    }
+                    break;
+                }
+            }
+            Step::Upkeep(idle) => while self.guest.session().upkeep(1, idle) == Progress::More {},
+            Step::Fail(after, count, how) => {
+                self.in_pieces = how == Failure::Pieces;
+                self.guest.machine.fail(after, count, how);
+            }
+        }
+    }
+
+    fn touch(&mut self, page: u64, write: Option<u64>, before: &Before) {
+        let (gfn, at) = (Gfn::new(page), page as usize);
+        if self.in_pieces && self.failed(before) {
+            self.follow(at..at + 1);
+        }
+        let outcome = match write {
+            Some(value) => self.guest.write(gfn, offset(at), value).map(|()| value),
+            None => self.guest.read(gfn, offset(at)),
+        };
+        match (self.model[at], outcome) {
+            // With no frame to be had nothing changes.
+            (_, Err(TouchError::Exhausted)) => {}
+            (_, Err(TouchError::Fault(FaultError::Map))) => assert!(self.failed(before)),
+            (Page::In(known), Ok(value)) => {
+                assert_eq!(write.unwrap_or(known), value, "page {page}");
+                self.model[at] = Page::In(value);
+            }
+            (Page::Out, Ok(value)) => {
+                assert!(self.increases());
+                assert_eq!(value, write.unwrap_or(0), "a page that came anew, {page}");
+                self.model[at] = Page::In(value);
+            }
+            (Page::Out, Err(TouchError::Fault(FaultError::Unmapped))) => {
+                assert!(!self.increases());
+            }
+            (Page::Special, Err(TouchError::Fault(FaultError::Special))) => {}
+            (page_state, outcome) => panic!("page {page} is {page_state:?}, got {outcome:?}"),
+        }
+    }
+
+    fn borrow(&mut self, page: u64, before: &Before) {
+        let gfn = Gfn::new(page);
+        if self.guest.machine.translate(gfn).is_some() {
+            // No fault: it is mapped.
+            return;
+        }
+        let outcome = loop {
+            let outcome = self.guest.session().fault_borrowing(gfn);
+            if outcome != Ok(Fault::Again) {
+                break outcome;
+            }
+        };
+        let slot = &mut self.model[page as usize];
+        match (*slot, outcome) {
+            (Page::In(_), Ok(Fault::Present { .. })) => {}
+            (Page::Out, Ok(Fault::Present { .. })) => *slot = Page::In(0),
+            // The host has more than any guest may hold.
+            (_, Ok(Fault::Exhausted) | Err(FaultError::Map)) => assert!(self.failed(before)),
+            (Page::Out, Err(FaultError::Unmapped)) => assert!(!self.increases()),
+            (Page::Special, Err(FaultError::Special)) => {}
+            (page_state, outcome) => panic!("page {page} is {page_state:?}, got {outcome:?}"),
+        }
+    }
+
+    fn decrease(&mut self, page: u64, order: u8, before: &Before) {
+        let order = Order::new(order).unwrap();
+        for index in self.range(page, order.pages()).into_iter().flatten() {
+            if self.is_unseen(index) {
+                self.model[index] = Page::Out;
+            }
+        }
+        let given = self.guest.session().decrease(Gfn::new(page), order);
+        let Some(range) = self.range(page, order.pages()) else {
+            assert!(given.is_err());
+            return;
+        };
+        let given = given.unwrap();
+        let may_go = |index: &usize| {
+            matches!(self.model[*index], Page::In(_)) && !self.pinned.contains_key(index)
+        };
+        let had = range.clone().filter(may_go).count();
+        let mut out = 0;
+        for index in range {
+            if matches!(self.model[index], Page::In(_)) && self.entry(index) == Entry::Invalid {
+                assert!(!self.pinned.contains_key(&index), "INV-7: {index}");
+                self.model[index] = Page::Out;
+                out += 1;
+            }
+        }
+        assert_eq!(given, out);
+        // A frame that is busy stays with the guest: then, and only then, fewer pages come back.
+        let may_stay = self.guest.domain.statistics().busy > 0 || self.failed(before);
+        assert!(given as usize == had || may_stay, "{given} of {had} pages came back");
+    }
+
+    fn build(&mut self, page: u64, order: u8, physmap: bool, before: &Before) {
+        let order = Order::new(order).unwrap();
+        let range = self.range(page, order.pages());
+        let unseen: Vec<bool> =
+            range.into_iter().flatten().map(|index| self.is_unseen(index)).collect();
+        let mut session = self.guest.session();
+        let outcome = match physmap {
+            true => session.populate_physmap(Gfn::new(page), order),
+            false => session.populate_on_demand(Gfn::new(page), order),
+        };
+        let Some(range) = self.range(page, order.pages()) else {
+            assert_eq!(outcome, Err(BuildError::OutOfRange));
+            return;
+        };
+        match outcome {
+            Ok(()) => {
+                for (index, slot) in self.model[range].iter_mut().enumerate() {
+                    match *slot {
+                        Page::Out => *slot = Page::In(0),
+                        // Taken again without a word, and now with one.
+                        Page::In(_) if physmap && unseen[index] => {}
+                        // Only what has no frame may be there, and that reads as zero.
+                        Page::In(value) => assert_eq!(value, 0),
+                        Page::Special => panic!("special was built over"),
+                    }
+                }
+            }
+            Err(BuildError::Busy(gfn)) => {
+                let index = gfn.raw() as usize;
+                let out = self.model[index] == Page::Out;
+                // Pages that are out have to give up their frames, which a device may hold.
+                assert!(!out || self.guest.domain.statistics().busy > 0, "{gfn:?} is in the way");
+            }
+            Err(BuildError::OverTarget) => assert!(physmap),
+            Err(error) => assert!(self.failed(before), "{error:?}"),
+        }
+        if physmap && self.failed(before) {
+            // What could not be taken back is there, and reads as zero.
+            self.follow(page as usize..(page + order.pages()) as usize);
+        }
+    }
+
+    /// Pages that were out and have a frame now are the guest's again.
+    fn follow(&mut self, pages: Range<usize>) {
+        for index in pages {
+            if self.model[index] == Page::Out && self.entry(index) != Entry::Invalid {
+                self.model[index] = Page::In(0);
+            }
+        }
+    }
+
+    fn special(&mut self, page: u64, order: u8) {
+        let order = Order::new(order).unwrap();
+        let outcome = self.guest.session().set_special(Gfn::new(page), order);
+        if let (Ok(()), Some(range)) = (outcome, self.range(page, order.pages())) {
+            self.model[range].fill(Page::Special);
+        }
+    }
+
+    fn discard(&mut self, page: u64, count: u64) {
+        let outcome = self.guest.session().discard(Gfn::new(page), count);
+        let Some(range) = self.range(page, count) else {
+            assert!(outcome.is_err());
+            return;
+        };
+        outcome.unwrap();
+        for index in range {
+            // A frame that is busy or pinned keeps what is in it.
+            let now = self.word(index).unwrap_or(0);
+            if let Page::In(value) = &mut self.model[index]
+                && now == 0
+            {
+                *value = 0;
+            }
+        }
+    }
+
+    fn retake(&mut self, page: u64, count: u64) {
+        let taken = self.guest.session().retake(Gfn::new(page), count);
+        let mut fresh = 0;
+        for index in page as usize..(page + count).min(self.pages()) as usize {
+            if self.entry(index) != Entry::Invalid && self.model[index] == Page::Out {
+                self.model[index] = Page::In(0);
+                fresh += 1;
+            }
+        }
+        assert!(fresh <= taken);
+    }
+
+    fn pin(&mut self, page: u64, pin: bool) {
+        let (gfn, index) = (Gfn::new(page), page as usize);
+        let hold = if pin { Hold::Pinned } else { Hold::Free };
+        if self.range(page, 1).is_none() {
+            assert_eq!(self.guest.session().pin(gfn, hold), Err(BuildError::OutOfRange));
+            return;
+        }
+        if self.guest.session().pin(gfn, hold).is_err() {
+            return;
+        }
+        let Entry::Ram { mfn, .. } = self.entry(index) else { panic!("pinned, but not ram") };
+        if pin {
+            self.pinned.insert(index, mfn);
+        } else {
+            self.pinned.remove(&index);
+        }
+    }
+
+    fn check_target(&self, target: u64, outcome: Result<(), TargetError>, before: &Before) {
+        match outcome {
+            Ok(()) => assert_eq!(self.guest.domain.quantities().target, target),
+            Err(TargetError::OutOfRange { .. }) => assert!(target > self.pages()),
+            Err(error) => assert!(self.failed(before), "{error:?}"),
+        }
+    }
+
+    fn word(&self, page: usize) -> Option<u64> {
+        let (mfn, _) = self.guest.machine.translate(Gfn::new(page as u64))?;
+        Some(self.guest.machine.word(mfn, offset(page) / 8))
+    }
+
+    /// The invariants, the books, and that what the guest can see is what it wrote.
+    fn check(&self, before: &Before) {
+        let domain = &self.guest.domain;
+        domain.audit().unwrap();
+        let q = domain.quantities();
+        let borrowed = domain.statistics().borrowed - before.borrowed;
+        assert!(q.total() <= q.target.max(before.total) + borrowed, "INV-3: {q:?}");
+        let mut inside = 0;
+        for (page, state) in self.model.iter().enumerate() {
+            let value = self.word(page);
+            match state {
+                Page::In(known) => {
+                    // Nothing is mapped where a frame waits for the next touch.
+                    if value.is_some() || !self.is_detached(page) {
+                        assert_eq!(value.unwrap_or(0), *known, "page {page}");
+                    }
+                    inside += u64::from(!self.is_unseen(page));
+                }
+                // Its frame may still be there (R12), and is zero (INV-11).
+                Page::Out if value == Some(0) => {
+                    assert!(domain.p2m().is_out(Gfn::new(page as u64)), "page {page}");
+                }
+                Page::Out | Page::Special => assert_eq!(value, None, "page {page}"),
+            }
+        }
+        assert_eq!(q.guest(), inside, "B");
+        for (&page, &mfn) in &self.pinned {
+            assert_eq!(self.entry(page), Entry::Ram { mfn, hold: Hold::Pinned }, "INV-7: {page}");
+        }
+        for (mfn, order) in domain.cache().iter() {
+            for page in (0..order.pages()).map(|i| mfn.offset(i)) {
+                assert!(!self.guest.machine.is_retired(page), "R17: {page:?}");
+            }
+        }
+    }
+
+    fn is_detached(&self, page: usize) -> bool {
+        let detached = |entry| matches!(entry, Entry::Ram { hold: Hold::Detached, .. });
+        let whole = self.guest.domain.p2m().whole(Gfn::new(page as u64).superpage());
+        detached(self.entry(page)) || whole.is_some_and(detached)
+    }
+
+    /// R18: every frame comes back, but those that are broken.
+    pub(crate) fn tear_down(mut self) {
+        let frames = (0..self.frames).map(Mfn::new);
+        frames.clone().for_each(|mfn| self.guest.machine.set_busy(mfn, false));
+        let mut calls = 0;
+        while self.guest.session().teardown(1) == Progress::More {
+            calls += 1;
+            assert!(calls < 100_000, "it comes to no end");
+        }
+        let retired = frames.filter(|&mfn| self.guest.machine.is_retired(mfn)).count() as u64;
+        assert_eq!(self.guest.machine.pool().free_pages() + retired, self.frames);
+    }
+}
