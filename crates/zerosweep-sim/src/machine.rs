@@ -157,18 +157,18 @@ impl SoftwareMachine {
         self.retired.contains(&mfn.raw())
     }
 
-    /// Counts a call that can fail, and says whether it does.
-    fn failure(&mut self) -> Option<Failure> {
+    /// Counts a call that can fail, and says whether it does. `whole`: it maps a superpage.
+    fn failure(&mut self, whole: bool) -> Option<Failure> {
         let call = self.failures.calls;
         self.failures.calls += 1;
         let (first, end, how) = self.failures.planned?;
-        let fails = (first..end).contains(&call);
+        let fails = (first..end).contains(&call) && (whole || how == Failure::Refuse);
         self.failures.failed += u64::from(fails);
         fails.then_some(how)
     }
 
     fn refuses(&mut self) -> bool {
-        self.failure() == Some(Failure::Refuse)
+        self.failure(false).is_some()
     }
 
     /// The frame that the guest reaches at `gfn`, and the order of its mapping.
@@ -277,7 +277,7 @@ impl Machine for SoftwareMachine {
 
     fn map(&mut self, gfn: Gfn, mfn: Mfn, order: Order) -> Result<Mapped, MapError> {
         self.assert_sound(mfn, order);
-        let failure = self.failure();
+        let failure = self.failure(order == Order::SUPERPAGE);
         if failure == Some(Failure::Refuse) {
             return Err(MapError);
         }

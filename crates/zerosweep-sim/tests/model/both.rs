@@ -268,7 +268,8 @@ impl Both {
                 out += 1;
             }
         }
-        assert_eq!(given, out);
+        // In pieces, pages that were out were the guest's for a moment.
+        assert!(given == out || (given > out && self.in_pieces && self.failed(before)), "{given}");
         // A frame that is busy stays with the guest: then, and only then, fewer pages come back.
         let may_stay = self.guest.domain.statistics().busy > 0 || self.failed(before);
         assert!(given as usize == had || may_stay, "{given} of {had} pages came back");
