@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use zerosweep::{
     BuildError, Config, Consolidation, Entry, Fault, FaultError, Gfn, Hold, InvalidTouch, Mfn,
-    Order, Progress, TargetError,
+    Order, Progress, Quantities, TargetError,
 };
 use zerosweep_sim::{Failure, SoftwareGuest, SoftwareMachine, TouchError};
 
@@ -306,7 +306,8 @@ impl Both {
                 let index = gfn.raw() as usize;
                 let out = self.model[index] == Page::Out;
                 // Pages that are out have to give up their frames, which a device may hold.
-                assert!(!out || self.guest.domain.statistics().busy > 0, "{gfn:?} is in the way");
+                let busy = self.guest.domain.statistics().busy > 0 || self.failed(before);
+                assert!(!out || busy, "{gfn:?} is in the way");
             }
             Err(BuildError::OverTarget) => assert!(physmap),
             Err(error) => assert!(self.failed(before), "{error:?}"),
@@ -446,6 +447,9 @@ impl Both {
             calls += 1;
             assert!(calls < 100_000, "it comes to no end");
         }
+        self.guest.domain.audit().unwrap();
+        let Quantities { populated, entries, cache, retained, .. } = self.guest.domain.quantities();
+        assert_eq!((populated, entries, cache, retained), (0, 0, 0, 0));
         let retired = frames.filter(|&mfn| self.guest.machine.is_retired(mfn)).count() as u64;
         assert_eq!(self.guest.machine.pool().free_pages() + retired, self.frames);
     }
