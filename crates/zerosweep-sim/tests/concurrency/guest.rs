@@ -1,9 +1,9 @@
 //! A guest's thread: it knows what each of its pages must read as.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use zerosweep::{DecreaseError, Fault, Gfn, Mfn, Order};
+use zerosweep::{DecreaseError, Fault, FaultError, Gfn, Mfn, Order};
 
 use crate::program::Step;
 use crate::shared::{GUESTS, PAGES, Shared};
@@ -16,12 +16,15 @@ pub(crate) struct Guest {
     number: usize,
     /// The word of each page that was ever written; others read as 0.
     words: BTreeMap<Gfn, u64>,
+    /// Pages that it gave back and may have kept, because something was in the way: their word is
+    /// still there, or 0.
+    kept: BTreeSet<Gfn>,
     writes: u64,
 }
 
 impl Guest {
     pub(crate) fn new(shared: Arc<Shared>, number: usize) -> Self {
-        Self { shared, number, words: BTreeMap::new(), writes: 0 }
+        Self { shared, number, words: BTreeMap::new(), kept: BTreeSet::new(), writes: 0 }
     }
 
     /// Before the others run: writes to `count` pages, `step` apart.
@@ -83,11 +86,17 @@ impl Guest {
     fn write(&mut self, gfn: Gfn, value: u64) {
         self.access(gfn, Some(value));
         self.words.insert(gfn, value);
+        self.kept.remove(&gfn);
     }
 
     fn read(&mut self, gfn: Gfn) {
         let expected = self.words.get(&gfn).copied().unwrap_or(0);
-        assert_eq!(self.access(gfn, None), expected, "guest {}, page {gfn}", self.number);
+        let word = self.access(gfn, None);
+        if self.kept.remove(&gfn) && word == 0 {
+            self.words.insert(gfn, 0);
+            return;
+        }
+        assert_eq!(word, expected, "guest {}, page {gfn}", self.number);
     }
 
     /// One access of the guest's processor: by a translation that it remembers, or the machine's.
@@ -102,18 +111,24 @@ impl Guest {
             } else {
                 self.shared.fault_borrowing(gfn)
             };
-            match fault.unwrap() {
-                Fault::Present { .. } => {}
-                Fault::InTransit => {
+            match fault {
+                Ok(Fault::Present { .. }) => {}
+                Ok(Fault::InTransit) => {
                     crate::seen::wait();
                     self.shared.rest();
                 }
-                Fault::Again => self.shared.rest(),
-                Fault::Exhausted => {
-                    assert!(waited <= PATIENCE, "the host has frames to borrow");
+                Ok(Fault::Again) => self.shared.rest(),
+                Ok(Fault::Exhausted) => {
+                    let refused = self.shared.failed() > 0;
+                    assert!(waited <= PATIENCE || refused, "the host has frames to borrow");
                     waited += 1;
                     self.shared.rest();
                 }
+                Err(FaultError::Map) => {
+                    assert!(self.shared.failed() > 0, "it could be mapped");
+                    self.shared.rest();
+                }
+                Err(error) => panic!("{error}"),
             }
         }
     }
@@ -145,8 +160,8 @@ impl Guest {
         let whole = order > Order::PAGE && self.owns_superpage(gfn);
         let order = if whole { order } else { Order::PAGE };
         let first = gfn.align_down(order);
-        self.wait(|shared| shared.session().decrease(first, order));
-        self.forget(first, order.pages());
+        let given = self.wait(|shared| shared.session().decrease(first, order));
+        self.gave_up(first, order.pages(), given == order.pages());
     }
 
     fn discard(&mut self, gfn: Gfn, count: u64) {
@@ -158,16 +173,25 @@ impl Guest {
             _ => (gfn, 1),
         };
         self.wait(|shared| shared.session().discard(first, count));
-        self.forget(first, count);
+        self.gave_up(first, count, false);
     }
 
-    fn wait(&self, operation: impl Fn(&Shared) -> Result<u64, DecreaseError>) {
+    fn wait(&self, operation: impl Fn(&Shared) -> Result<u64, DecreaseError>) -> u64 {
         loop {
             match operation(&self.shared) {
-                Ok(_) => return,
+                Ok(pages) => return pages,
                 Err(DecreaseError::InTransit) => self.shared.rest(),
                 Err(error) => panic!("{error}"),
             };
+        }
+    }
+
+    fn gave_up(&mut self, first: Gfn, count: u64, all: bool) {
+        if all || !self.shared.is_hindered {
+            self.forget(first, count);
+        } else {
+            let pages = (0..count).map(|i| first.offset(i));
+            self.kept.extend(pages.filter(|gfn| self.words.contains_key(gfn)));
         }
     }
 

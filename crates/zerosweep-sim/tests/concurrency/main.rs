@@ -33,6 +33,15 @@ fn any_order_of_events_keeps_the_books_and_the_bytes() {
     println!("{:#?}", seen::all());
 }
 
+#[test]
+fn busy_frames_and_failing_calls_lose_nothing() {
+    for seed in seeds(800) {
+        let scheduler = RandomScheduler::new_from_seed(seed, 1);
+        run_program(Program::hindered(seed), scheduler);
+    }
+    println!("{:#?}", seen::all());
+}
+
 /// Schedules that once found a defect: sweeps that waited for each other's ranges for ever, and a
 /// frame that was looked up before a split that moved it.
 const FOUND: [u64; 3] = [579, 888, 13027];
@@ -57,12 +66,16 @@ fn seeds(count: u64) -> std::ops::Range<u64> {
 }
 
 fn run(seed: u64, scheduler: impl Scheduler + 'static) {
+    run_program(Program::new(seed), scheduler);
+}
+
+fn run_program(program: Program, scheduler: impl Scheduler + 'static) {
     let mut config = Config::new();
     // Sets of frames lie on the stack.
     config.stack_size = 1 << 18;
     config.failure_persistence = FailurePersistence::None;
     config.max_steps = MaxSteps::FailAfter(4_000_000);
-    let program = Arc::new(Program::new(seed));
+    let program = Arc::new(program);
     let said = OnPanic(Arc::clone(&program));
     Runner::new(scheduler, config).run(move || schedule(&program));
     drop(said);
@@ -80,7 +93,8 @@ impl Drop for OnPanic {
 }
 
 fn schedule(program: &Arc<Program>) {
-    let shared = Arc::new(Shared::new(program.target));
+    let is_hindered = !program.hindrances.is_empty();
+    let shared = Arc::new(Shared::new(program.target, is_hindered));
     let guests: Vec<Guest> = (0..GUESTS)
         .map(|number| {
             let mut guest = Guest::new(Arc::clone(&shared), number);
@@ -93,6 +107,16 @@ fn schedule(program: &Arc<Program>) {
         let (shared, program) = (Arc::clone(&shared), Arc::clone(program));
         thread::spawn(move || program.keeper.iter().for_each(|&task| shared.keep(task)))
     };
+    let device = is_hindered.then(|| {
+        let (shared, program) = (Arc::clone(&shared), Arc::clone(program));
+        thread::spawn(move || {
+            for &hindrance in &program.hindrances {
+                shared.hinder(hindrance);
+                // For a while.
+                (0..20).for_each(|_| shared.rest());
+            }
+        })
+    });
     let run = |(number, mut guest): (usize, Guest)| {
         let program = Arc::clone(program);
         thread::spawn(move || {
@@ -102,6 +126,9 @@ fn schedule(program: &Arc<Program>) {
     };
     let guests: Vec<_> = guests.into_iter().enumerate().map(run).collect();
     keeper.join().unwrap();
+    if let Some(device) = device {
+        device.join().unwrap();
+    }
     let guests: Vec<Guest> = guests.into_iter().map(|guest| guest.join().unwrap()).collect();
     shared.settle();
     guests.into_iter().for_each(Guest::verify);

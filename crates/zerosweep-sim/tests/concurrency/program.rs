@@ -27,6 +27,17 @@ pub(crate) enum Task {
     Target(u64),
 }
 
+/// One step of the thread that stands in everybody's way.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Hindrance {
+    /// A device holds this frame, or no longer does.
+    Busy(u64, bool),
+    /// So many of the machine's calls from now on work, then so many fail.
+    Fail(u64, u64),
+    /// A superpage is mapped in pieces, after so many calls.
+    Pieces(u64),
+}
+
 #[derive(Debug)]
 pub(crate) struct Program {
     #[expect(dead_code, reason = "printed when a schedule fails")]
@@ -36,6 +47,8 @@ pub(crate) struct Program {
     pub(crate) boots: [(u64, u64); GUESTS],
     pub(crate) guests: Vec<Vec<Step>>,
     pub(crate) keeper: Vec<Task>,
+    /// Empty: everything works.
+    pub(crate) hindrances: Vec<Hindrance>,
 }
 
 impl Program {
@@ -55,7 +68,15 @@ impl Program {
         }
         let tasks = 4 + draw.below(8);
         let keeper = (0..tasks).map(|_| task(&mut draw, changes)).collect();
-        Self { seed, target, boots, guests, keeper }
+        Self { seed, target, boots, guests, keeper, hindrances: Vec::new() }
+    }
+
+    /// The same, but frames are busy and calls of the machine fail.
+    pub(crate) fn hindered(seed: u64) -> Self {
+        let mut draw = Draw(seed.wrapping_mul(0xd1b5_4a32_d192_ed03));
+        let count = 4 + draw.below(24);
+        let hindrances = (0..count).map(|_| hindrance(&mut draw)).collect();
+        Self { hindrances, ..Self::new(seed) }
     }
 }
 
@@ -78,6 +99,15 @@ fn task(draw: &mut Draw, changes: bool) -> Task {
         2..=4 => Task::Upkeep(draw.below(2) == 0),
         5..=6 => Task::Consolidate,
         _ => Task::Target(400 + draw.below(1600)),
+    }
+}
+
+fn hindrance(draw: &mut Draw) -> Hindrance {
+    match draw.below(8) {
+        0..=2 => Hindrance::Busy(draw.below(2 * PAGES), true),
+        3 => Hindrance::Busy(draw.below(2 * PAGES), false),
+        4..=6 => Hindrance::Fail(draw.below(40), 1 + draw.below(3)),
+        _ => Hindrance::Pieces(draw.below(20)),
     }
 }
 

@@ -26,9 +26,11 @@ pub(crate) struct Seen {
     consolidated: u64,
     exhaustions: u64,
     borrowed: u64,
+    busy: u64,
+    failed: u64,
 }
 
-pub(crate) fn add(s: &Statistics) {
+pub(crate) fn add(s: &Statistics, failed: u64) {
     SEEN.with_borrow_mut(|seen| {
         seen.schedules += 1;
         seen.populates_2m += s.populates_2m;
@@ -45,6 +47,8 @@ pub(crate) fn add(s: &Statistics) {
         seen.consolidated += s.pages_consolidated;
         seen.exhaustions += s.exhaustions;
         seen.borrowed += s.borrowed;
+        seen.busy += s.busy;
+        seen.failed += failed;
     });
 }
 

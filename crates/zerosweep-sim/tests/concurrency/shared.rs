@@ -12,9 +12,9 @@ use zerosweep::{
     Machine, MapError, Mapped, Mfn, Order, OutOfFrames, Policy, Progress, Session, Superpage,
     Unmapped, Upkeep,
 };
-use zerosweep_sim::{SoftwareGuest, SoftwareMachine};
+use zerosweep_sim::{Failure, SoftwareGuest, SoftwareMachine};
 
-use crate::program::Task;
+use crate::program::{Hindrance, Task};
 
 /// Threads that are guests.
 pub(crate) const GUESTS: usize = 3;
@@ -31,6 +31,8 @@ pub(crate) struct Shared {
     domain: Mutex<Books>,
     cpu: Cpus,
     frames: u64,
+    /// Frames may be busy, and calls of the machine fail.
+    pub(crate) is_hindered: bool,
 }
 
 /// The domain, and what it was seen to do.
@@ -65,7 +67,7 @@ pub(crate) struct Cpu {
 }
 
 impl Shared {
-    pub(crate) fn new(target: u64) -> Self {
+    pub(crate) fn new(target: u64, is_hindered: bool) -> Self {
         let machine = SoftwareMachine::new(2 * PAGES).with_poison();
         let frames = machine.pool().free_pages();
         let config = Config {
@@ -79,7 +81,7 @@ impl Shared {
         let cpu = Cpu { machine, remembered: Default::default() };
         let books = Books { domain, allowed: target, borrowing: 0, unlocks: 0 };
         let cpu = Cpus { point: Mutex::new(()), cell: Cell::new(cpu) };
-        Self { domain: Mutex::new(books), cpu, frames }
+        Self { domain: Mutex::new(books), cpu, frames, is_hindered }
     }
 
     pub(crate) fn session(&self) -> Session<Threaded<'_>> {
@@ -108,9 +110,31 @@ impl Shared {
             Task::Target(target) => {
                 let books = session.host().books();
                 books.allowed = books.allowed.max(target);
-                session.set_target(target).unwrap();
+                let outcome = session.set_target(target);
+                assert!(outcome.is_ok() || self.failed() > 0, "{outcome:?}");
             }
         }
+    }
+
+    pub(crate) fn hinder(&self, hindrance: Hindrance) {
+        self.cpu(|cpu| match hindrance {
+            Hindrance::Busy(mfn, busy) => cpu.machine.set_busy(Mfn::new(mfn), busy),
+            Hindrance::Fail(after, count) => cpu.machine.fail(after, count, Failure::Refuse),
+            Hindrance::Pieces(after) => cpu.machine.fail(after, 1, Failure::Pieces),
+        });
+    }
+
+    /// Calls of the machine that failed so far.
+    pub(crate) fn failed(&self) -> u64 {
+        self.cpu(|cpu| cpu.machine.failed_calls())
+    }
+
+    /// Nothing is in anybody's way any more.
+    fn clear_the_way(&self) {
+        self.cpu(|cpu| {
+            cpu.machine.fail_no_more();
+            (0..self.frames).for_each(|mfn| cpu.machine.set_busy(Mfn::new(mfn), false));
+        });
     }
 
     /// As a fault, with a page from the host if there is no other.
@@ -129,6 +153,7 @@ impl Shared {
 
     /// With all threads at rest nothing is left under way, and the books are right.
     pub(crate) fn settle(&self) {
+        self.clear_the_way();
         let mut session = self.session();
         while session.upkeep(64, true) == Progress::More {}
         let domain = session.host().domain();
@@ -140,7 +165,8 @@ impl Shared {
 
     /// Every frame goes back to the host.
     pub(crate) fn end(&self) {
-        crate::seen::add(self.session().host().domain().statistics());
+        let failed = self.failed();
+        crate::seen::add(self.session().host().domain().statistics(), failed);
         while self.session().teardown(1) == Progress::More {}
         assert_eq!(self.cpu(|cpu| cpu.machine.pool().free_pages()), self.frames);
     }
