@@ -1,4 +1,5 @@
-//! The control socket: one thread that accepts, one for each client, and not many of them.
+//! The control socket: one thread that accepts, one for each client, and not many of them
+//! (`clients`): whoever connects and says nothing makes room for others.
 //!
 //! Access is by file permission alone. Nothing here is on a fault's way.
 
@@ -6,7 +7,6 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use zerosweep_wire::{
@@ -14,14 +14,14 @@ use zerosweep_wire::{
     Response,
 };
 
+use crate::clients::{Client, Clients};
 use crate::{adopt, report};
 
-/// Clients that are served at the same time; further ones are turned away.
-const MAX_CLIENTS: usize = 32;
 /// A client that says nothing for so long is let go.
 const SILENCE: Duration = Duration::from_secs(60);
 
-static CLIENTS: AtomicUsize = AtomicUsize::new(0);
+/// Those that are served at the same time.
+static CLIENTS: Clients = Clients::new(32);
 
 /// Starts to listen. Without a socket the guest runs on; only nobody can ask about it.
 pub(crate) fn start() {
@@ -41,36 +41,32 @@ fn accept(listener: &UnixListener, config: &'static AgentConfig) {
             std::thread::sleep(Duration::from_millis(100));
             continue;
         };
-        if CLIENTS.fetch_add(1, Ordering::AcqRel) >= MAX_CLIENTS {
-            CLIENTS.fetch_sub(1, Ordering::AcqRel);
-            continue;
-        }
+        let Some(seat) = CLIENTS.admit(client) else { continue };
         let serve = move || {
             zerosweep_linux::sys::raw::block_signals();
-            let _ = catch_unwind(AssertUnwindSafe(|| converse(&client, config)));
-            CLIENTS.fetch_sub(1, Ordering::AcqRel);
+            let _ = catch_unwind(AssertUnwindSafe(|| converse(&seat.client, config)));
         };
+        // Without a thread the seat is given up with what was to run.
         let builder = std::thread::Builder::new().name("zs-client".into());
-        if builder.spawn(serve).is_err() {
-            CLIENTS.fetch_sub(1, Ordering::AcqRel);
-        }
+        let _ = builder.spawn(serve);
     }
 }
 
 /// How long one request may work.
 const WORK: Duration = Duration::from_millis(250);
 
-fn converse(client: &UnixStream, config: &AgentConfig) -> std::io::Result<()> {
-    client.set_read_timeout(Some(SILENCE))?;
-    client.set_write_timeout(Some(SILENCE))?;
+fn converse(client: &Client, config: &AgentConfig) -> std::io::Result<()> {
+    let stream = &client.stream;
+    stream.set_read_timeout(Some(SILENCE))?;
+    stream.set_write_timeout(Some(SILENCE))?;
     let hello = Hello {
         protocol: PROTOCOL,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         name: config.name.clone(),
         pid: std::process::id(),
     };
-    send(client, &hello)?;
-    let mut reader = BufReader::new(client);
+    send(stream, &hello)?;
+    let mut reader = BufReader::new(stream);
     loop {
         let mut line = Vec::new();
         let limit = MAX_LINE_BYTES as u64;
@@ -78,7 +74,8 @@ fn converse(client: &UnixStream, config: &AgentConfig) -> std::io::Result<()> {
         if read == 0 || line.last() != Some(&b'\n') {
             return Ok(());
         }
-        send(client, &answer(&line, config))?;
+        let Some(answer) = client.serve(|| answer(&line, config)) else { return Ok(()) };
+        send(stream, &answer)?;
     }
 }
 

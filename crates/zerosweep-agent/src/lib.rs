@@ -12,6 +12,7 @@
 //! | `interpose` | the C functions that take the place of the C library's |
 //! | `adopt` | what happens to a VMM that is told to manage memory: recognise, take over, clean up |
 //! | `control` | the control socket |
+//! | `clients` | who is connected to it |
 //! | `report` | figures as messages |
 //!
 //! A process that finds no [configuration](zerosweep_wire::CONFIG_VARIABLE) in its environment is
@@ -25,6 +26,7 @@
 //! do not give their own memory back by it), symbol look-ups of any kind.
 
 mod adopt;
+mod clients;
 mod control;
 mod interpose;
 mod report;

@@ -351,3 +351,76 @@ fn without_userfaultfd_real_memory_is_refused_with_the_way_on() {
         }
     });
 }
+
+/// Files of this process may have `kib` at most, as if the disk were full then. (With the signal
+/// ignored, the kernel says it as an error, as it does of a full disk.)
+fn with_little_room(place: &Place, kib: u32, arguments: &[&str]) -> std::process::Output {
+    let script = "trap '' XFSZ; blocks=$1; shift; ulimit -f \"$blocks\"; exec \"$@\"";
+    let program = env!("CARGO_BIN_EXE_zerosweep");
+    std::process::Command::new("sh")
+        .args(["-c", script, "sh", &(kib * 2).to_string(), program])
+        .args(SMALL.iter().chain(arguments))
+        .env("XDG_RUNTIME_DIR", place.path())
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn a_full_disk_is_told_and_what_was_finished_is_kept() {
+    let place = Place::new();
+    let [out, report] = ["runs.json", "report.html"].map(|name| place.path().join(name));
+    let [out_name, report_name] = [&out, &report].map(|path| path.to_str().unwrap());
+    let files = || {
+        let entries = std::fs::read_dir(place.path()).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.collect::<BTreeSet<_>>()
+    };
+    let no_room = |output: &std::process::Output, file: &str| {
+        let message = stderr(output);
+        assert_eq!(output.status.code(), Some(1), "{message}");
+        assert!(message.contains("cannot write") && message.contains(file), "{message}");
+    };
+    let known = files();
+
+    // No room for a single run.
+    no_room(&with_little_room(&place, 1, &["--out", out_name]), out_name);
+    assert_eq!(files(), known, "nothing is left of what could not be written");
+
+    // Room for some: they are there, whole, and can be gone on with.
+    no_room(&with_little_room(&place, 60, &["--jobs", "1", "--out", out_name]), out_name);
+    let kept = runs(&std::fs::read_to_string(&out).unwrap());
+    assert!((1..36).contains(&kept.len()), "{} runs are kept", kept.len());
+    assert!(!files().contains("runs.json.part"), "{:?}", files());
+    small(&place, &["--resume", out_name]);
+    let all = runs(&std::fs::read_to_string(&out).unwrap());
+    assert!(all.len() == 36 && kept.iter().all(|run| all.contains(run)), "it goes on");
+
+    // A report that has no room is not there, and an old one stays as it was.
+    let merge = ["--report", report_name, "--guest", "linux", "--policy", "none"];
+    no_room(&with_little_room(&place, 4, &merge), report_name);
+    assert!(!report.exists() && !files().contains("report.html.part"), "{:?}", files());
+    std::fs::write(&report, "old").unwrap();
+    no_room(&with_little_room(&place, 4, &merge), report_name);
+    assert_eq!(std::fs::read_to_string(&report).unwrap(), "old");
+}
+
+#[test]
+fn a_device_that_is_full_is_told() {
+    let place = Place::new();
+    let one = ["--guest", "linux", "--policy", "none"];
+    for option in ["--out", "--report"] {
+        let all = [&SMALL[..], &one, &[option, "/dev/full"]].concat();
+        let output = place.output(&all);
+        let message = stderr(&output);
+        assert_eq!(output.status.code(), Some(1), "{option}: {message}");
+        assert!(message.contains("cannot write /dev/full"), "{option}: {message}");
+    }
+    for option in [&[][..], &["--json"]] {
+        let all = [&SMALL[..], &one, option].concat();
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let output = place.command(&all).stdout(full).output().unwrap();
+        let message = stderr(&output);
+        assert_eq!(output.status.code(), Some(1), "{option:?}: {message}");
+        assert!(message.contains("No space left"), "{option:?}: {message}");
+    }
+}

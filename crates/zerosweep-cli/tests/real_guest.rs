@@ -18,6 +18,11 @@
 //! | `endings` | whoever of VMM and tool is killed, nothing is left and no guest is lost |
 //! | `experiment` | `zerosweep experiment --machine qemu` |
 //! | `exhaustion` | a guest that needs more than its target: rule R15 |
+//! | `flood` | a control socket full of garbage and silent clients |
+//! | `migration` | migrated away by QEMU, and what QEMU refuses |
+//! | `resets` | a guest that is reset while its balloon inflates |
+//! | `stops` | tool and clients that are stopped for a while |
+//! | `stress` | ballooning, churn, sweeps and consolidation all at once; longer by a variable |
 //! | `surroundings` | command lines, names and sockets that stand in the way |
 //! | `harness` | guests that end with their test, markers, control sockets, memory held |
 //!
@@ -37,7 +42,17 @@ mod endings;
 mod exhaustion;
 #[path = "real_guest/experiment.rs"]
 mod experiment;
+#[path = "real_guest/flood.rs"]
+mod flood;
 #[path = "real_guest/harness/mod.rs"]
 mod harness;
+#[path = "real_guest/migration.rs"]
+mod migration;
+#[path = "real_guest/resets.rs"]
+mod resets;
+#[path = "real_guest/stops.rs"]
+mod stops;
+#[path = "real_guest/stress.rs"]
+mod stress;
 #[path = "real_guest/surroundings.rs"]
 mod surroundings;

@@ -18,6 +18,8 @@
 //! damaged page=17 offset=0 expected=0x… found=0x…
 //! verified pages=24576 bad=0 passes=9
 //! done ok
+//! stirred round=0 bytes=… files=… bad=0
+//! alive uptime=9.87 mem_total=241248 pages=24576 bad=0
 //! ```
 //!
 //! A failure is a line `error …`, then `done failed reason=…`, and the end that was asked for; the

@@ -10,7 +10,9 @@
 //! | `zs.scrub=1` | write zeros to nearly all free memory before the balloon is loaded | 0 |
 //! | `zs.settle=SECONDS` | the longest wait for the balloon | 60 |
 //! | `zs.first=SECONDS` | how long the balloon may take until it begins | 1 |
+//! | `zs.balloon=0` | the balloon driver is never loaded | 1 |
 //! | `zs.touch=SIZE` | further memory to fill and verify once the balloon has settled | 0 |
+//! | `zs.stir=SIZE` | an idle guest writes, deletes and verifies files of so many bytes all the while | 0 |
 //! | `zs.end=poweroff\|reboot\|idle` | what happens at the end | poweroff |
 
 use std::time::Duration;
@@ -35,6 +37,15 @@ pub(crate) enum Check {
     Rewrite,
 }
 
+/// Whether the balloon driver is loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Driver {
+    /// After what comes before it.
+    Loaded,
+    /// Never.
+    LeftOut,
+}
+
 /// Everything that the command line can ask for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Options {
@@ -54,8 +65,12 @@ pub(crate) struct Options {
     pub(crate) settle: Duration,
     /// Longest wait for the first change of the balloon.
     pub(crate) first: Duration,
+    /// What becomes of the balloon driver.
+    pub(crate) balloon: Driver,
     /// Bytes to touch after ballooning.
     pub(crate) touch_bytes: u64,
+    /// Bytes of files that an idle guest writes in each round.
+    pub(crate) stir_bytes: u64,
     /// What happens at the end.
     pub(crate) end: End,
 }
@@ -71,7 +86,9 @@ impl Default for Options {
             scrub: false,
             settle: Duration::from_secs(60),
             first: Duration::from_secs(1),
+            balloon: Driver::Loaded,
             touch_bytes: 0,
+            stir_bytes: 0,
             end: End::PowerOff,
         }
     }
@@ -104,7 +121,11 @@ impl Options {
             "scrub" => self.scrub = flag(value)?,
             "settle" => self.settle = seconds(value)?,
             "first" => self.first = seconds(value)?,
+            "balloon" => {
+                self.balloon = if flag(value)? { Driver::Loaded } else { Driver::LeftOut };
+            }
             "touch" => self.touch_bytes = size(value)?,
+            "stir" => self.stir_bytes = size(value)?,
             "end" => self.end = end(value)?,
             _ => return Err("unknown setting".to_owned()),
         }
@@ -170,7 +191,8 @@ mod tests {
     #[test]
     fn every_word_is_read() {
         let line = "quiet zs.fill=96M zs.seed=0x10 zs.rewrite=1 zs.churn=1G zs.clump=4M \
-                    zs.scrub=1 zs.settle=2.5 zs.first=30 zs.touch=512K zs.end=idle panic=-1";
+                    zs.scrub=1 zs.settle=2.5 zs.first=30 zs.balloon=0 zs.touch=512K \
+                    zs.stir=64M zs.end=idle panic=-1";
         let expected = Options {
             fill_bytes: 96 << 20,
             seed: 16,
@@ -180,7 +202,9 @@ mod tests {
             scrub: true,
             settle: Duration::from_millis(2500),
             first: Duration::from_secs(30),
+            balloon: Driver::LeftOut,
             touch_bytes: 512 << 10,
+            stir_bytes: 64 << 20,
             end: End::Idle,
         };
         assert_eq!(Options::parse(line), Ok(expected));

@@ -13,13 +13,15 @@ use crate::failure::Failure;
 use crate::meminfo::MemInfo;
 use crate::memory::{self, Region};
 use crate::modules::{self, Loaded};
-use crate::options::{Check, End, Options};
+use crate::options::{Check, Driver, End, Options};
 use crate::scrub;
 use crate::system;
 use crate::watcher::Watcher;
 
 /// How often an idle guest says that it is well.
 const ALIVE: Duration = Duration::from_secs(5);
+/// What could not be done is tried again after this.
+const REST: Duration = Duration::from_millis(200);
 
 /// Runs every stage and prints how it went; what is to happen then.
 pub(crate) fn run() -> End {
@@ -29,7 +31,7 @@ pub(crate) fn run() -> End {
                 Ok(mut kept) => {
                     mark("done ok");
                     if options.end == End::Idle {
-                        idle(&mut kept, options.check);
+                        idle(&mut kept, &options);
                     }
                 }
                 Err(failure) => report(&failure),
@@ -79,7 +81,10 @@ fn live(options: &Options) -> Result<Vec<Region>, Failure> {
         mark(format_args!("scrubbed bytes={bytes} seconds={:.3}", start.elapsed().as_secs_f64()));
     }
     let watcher = Watcher::start(filled, options.check)?;
-    inflate(options)?;
+    match options.balloon {
+        Driver::Loaded => inflate(options)?,
+        Driver::LeftOut => mark("balloon left out"),
+    }
     let touched = fill("touched", "touch", options.touch_bytes, options.seed, first_touched);
     let (filled, passes) = watcher.finish()?;
     let mut regions = vec![filled];
@@ -174,12 +179,16 @@ fn verify(regions: &mut [Region], passes: u64) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Verifies for ever, and says now and then that the guest is well.
-fn idle(regions: &mut [Region], check: Check) {
-    loop {
-        thread::sleep(ALIVE);
+/// Verifies for ever, and says now and then that the guest is well. Between two looks it rests, or
+/// stirs its memory up.
+fn idle(regions: &mut [Region], options: &Options) {
+    for round in 0.. {
+        match options.stir_bytes {
+            0 => thread::sleep(ALIVE),
+            bytes => stir(bytes, options, round),
+        }
         for region in regions.iter_mut() {
-            region.verify(check);
+            region.verify(options.check);
         }
         mark(format_args!(
             "alive uptime={:.2} mem_total={} pages={} bad={}",
@@ -189,4 +198,25 @@ fn idle(regions: &mut [Region], check: Check) {
             regions.iter().map(Region::bad_count).sum::<u64>()
         ));
     }
+}
+
+/// Writes files, deletes most of them, verifies the rest and deletes it, in a directory of its own.
+/// A guest that has no room for them at the moment says so.
+fn stir(bytes: u64, options: &Options, round: u64) {
+    let directory = Path::new(system::WORK).join("stir");
+    let seed = options.seed.wrapping_add(round).wrapping_add(1);
+    let stirred = fs::create_dir_all(&directory)
+        .map_err(|e| Failure::new("stir", format_args!("{}: {e}", directory.display())))
+        .and_then(|()| Churn::new(&directory, bytes, options.clump_bytes, seed));
+    match stirred {
+        Ok(churn) => {
+            let (files, bad) = (churn.kept_count(), churn.damaged_count());
+            mark(format_args!("stirred round={round} bytes={bytes} files={files} bad={bad}"));
+        }
+        Err(failure) => {
+            thread::sleep(REST);
+            mark(format_args!("not stirred round={round}: {}", failure.detail));
+        }
+    }
+    let _ = fs::remove_dir_all(&directory);
 }

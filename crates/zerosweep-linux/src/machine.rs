@@ -107,6 +107,10 @@ impl LinuxMachine {
         self.pool.all()
     }
 
+    pub(crate) fn scratch_span(&self) -> Span<'_> {
+        self.scratch.all()
+    }
+
     /// Counters.
     #[must_use]
     pub fn counters(&self) -> &MachineCounters {
@@ -159,12 +163,20 @@ impl LinuxMachine {
     /// Gets memory for a reserved superslot, a huge page if the host has one. False if it has
     /// nothing at all.
     pub(crate) fn back(&self, mfn: Mfn) -> bool {
+        // An empty page table would make the kernel use small pages.
+        self.drop_memory(mfn, Order::SUPERPAGE);
+        let backed = self.back_rest(mfn);
+        if !backed {
+            self.drop_memory(mfn, Order::SUPERPAGE);
+        }
+        backed
+    }
+
+    /// As [`LinuxMachine::back`], and leaves alone what is there.
+    fn back_rest(&self, mfn: Mfn) -> bool {
         let superslot = mfn.raw() / 512;
         let Ok(span) = self.slot(mfn, Order::SUPERPAGE) else { return false };
-        // An empty page table would make the kernel use small pages.
-        let _ = span.discard();
         if span.populate().is_err() {
-            let _ = span.discard();
             self.slots.drop_all(superslot);
             return false;
         }
@@ -208,10 +220,10 @@ impl LinuxMachine {
         let mut tries = 0;
         while done < from.bytes() {
             let left = from.bytes() - done;
-            let (Ok(to), Ok(from)) = (to.part(done, left), from.part(done, left)) else {
+            let (Ok(there), Ok(rest)) = (to.part(done, left), from.part(done, left)) else {
                 return Err(Stopped::Failed);
             };
-            let (bytes, stopped) = match self.uffd.move_pages(to, from, Holes::Skip, Wake::No) {
+            let (bytes, stopped) = match self.uffd.move_pages(there, rest, Holes::Skip, Wake::No) {
                 MoveOutcome::Done => return Ok(()),
                 MoveOutcome::Partial { bytes } => (bytes, Stopped::Busy),
                 MoveOutcome::Busy => (0, Stopped::Busy),
@@ -238,6 +250,9 @@ impl LinuxMachine {
         let mut back = 0;
         let mut tries = 0;
         while back < done && tries < MOVE_TRIES * 10 {
+            if tries % 16 == 15 {
+                std::thread::yield_now();
+            }
             let parts = (from.part(back, done - back), to.part(back, done - back));
             let (Ok(home), Ok(away)) = parts else { return };
             match self.uffd.move_pages(home, away, Holes::Skip, Wake::No) {
@@ -262,10 +277,20 @@ impl LinuxMachine {
         let (Ok(range), Ok(slot)) = (self.range(gfn, order), self.slot(mfn, order)) else {
             return Err(MapError);
         };
+        if backing != Backing::Whole {
+            // A hole would be the guest's, and a look at it would wait for ever.
+            for page in (0..512).map(|n| mfn.offset(n)) {
+                if !self.slots.is_present(page.raw()) && !self.back_hole(page) {
+                    return Err(MapError);
+                }
+            }
+        }
         // The range is PoD: zero pages, or nothing. What is left of it would be in the way.
         range.discard().map_err(|_| MapError)?;
         self.move_all(range, slot).map_err(|_| MapError)?;
         if backing != Backing::Whole {
+            // Each page is a frame of the guest's from now on, whether it had memory before or not.
+            self.slots.fill(superslot, Backing::Pieces);
             return Ok(Mapped::Pieces);
         }
         self.ready.fetch_sub(1, Ordering::Relaxed);
@@ -331,8 +356,17 @@ impl LinuxMachine {
         } else {
             let _ = self.slots.break_up(mfn.raw() / 512);
         }
-        match self.move_all(slot, range) {
+        let mut moved = self.move_all(slot, range);
+        if order == Order::PAGE && matches!(moved, Err(Stopped::Failed)) && self.is_there(range) {
+            // The kernel has filled the slot of a frame that is not there.
+            let _ = slot.discard();
+            moved = self.move_all(slot, range);
+        }
+        match moved {
             Ok(()) => {
+                if order == Order::PAGE && !self.slots.is_present(mfn.raw()) {
+                    self.slots.set_present(mfn.raw(), true);
+                }
                 if self.slots.backing(mfn.raw() / 512) == Backing::Whole {
                     self.ready.fetch_add(1, Ordering::Relaxed);
                 }
@@ -348,6 +382,10 @@ impl LinuxMachine {
         }
     }
 
+    fn is_there(&self, page: Span<'_>) -> bool {
+        self.pagemap.resident_pages(page) == Ok(1)
+    }
+
     fn free_run(&self, mfn: Mfn, order: Order) {
         let superslot = mfn.raw() / 512;
         let backing = self.settled_backing(superslot);
@@ -358,7 +396,12 @@ impl LinuxMachine {
         }
         let freed = {
             let mut frames = self.frames.lock().unwrap_or_else(PoisonError::into_inner);
-            frames.free(mfn, order)
+            let freed = frames.free(mfn, order);
+            if frames.is_wholly_free(superslot) {
+                // The last of its pages: nobody has any of it, and nothing stands behind it.
+                self.slots.drop_all(superslot);
+            }
+            freed
         };
         debug_assert!(freed, "INV-1: {mfn:?} was given back twice");
     }
@@ -423,16 +466,49 @@ impl LinuxMachine {
 
     /// Copies a page that is at its slot to another slot, which gets memory if it has none.
     fn copy_page(&self, from: Mfn, to: Mfn) {
-        let _ = self.settled_backing(to.raw() / 512);
         let (Ok(source), Ok(target)) = (self.slot(from, Order::PAGE), self.slot(to, Order::PAGE))
         else {
             return;
         };
+        self.back_page(to);
         // Lengths are equal: one page.
         let _ = target.copy_from(source);
         if !self.slots.is_present(to.raw()) {
             self.slots.set_present(to.raw(), true);
         }
+    }
+
+    /// Gets memory for a slot that is to be written to. The kernel would put a huge page behind all
+    /// of its superslot, and nobody would know of the other pages.
+    fn back_page(&self, mfn: Mfn) {
+        let superslot = mfn.raw() / 512;
+        let is_out = || {
+            let frames = self.frames.lock().unwrap_or_else(PoisonError::into_inner);
+            frames.is_wholly_out(superslot)
+        };
+        if self.slots.backing(superslot) == Backing::Empty
+            && is_out()
+            && self.slots.advance(superslot, Backing::Empty, Backing::Preparing)
+        {
+            self.counters.late_backing.fetch_add(1, Ordering::Relaxed);
+            // Another thread may be at work on a page of it.
+            let _ = self.back_rest(mfn.align_down(Order::SUPERPAGE));
+        }
+        let _ = self.settled_backing(superslot);
+        if !self.slots.is_present(mfn.raw()) {
+            let _ = self.back_hole(mfn);
+        }
+    }
+
+    /// Gets a page for a slot that has none; false if the host has none.
+    fn back_hole(&self, mfn: Mfn) -> bool {
+        let Ok(slot) = self.slot(mfn, Order::PAGE) else { return false };
+        let backed =
+            self.with_scratch(|page| page.populate().is_ok() && self.move_all(slot, page).is_ok());
+        if backed {
+            self.slots.set_present(mfn.raw(), true);
+        }
+        backed
     }
 
     /// Makes a mapped page of the guest zero, whose superpage the caller has claimed.

@@ -18,9 +18,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use zerosweep::{
-    AuditError, Config, ConfigError, Consolidation, DecreaseError, Domain, Entry, FramePool, Gfn,
-    Hold, Host, InvalidTouch, Order, OutOfTableMemory, Policy, Progress, Quantities, Session,
-    Statistics, Superpage, TargetError, Upkeep,
+    AuditError, Config, ConfigError, Consolidation, DecreaseError, Domain, Entry, Fault, FillError,
+    FramePool, Gfn, Hold, Host, InvalidTouch, Order, OutOfTableMemory, Policy, Progress,
+    Quantities, Session, Statistics, Superpage, TargetError, Upkeep,
 };
 
 use crate::addr::{PAGE_BYTES, SUPERPAGE_BYTES};
@@ -38,6 +38,12 @@ const SNAPSHOT_STEP: u64 = 1024;
 
 /// Superpages that a sweep or a consolidation looks at before it asks whether its time is over.
 const WORK_STEP: u64 = 16;
+
+/// Runs that the cache is filled with at a time.
+const FILL_STEPS: u64 = 1024;
+
+/// How often a page is tried to be mapped, a millisecond apart, before the kernel takes over.
+const MAP_TRIES: u32 = 100;
 
 /// What happens when no frame can be found (rule R15).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -234,6 +240,7 @@ impl GuestMemory {
         let uffd = &self.machine.uffd;
         uffd.register(guest, Watch::MissingAndProtected)?;
         uffd.register(self.machine.pool_span(), Watch::Protected)?;
+        uffd.register(self.machine.scratch_span(), Watch::Protected)?;
         uffd.protect(guest)?;
         Ok(())
     }
@@ -335,13 +342,17 @@ impl GuestMemory {
     /// range. Returns how many pages came back; `None` once the cap is lifted: the caller does as
     /// without us then.
     pub fn decrease(&self, gfn: Gfn, order: Order) -> Option<u64> {
-        self.operate_and_keep_up(|session| wait(|| session.decrease(gfn, order)).unwrap_or(0))
+        self.operate_and_keep_up(|session| {
+            wait(session, |session| session.decrease(gfn, order)).unwrap_or(0)
+        })
     }
 
     /// The guest gives up the content of a range and keeps its pages. Waits as
     /// [`GuestMemory::decrease`] does. Returns how many pages became PoD; `None` as there.
     pub fn discard(&self, gfn: Gfn, pages: u64) -> Option<u64> {
-        self.operate_and_keep_up(|session| wait(|| session.discard(gfn, pages)).unwrap_or(0))
+        self.operate_and_keep_up(|session| {
+            wait(session, |session| session.discard(gfn, pages)).unwrap_or(0)
+        })
     }
 
     /// The guest takes pages again (its balloon deflates): those whose frames are still there are
@@ -355,9 +366,34 @@ impl GuestMemory {
     /// # Errors
     /// When it cannot be; `Ok(false)` once the cap is lifted.
     pub fn set_target(&self, bytes: u64) -> Result<bool, TargetError> {
-        let done = self.operate_and_keep_up(|session| session.set_target(bytes / PAGE_BYTES));
+        let target = bytes / PAGE_BYTES;
+        let Some(begun) = self.operate(|session| session.begin_target(target)) else {
+            return Ok(false);
+        };
+        begun?;
+        let done = self.reach_target();
+        self.upkeep.call();
         self.ahead.call();
-        done.transpose().map(|done| done.is_some())
+        done.transpose().map(|done| done.is_some()).map_err(TargetError::Fill)
+    }
+
+    /// Breaks superpages with retained pages while the total is above the target, and fills the
+    /// cache; in steps, so that a lift need not wait for all of it.
+    fn reach_target(&self) -> Option<Result<(), FillError>> {
+        let superpages = self.machine.guest.bytes().div_ceil(SUPERPAGE_BYTES);
+        // The guest may take pages again as fast: the rest is left to the upkeep.
+        for _ in 0..superpages.div_ceil(WORK_STEP) {
+            if self.operate(|session| session.shrink(WORK_STEP))? == Progress::Done {
+                break;
+            }
+        }
+        loop {
+            match self.operate_and_keep_up(|session| session.fill(FILL_STEPS))? {
+                Ok(Progress::More) => {}
+                Ok(Progress::Done) => return Some(Ok(())),
+                Err(error) => return Some(Err(error)),
+            }
+        }
     }
 
     /// Goes on with a full sweep (rule R8) from superpage `first` on, for about `time`. Says where
@@ -505,6 +541,8 @@ impl GuestMemory {
         let _ = self.machine.uffd.unregister(self.machine.guest.all());
         let cached: Vec<_> = self.lock().cache().iter().collect();
         cached.into_iter().for_each(|(mfn, order)| self.machine.drop_memory(mfn, order));
+        // Nothing will come for them any more.
+        self.stop_threads();
     }
 
     /// Maps what a failed check left unmapped.
@@ -517,7 +555,13 @@ impl GuestMemory {
             (0..p2m.pages()).map(Gfn::new).filter(is_detached).collect()
         };
         for gfn in detached {
-            let _ = self.session().fault(gfn);
+            // What is not mapped now is lost to the guest.
+            for _ in 0..MAP_TRIES {
+                if matches!(self.session().fault(gfn), Ok(Fault::Present { .. })) {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
         }
     }
 
@@ -554,12 +598,18 @@ impl Drop for Running<'_> {
     }
 }
 
-/// Repeats an operation while its range is in transit.
-fn wait(mut operation: impl FnMut() -> Result<u64, DecreaseError>) -> Result<u64, DecreaseError> {
+/// Repeats an operation while its range is in transit, unless the cap is being lifted: whoever has
+/// the range may have failed then. The lock is not held meanwhile: whoever has the range needs it.
+fn wait<'a>(
+    session: &mut Session<LinuxHost<'a>>,
+    mut operation: impl FnMut(&mut Session<LinuxHost<'a>>) -> Result<u64, DecreaseError>,
+) -> Result<u64, DecreaseError> {
     let mut pause = Duration::from_micros(10);
     loop {
-        match operation() {
-            Err(DecreaseError::InTransit) => std::thread::sleep(pause),
+        match operation(session) {
+            Err(DecreaseError::InTransit) if !session.host().memory.is_lifted() => {
+                session.host().machine(|_| std::thread::sleep(pause));
+            }
             other => return other,
         }
         pause = (pause * 2).min(Duration::from_millis(1));

@@ -148,6 +148,7 @@ pub(crate) fn start(memory: &Arc<GuestMemory>) -> std::io::Result<()> {
             wait,
             pending: Vec::with_capacity(MAX_PENDING),
             last: None,
+            tried: Instant::now(),
             swept: Instant::now(),
             buffer: Box::new(FaultBuffer::new()),
             main_thread: MainThread::of_this_process(),
@@ -192,6 +193,8 @@ struct Server {
     wait: SharedWait,
     pending: Vec<Pending>,
     last: Option<Fault>,
+    /// When those that wait for more than their turn were tried last.
+    tried: Instant,
     swept: Instant,
     buffer: Box<FaultBuffer>,
     main_thread: MainThread,
@@ -226,16 +229,24 @@ impl Server {
             // Turns first; what stalls or is in transit only when something may have changed.
             self.retry(memory, |why| why == Why::Turn)?;
             let quiet = !ready.first && !ready.second;
-            if ready.second || quiet {
+            if ready.second || quiet || self.is_overdue() {
                 if memory.service.stalled() > 0 && self.swept.elapsed() >= SWEEP_AGAIN {
                     memory.lock().allow_sweep();
                     self.swept = Instant::now();
                 }
                 self.retry(memory, |why| why != Why::Turn)?;
+                self.tried = Instant::now();
             }
             self.publish(state);
         }
         Ok(())
+    }
+
+    /// Whether faults come so fast that those that wait are never tried again.
+    fn is_overdue(&self) -> bool {
+        let waits = |pending: &Pending| pending.why != Why::Turn;
+        self.pending.iter().any(waits)
+            && self.tried.elapsed() >= Duration::from_millis(u64::from(RETRY_MS))
     }
 
     fn timeout_ms(&self) -> Option<u32> {
@@ -381,8 +392,11 @@ impl Server {
 
     fn publish(&mut self, state: &ServiceState) {
         let stalled = self.pending.iter().filter(|p| p.why == Why::Stalled).count();
-        if stalled == 0 {
-            self.main_thread.forget();
+        // A fault that found no frame is at its turn again while memory is swept once more: the main
+        // thread waits all the while.
+        match self.pending.is_empty() {
+            true => self.main_thread.forget(),
+            false => self.main_thread.look_again(),
         }
         let desk = &state.desks[self.desk];
         desk.stalled.store(stalled as u32, Ordering::Relaxed);

@@ -69,12 +69,19 @@ fn verify_pages(memory: &GuestMemory, pages: std::ops::Range<u64>) {
 }
 
 /// Waits for what the background brings about.
-fn wait_until(mut done: impl FnMut() -> bool) {
+fn wait_until(mut done: impl FnMut() -> bool, state: impl Fn() -> String) {
     let deadline = std::time::Instant::now() + Duration::from_secs(10);
     while !done() {
-        assert!(std::time::Instant::now() < deadline, "it does not come about");
+        assert!(std::time::Instant::now() < deadline, "it does not come about: {}", state());
         std::thread::sleep(Duration::from_millis(1));
     }
+}
+
+/// Superpages for which the host had no huge page: none, if it is not short of memory.
+fn small(memory: &GuestMemory) -> u64 {
+    let small = memory.machine().counters().small_backing.load(Ordering::Relaxed);
+    assert!(small <= 2, "the host has few huge pages: {small} times it had none");
+    small
 }
 
 /// The engine's books agree with themselves and with the kernel.
@@ -164,7 +171,10 @@ fn a_pattern_survives_ballooning_and_sweeps() {
         // Words that a quick check does not see make Xen look at every page for itself.
         if policy == Policy::Zerosweep {
             // What was given back in full comes free in the background.
-            wait_until(|| memory.snapshot().superpages_in_guest == 16);
+            wait_until(
+                || memory.snapshot().superpages_in_guest == 16,
+                || format!("{:?}", memory.snapshot()),
+            );
             assert_eq!(memory.snapshot().quantities.retained, 0);
         }
         check(&memory, 64);
@@ -216,7 +226,7 @@ fn a_free_page_report_gives_superpages_back_whole() {
             verify_pages(memory, 0..8192);
         }],
     );
-    assert_eq!(memory.snapshot().superpages_in_guest, 16);
+    assert_eq!(memory.snapshot().superpages_in_guest + small(&memory), 16);
     check(&memory, 32);
     memory.stop();
 }
@@ -294,7 +304,7 @@ fn superpages_stay_whole_while_two_virtual_cpus_race() {
         }
     };
     as_guest(&memory, vec![race(0), race(256)]);
-    assert_eq!(memory.machine().whole_superpages(), Ok(1024));
+    assert_eq!(memory.machine().whole_superpages().map(|n| n + small(&memory)), Ok(1024));
     for superpage in 0..1024 {
         for page in [0, 256] {
             let offset = (superpage * 512 + page) * PAGE_BYTES;
@@ -344,16 +354,25 @@ fn consolidation_holds_no_more_superframes_than_it_must() {
                 done.send(()).unwrap();
             })
         };
-        while rounds_done.load(Ordering::Relaxed) < 3 {
+        loop {
             let mut anew = true;
             while memory.consolidate(anew, Duration::from_millis(5)).unwrap().unwrap().is_some() {
                 anew = false;
+            }
+            if rounds_done.load(Ordering::Relaxed) >= 3 {
+                break;
             }
         }
         stop.store(true, Ordering::Relaxed);
         assert!(stopped.1.recv_timeout(Duration::from_secs(60)).is_ok(), "the guest hangs");
         writer.join().unwrap();
-        wait_until(|| memory.machine().superframes_held() <= 3);
+        wait_until(
+            || memory.machine().superframes_held() <= 3,
+            || {
+                let held = memory.machine().superframes_held();
+                format!("{policy}: {held} superframes, {before} before, {:?}", memory.snapshot())
+            },
+        );
         assert_eq!(memory.machine().superframes_held(), 3, "{policy}: {before} before");
         as_guest(
             &memory,
@@ -364,4 +383,44 @@ fn consolidation_holds_no_more_superframes_than_it_must() {
         memory.audit().unwrap();
         memory.stop();
     }
+}
+
+/// A page that is given back may lie in a superpage that a sweep has in transit at that moment: the
+/// balloon waits for the sweep, and the sweep must be able to go on.
+#[test]
+#[ignore = "needs userfaultfd in kernel mode: root, CAP_SYS_PTRACE or /dev/userfaultfd"]
+fn giving_back_waits_for_a_sweep_of_the_same_superpage_and_not_the_other_way_round() {
+    const ROUNDS: u64 = 300;
+    let memory = memory(16, 16, Policy::Zerosweep);
+    let (done, finished) = channel();
+    let (sweeper, swept) = (Arc::clone(&memory), done.clone());
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = Arc::clone(&stop);
+    std::thread::spawn(move || {
+        while !stopped.load(Ordering::Relaxed) {
+            let _ = sweeper.sweep(0, Duration::from_millis(5));
+        }
+        swept.send(()).unwrap();
+    });
+    let guest = Arc::clone(&memory);
+    std::thread::spawn(move || {
+        guest.set_vcpus(&[zerosweep_linux::sys::raw::thread_id()]);
+        for round in 0..ROUNDS {
+            let superpage = round % 8 * 512;
+            write_pages(&guest, superpage..superpage + 512, |_| 0);
+            for page in superpage..superpage + 8 {
+                guest.decrease(Gfn::new(page), Order::PAGE);
+            }
+            guest.discard(Gfn::new(superpage), 512);
+        }
+        stop.store(true, Ordering::Relaxed);
+        done.send(()).unwrap();
+    });
+    for _ in 0..2 {
+        // Not even a snapshot could be had then: the lock is held for ever.
+        let outcome = finished.recv_timeout(Duration::from_secs(60));
+        assert!(outcome.is_ok(), "guest and sweep wait for each other");
+    }
+    memory.audit().unwrap();
+    memory.stop();
 }

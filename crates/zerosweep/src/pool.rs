@@ -73,6 +73,12 @@ impl FramePool {
         self.frames.get(superframe as usize).is_some_and(|f| f.count == 512)
     }
 
+    /// Whether all of a superframe is out.
+    #[must_use]
+    pub fn is_wholly_out(&self, superframe: u64) -> bool {
+        self.frames.get(superframe as usize).is_some_and(|f| f.count == 0)
+    }
+
     /// Gives out a page or a superframe. Pages come from superframes that are broken already.
     ///
     /// # Errors

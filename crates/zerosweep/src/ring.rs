@@ -46,33 +46,51 @@ impl<const N: usize> Ring<N> {
 ///
 /// One instruction may need several pages at once, and all of them may be zero (it copies zeros, say).
 /// If the search for a frame took one of them for the next, the guest would go round for ever
-/// where it should have been told that there is nothing left.
+/// where it should have been told that there is nothing left. So when a page is missed again that
+/// was populated a moment ago, these are left alone for a while.
 #[derive(Default)]
 pub(crate) struct Touched {
-    pages: [Gfn; 16],
+    pages: [Gfn; Self::LEN],
     count: usize,
+    /// They are left alone until so many have been populated.
+    guarded_until: usize,
 }
 
 impl Touched {
+    const LEN: usize = 16;
+
     pub(crate) fn record(&mut self, gfn: Gfn) {
-        self.pages[self.count % self.pages.len()] = gfn;
+        self.pages[self.count % Self::LEN] = gfn;
         self.count += 1;
     }
 
-    pub(crate) fn contains(&self, gfn: Gfn) -> bool {
-        self.pages().contains(&gfn)
+    /// A page is to be populated.
+    pub(crate) fn note_miss(&mut self, gfn: Gfn) {
+        if self.pages().contains(&gfn) {
+            self.guarded_until = self.count + Self::LEN;
+        }
     }
 
-    pub(crate) fn any_in(&self, superpage: Superpage) -> bool {
-        self.pages().iter().any(|gfn| gfn.superpage() == superpage)
+    /// Whether a search must leave this page alone.
+    pub(crate) fn guards(&self, gfn: Gfn) -> bool {
+        self.is_on_guard() && self.pages().contains(&gfn)
+    }
+
+    /// Whether a search must leave a page of this superpage alone.
+    pub(crate) fn guards_any_of(&self, superpage: Superpage) -> bool {
+        self.is_on_guard() && self.pages().iter().any(|gfn| gfn.superpage() == superpage)
     }
 
     pub(crate) fn forget(&mut self) {
-        self.count = 0;
+        *self = Self::default();
+    }
+
+    fn is_on_guard(&self) -> bool {
+        self.count < self.guarded_until
     }
 
     fn pages(&self) -> &[Gfn] {
-        &self.pages[..self.count.min(self.pages.len())]
+        &self.pages[..self.count.min(Self::LEN)]
     }
 }
 
@@ -102,13 +120,19 @@ mod tests {
     }
 
     #[test]
-    fn the_last_touches_are_known() {
+    fn a_page_that_is_missed_again_puts_the_last_ones_on_guard() {
         let mut touched = Touched::default();
         (0..20).for_each(|n| touched.record(Gfn::new(n * 1000)));
-        assert!(!touched.contains(Gfn::new(3000)) && touched.contains(Gfn::new(4000)));
-        assert!(touched.any_in(Gfn::new(19_001).superpage()));
-        assert!(!touched.any_in(Gfn::new(0).superpage()));
+        touched.note_miss(Gfn::new(3000));
+        assert!(!touched.guards(Gfn::new(19_000)), "it was long ago");
+        touched.note_miss(Gfn::new(4000));
+        assert!(!touched.guards(Gfn::new(3000)) && touched.guards(Gfn::new(4000)));
+        assert!(touched.guards_any_of(Gfn::new(19_001).superpage()));
+        assert!(!touched.guards_any_of(Gfn::new(0).superpage()));
+        (20..36).for_each(|n| touched.record(Gfn::new(n * 1000)));
+        assert!(!touched.guards(Gfn::new(35_000)), "for a while");
+        touched.note_miss(Gfn::new(35_000));
         touched.forget();
-        assert!(!touched.contains(Gfn::new(19_000)));
+        assert!(!touched.guards(Gfn::new(35_000)));
     }
 }

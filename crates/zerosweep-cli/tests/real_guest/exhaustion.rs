@@ -2,13 +2,17 @@
 
 use std::time::{Duration, Instant};
 
+use serde_json::json;
 use zerosweep_wire::State;
 
-use super::harness::{Guest, MEBIBYTE, PATIENCE, Place, Spec, wait_until};
+use super::harness::{Agent, Guest, MEBIBYTE, PATIENCE, Place, Spec, stderr, wait_until};
 
 /// More than the target, none of it zero.
 const APPEND: &str = "init_on_free=1 zs.fill=400M zs.end=idle";
 const RAISED_BYTES: u64 = 600 << 20;
+/// QEMU is never frozen for longer. It takes two seconds until a main thread that hangs on a lock is
+/// known to hang; the rest is for slow machines.
+const QMP_BOUND: Duration = Duration::from_secs(25);
 
 #[test]
 #[ignore = "needs QEMU, a guest image and userfaultfd: cargo xtask test sets them up"]
@@ -62,6 +66,102 @@ fn a_guest_above_its_target_stalls_until_the_target_rises() {
     }
     let audited = place.output(["audit", "vm"]);
     assert_eq!(audited.status.code(), Some(0));
+}
+
+/// `zerosweep set-target` ends a stall as well as the agent's own call, in steps that are not
+/// enough and one that is.
+#[test]
+#[ignore = "needs QEMU, a guest image and userfaultfd: cargo xtask test sets them up"]
+fn a_stalled_guest_goes_on_when_the_target_is_set_by_command() {
+    let place = Place::new();
+    let guest = Guest::managed(&place, &Spec { append: APPEND, ..Spec::default() });
+    let mut agent = stalled(&guest);
+    for size in ["340M", "380M", "600M"] {
+        let began = Instant::now();
+        let output = place.output(["set-target", "vm", size]);
+        assert!(output.status.success(), "{}", stderr(&output));
+        println!("\n  set-target {size}: {:.0} ms", began.elapsed().as_secs_f64() * 1e3);
+        if size != "600M" {
+            wait_until("the guest stalls again", PATIENCE, || {
+                let status = agent.status().unwrap();
+                let full = status.pages.total == status.pages.target;
+                (status.stalled_threads >= 1 && full).then_some(())
+            });
+        }
+    }
+    guest.marker("filled ");
+    guest.marker("balloon settled");
+    assert!(guest.marker("verified ").text.contains(" bad=0 "));
+    guest.marker("done ok");
+    let status = agent.status().unwrap();
+    if status.stalled_threads != 0 || status.borrowed_pages != 0 {
+        guest.fail("it goes on within the new target, without borrowing");
+    }
+    assert!(place.output(["audit", "vm"]).status.success());
+}
+
+/// QEMU's main thread waits for virtual CPUs when it is to stop or reset the machine, and writes to
+/// guest memory itself when it loads what is loaded at a reset. While the guest stalls, each of
+/// these ends by borrowing: after two seconds where QEMU waits for a CPU that waits for memory.
+#[test]
+#[ignore = "needs QEMU, a guest image and userfaultfd: cargo xtask test sets them up"]
+fn qemu_itself_never_waits_for_memory_for_good() {
+    let place = Place::new();
+    let blob = place.path().join("blob");
+    std::fs::write(&blob, vec![0x5a; 4 << 20]).unwrap();
+    let saved = place.path().join("saved");
+    let loader = format!("loader,file={},addr=0x70000000,force-raw=on", blob.display());
+    let qemu = ["-device", &loader];
+    let spec = Spec { append: APPEND, qemu: &qemu, reboots: true, ..Spec::default() };
+    let guest = Guest::managed(&place, &spec);
+    let commands = [
+        // Memory that is promised, read by the main thread. What was taken back of it is a hole,
+        // and to read a hole takes a frame.
+        ("pmemsave", json!({"val": 0x6000_0000_u64, "size": 64 << 20, "filename": saved})),
+        ("stop", json!({})),
+        ("cont", json!({})),
+        ("system_reset", json!({})),
+        ("query-status", json!({})),
+    ];
+    println!();
+    for (command, arguments) in &commands {
+        let mut agent = stalled(&guest);
+        let before = agent.status().unwrap();
+        let began = Instant::now();
+        if let Err(error) = guest.qmp().execute(command, arguments) {
+            guest.fail(&format!("{command}: {error}"));
+        }
+        let took = began.elapsed();
+        // What it is followed by is answered as well.
+        guest.qmp().execute("query-status", &json!({})).unwrap();
+        let after = agent.status().unwrap();
+        println!(
+            "  {command}: {:.0} ms, and {:.0} ms with the next; {} pages borrowed",
+            took.as_secs_f64() * 1e3,
+            began.elapsed().as_secs_f64() * 1e3,
+            after.borrowed_pages.saturating_sub(before.borrowed_pages)
+        );
+        assert!(
+            began.elapsed() < QMP_BOUND,
+            "{command}: QEMU was frozen for {:?}",
+            began.elapsed()
+        );
+        if *command == "stop" {
+            guest.qmp().execute("cont", &json!({})).unwrap();
+        }
+    }
+    assert!(guest.errors.has("beyond its target"), "{}", guest.errors.tail(5));
+    assert!(place.output(["audit", "vm"]).status.success());
+}
+
+/// A guest that has touched all that it may.
+#[track_caller]
+fn stalled(guest: &Guest) -> Agent {
+    let mut agent = guest.agent();
+    wait_until("the guest stalls", PATIENCE, || {
+        (agent.status().unwrap().stalled_threads >= 1).then_some(())
+    });
+    agent
 }
 
 #[test]

@@ -4,9 +4,10 @@
 use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
+use rustix::process::Signal;
 use zerosweep_wire::{State, runtime};
 
-use super::harness::{Guest, Place, Spec, qemu_command, stderr};
+use super::harness::{Guest, PATIENCE, Place, Spec, qemu_command, stderr, wait_until};
 
 #[test]
 #[ignore = "needs QEMU, a guest image and userfaultfd: cargo xtask test sets them up"]
@@ -78,4 +79,39 @@ fn a_vmm_in_its_sandbox_is_managed() {
         guest.fail("it is not managed in its sandbox");
     }
     assert!(status.counters.peak_total_pages <= status.pages.target);
+}
+
+/// Its balloon never comes up: it is told, and runs within its target all the same.
+#[test]
+#[ignore = "needs QEMU, a guest image and userfaultfd: cargo xtask test sets them up"]
+fn a_guest_without_a_balloon_driver_is_told_and_stays_within_its_target() {
+    let place = Place::new();
+    let run = ["--target", "300M", "--wait-balloon", "3"];
+    let append = "init_on_free=1 zs.fill=96M zs.scrub=1 zs.balloon=0 zs.touch=32M zs.end=idle";
+    let mut guest = Guest::managed(&place, &Spec { run: &run, append, ..Spec::default() });
+    guest.marker("balloon left out");
+    assert!(guest.marker("verified ").text.contains(" bad=0 "));
+    guest.marker("done ok");
+    wait_until("it is told", PATIENCE, || {
+        guest.errors.has("nothing was given back for 3 s").then_some(())
+    });
+    assert!(guest.errors.has("balloon driver loaded"), "{}", guest.errors.tail(5));
+    let from = guest.console.len();
+    assert!(guest.marker_from(from, "alive ").text.contains(" bad=0"));
+    let status = guest.status();
+    let pages = &status.pages;
+    if status.state != State::Managing
+        || pages.ballooned_out != 0
+        || status.counters.superpages_reclaimed == 0
+        || status.counters.peak_total_pages > pages.target
+        || status.borrowed_pages != 0
+    {
+        guest.fail("it is managed, within its target, by what is taken back of its zeros");
+    }
+    let audited = place.output(["audit", "vm"]);
+    assert_eq!(audited.status.code(), Some(0), "{}", stderr(&audited));
+    guest.signal(Signal::TERM);
+    assert_eq!(guest.end(), 0);
+    guest.wait_until_gone();
+    assert_eq!(place.left_behind(), [""; 0]);
 }

@@ -41,6 +41,13 @@ impl MainThread {
         self.since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
+    /// Looks once more, if the last look saw a futex call: time between two looks counts.
+    pub(super) fn look_again(&mut self) {
+        if self.since.is_some() {
+            self.stuck_for();
+        }
+    }
+
     fn look(&self) -> [u8; 128] {
         let mut text = [0; 128];
         if let Some(path) = &self.path

@@ -1,35 +1,8 @@
 //! Pinned pages are busy: an io_uring's registered buffer pins them for as long as it lives.
-#![expect(unsafe_code, reason = "io_uring by system call")]
-
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use crate::bench::{Bench, read};
-use zerosweep_linux::{MoveOutcome, PAGE_BYTES, SUPERPAGE_PAGES, Span};
-
-/// `struct io_uring_params`, as bytes.
-const PARAMETERS_BYTES: usize = 120;
-const IORING_REGISTER_BUFFERS: u32 = 0;
-
-/// Pins `span` until dropped; `None` where io_uring is not to be had.
-fn pin(span: Span<'_>) -> Option<OwnedFd> {
-    let mut parameters = [0_u64; PARAMETERS_BYTES / 8];
-    // SAFETY: the parameters are ours for writing and as long as the structure.
-    let ring = unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, parameters.as_mut_ptr()) };
-    if ring < 0 {
-        return None;
-    }
-    // SAFETY: the kernel just made this descriptor for us.
-    let ring = unsafe { OwnedFd::from_raw_fd(ring as i32) };
-    let base = span.as_ptr().cast_mut().cast();
-    let buffer = libc::iovec { iov_base: base, iov_len: span.bytes() as usize };
-    // SAFETY: one buffer of mapped memory; no I/O is ever started on it.
-    let registered = unsafe {
-        let (fd, operation) = (ring.as_raw_fd(), IORING_REGISTER_BUFFERS);
-        libc::syscall(libc::SYS_io_uring_register, fd, operation, &raw const buffer, 1)
-    };
-    assert_eq!(registered, 0, "{}", std::io::Error::last_os_error());
-    Some(ring)
-}
+use crate::pin::pin;
+use zerosweep_linux::{MoveOutcome, PAGE_BYTES, SUPERPAGE_PAGES};
 
 #[test]
 #[ignore = "needs userfaultfd in kernel mode: root, CAP_SYS_PTRACE or /dev/userfaultfd"]

@@ -358,6 +358,7 @@ impl<H: Host> Session<H> {
 
     /// Does what the policy does before it takes a frame. `Some`: there is none to take.
     fn find_frames(&mut self, gfn: Gfn, order: Order, beyond: Beyond) -> Option<Fault> {
+        self.domain().rings.touched.note_miss(gfn);
         let step = self.before_frame(order);
         let domain = self.host.domain();
         if domain.cache.clean_pages() > 0 && step != Step::Again {

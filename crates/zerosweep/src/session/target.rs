@@ -70,12 +70,23 @@ impl<H: Host> Session<H> {
     /// See [`TargetError`]. After [`TargetError::Fill`] a call of [`Session::fill`] goes on.
     pub fn set_target(&mut self, target: u64) -> Result<(), TargetError> {
         self.begin_target(target)?;
-        while self.wants_frames_from_retained() && self.break_one() {
-            self.return_excess_superpages();
-        }
-        self.return_excess();
+        // A guest may take pages again as fast as they are broken: the rest is left to the upkeep.
+        let all = self.domain().p2m.superpages();
+        let _ = self.shrink(all);
         while self.fill(FILL_STEPS).map_err(TargetError::Fill)? == Progress::More {}
         Ok(())
+    }
+
+    /// Breaks superpages with retained pages, those with the fewest live ones first, while the total
+    /// is above the target; at most `steps`.
+    pub fn shrink(&mut self, steps: u64) -> Progress {
+        let mut left = steps;
+        while left > 0 && self.wants_frames_from_retained() && self.break_one() {
+            self.return_excess_superpages();
+            left -= 1;
+        }
+        self.return_excess();
+        if left > 0 { Progress::Done } else { Progress::More }
     }
 
     fn wants_frames_from_retained(&mut self) -> bool {
@@ -83,7 +94,7 @@ impl<H: Host> Session<H> {
         q.above_target() > 0 && q.retained > 0
     }
 
-    /// Sets the target only: [`Session::fill`] fills the cache in steps.
+    /// Sets the target only: [`Session::shrink`] and [`Session::fill`] do the rest in steps.
     ///
     /// # Errors
     /// When the target cannot be; nothing is changed then.

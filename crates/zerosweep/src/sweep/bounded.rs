@@ -2,7 +2,7 @@
 //! resort, single pages out of superpages that are still whole. A step ends when something was
 //! found or the byte budget is used up; the next one goes on where it stopped. Only a full round in
 //! which nothing was found is exhaustion; where ranges in transit were passed over, it is made anew
-//! a few times. What the last faults populated is left alone ([`Touched`](crate::ring::Touched)).
+//! a few times. What the last faults populated may have to be left alone ([`Touched`](crate::ring::Touched)).
 
 use crate::domain::Domain;
 use crate::event::Event;
@@ -194,7 +194,7 @@ impl<H: Host> Session<H> {
     }
 
     fn sweep_superpage(&mut self, superpage: Superpage) -> u64 {
-        if self.domain().rings.touched.any_in(superpage) {
+        if self.domain().rings.touched.guards_any_of(superpage) {
             return 0;
         }
         self.check_superpage(superpage, WORTH_COPYING).freed()
@@ -210,7 +210,7 @@ impl<H: Host> Session<H> {
         for gfn in (0..SUPERPAGE_PAGES as usize).map(|index| superpage.page(index)) {
             let domain = self.host.domain();
             let is_ram = matches!(domain.p2m.get(gfn).0, Entry::Ram { .. });
-            if is_ram && !domain.rings.touched.contains(gfn) {
+            if is_ram && !domain.rings.touched.guards(gfn) {
                 batch[len] = gfn;
                 len += 1;
             }

@@ -85,7 +85,8 @@ impl Destination {
         Ok(Self(path.to_owned()))
     }
 
-    /// Replaces the content in one step: a reader sees the old one or the new one.
+    /// Replaces the content in one step: a reader sees the old one or the new one. Nothing is left
+    /// of what could not be written.
     pub(super) fn write(&self, content: &str) -> Result<(), Failure> {
         let cannot = |error| Failure::work(format!("cannot write {}: {error}", self.0.display()));
         // A pipe or a device cannot be replaced.
@@ -94,7 +95,10 @@ impl Destination {
         }
         let mut beside = self.0.clone().into_os_string();
         beside.push(".part");
-        fs::write(&beside, content).and_then(|()| fs::rename(&beside, &self.0)).map_err(cannot)
+        fs::write(&beside, content).and_then(|()| fs::rename(&beside, &self.0)).map_err(|error| {
+            let _ = fs::remove_file(&beside);
+            cannot(error)
+        })
     }
 
     /// Writes a document on one line.

@@ -100,6 +100,7 @@ impl Supervisor {
     fn wait_for_agent(&self) -> Result<Client, NotManaged> {
         let deadline = Instant::now() + self.wait_agent;
         loop {
+            let began = Instant::now();
             let error = match Client::connect(&self.files.socket, AGENT_TIMEOUT) {
                 Ok(client) => return Ok(client),
                 Err(error @ ClientError::Version { .. }) => {
@@ -107,7 +108,7 @@ impl Supervisor {
                 }
                 Err(error) => error,
             };
-            self.pause(deadline, POLL_INTERVAL, || {
+            self.pause(began, deadline, || {
                 format!(
                     "the agent inside the VMM did not answer within {:?} ({error}). LD_PRELOAD was \
                      probably ignored: by a wrapper that clears the environment, a statically \
@@ -122,6 +123,7 @@ impl Supervisor {
     fn wait_until_managing(&self, client: &mut Client) -> Result<(), NotManaged> {
         let deadline = Instant::now() + self.wait_agent * RAM_PATIENCE;
         loop {
+            let began = Instant::now();
             let waiting_for = match client.request(Operation::Status) {
                 Ok(status) => match status.state {
                     State::Managing => {
@@ -147,7 +149,7 @@ impl Supervisor {
                     format!("the agent does not answer ({error})")
                 }
             };
-            self.pause(deadline, POLL_INTERVAL, || {
+            self.pause(began, deadline, || {
                 format!("{waiting_for} after {:?}", self.wait_agent * RAM_PATIENCE)
             })?;
         }
@@ -161,20 +163,21 @@ impl Supervisor {
         ));
     }
 
-    /// Sleeps, unless the VMM has ended or the deadline is over.
+    /// Sleeps after a look that `began` then, unless the VMM has ended or the look began too late:
+    /// when this process was stopped meanwhile, what it saw is old.
     fn pause(
         &self,
+        began: Instant,
         deadline: Instant,
-        interval: Duration,
         why: impl FnOnce() -> String,
     ) -> Result<(), NotManaged> {
         if !self.vmm.is_running() {
             return Err(NotManaged::VmmEnded);
         }
-        if Instant::now() >= deadline {
+        if began >= deadline {
             return Err(NotManaged::Failed(why()));
         }
-        std::thread::sleep(interval);
+        std::thread::sleep(POLL_INTERVAL);
         Ok(())
     }
 

@@ -8,8 +8,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use zerosweep_wire::{Hello, PROTOCOL, Status};
 
-/// Longest wait for one answer.
-const ANSWER: Duration = Duration::from_secs(10);
+/// Longest wait for one answer. QEMU's may take the two seconds after which memory is borrowed for
+/// a main thread that hangs, and a little more.
+const ANSWER: Duration = Duration::from_secs(30);
 
 /// Lines of JSON over a Unix socket.
 struct JsonLines {

@@ -12,6 +12,7 @@ mod guest;
 
 use std::time::{Duration, Instant};
 
+pub(crate) use control::Agent;
 pub(crate) use guest::{Guest, Place, Spec, processes_of, qemu_command, stderr, stdout};
 use zerosweep_lab::real_guest::Line;
 
