@@ -82,6 +82,8 @@ fn fill(status: &mut Status, memory: &GuestMemory) {
         debt: quantities.debt(),
         owed: quantities.owed(),
         can_touch: quantities.cache + quantities.retained,
+        likely: snapshot.forecast.likely.saturating_sub(quantities.retained),
+        short: snapshot.forecast.short,
     };
     status.superpages = Superpages {
         in_guest: snapshot.superpages_in_guest,
@@ -125,6 +127,7 @@ fn counters(snapshot: &Snapshot) -> Counters {
         unmap_flushes: s.unmap_flushes,
         busy: s.busy,
         peak_total_pages: s.peak_total,
+        low_forecasts: s.low_forecasts,
         evacuations: s.evacuations,
         refills: s.refills,
         pages_retained: s.pages_retained,

@@ -96,6 +96,8 @@ pub(crate) fn sample_status(name: &str) -> Status {
             debt: 54_000,
             owed: 53_392,
             can_touch: 46_000,
+            likely: 30_000,
+            short: 24_000,
         },
         superpages: Superpages { in_guest: 290, in_cache: 78, broken: 12, ..Default::default() },
         counters: Counters { faults: 123_456_789, bytes_scanned: 3 << 30, ..Default::default() },

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use zerosweep::{
     AuditError, Config, ConfigError, Consolidation, DecreaseError, Domain, Entry, Fault, FillError,
-    FramePool, Gfn, Hold, Host, InvalidTouch, Order, OutOfTableMemory, Policy, Progress,
+    Forecast, FramePool, Gfn, Hold, Host, InvalidTouch, Order, OutOfTableMemory, Policy, Progress,
     Quantities, Session, Statistics, Superpage, TargetError, Upkeep,
 };
 
@@ -124,6 +124,8 @@ pub struct Snapshot {
     pub quantities: Quantities,
     /// What the engine did.
     pub statistics: Statistics,
+    /// What the guest can still touch.
+    pub forecast: Forecast,
     /// Superpages that are whole in the guest, by the engine.
     pub superpages_in_guest: u64,
     /// Ranges that are broken and hold a frame.
@@ -475,10 +477,12 @@ impl GuestMemory {
         let statistics = *domain.statistics();
         let superpages_in_cache = domain.cache().superpages();
         let borrowed = domain.borrowed();
+        let forecast = domain.forecast();
         drop(domain);
         Snapshot {
             quantities,
             statistics,
+            forecast,
             superpages_in_guest: whole,
             broken,
             superpages_in_cache,

@@ -88,6 +88,13 @@ pub struct Pages {
     pub owed: i64,
     /// How much the guest can certainly still touch: cache and retained.
     pub can_touch: u64,
+    /// More that a sweep should find, going by the last checks. 0 from an older agent.
+    #[serde(default)]
+    pub likely: u64,
+    /// Promised pages beyond both: when the guest touches these, it is exhausted. 0 from an older
+    /// agent.
+    #[serde(default)]
+    pub short: u64,
 }
 
 /// Superpages of 2 MiB.
@@ -171,6 +178,9 @@ pub struct Counters {
     pub busy: u64,
     /// The largest total ever held, in pages.
     pub peak_total_pages: u64,
+    /// Times that the guest was about to run out of frames. 0 from an older agent.
+    #[serde(default)]
+    pub low_forecasts: u64,
     /// Superpages whose live pages were put elsewhere.
     #[serde(default)]
     pub evacuations: u64,

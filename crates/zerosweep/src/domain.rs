@@ -4,7 +4,7 @@
 use core::fmt;
 
 use crate::cache::Cache;
-use crate::frame::{FRAME_LIMIT, Mfn, Order, PAGE_BYTES};
+use crate::frame::{FRAME_LIMIT, Mfn, Order};
 use crate::machine::{Exclusive, Machine};
 use crate::p2m::{OutOfTableMemory, P2m};
 use crate::policy::Policy;
@@ -189,6 +189,28 @@ pub struct Statistics {
     pub pages_retaken: u64,
     pub pages_consolidated: u64,
     pub peak_total: u64,
+    pub low_forecasts: u64,
+}
+
+/// What checks found lately, in pages: older ones count for less and less.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Finds {
+    looked: u64,
+    found: u64,
+}
+
+impl Finds {
+    /// So many pages are remembered at least.
+    const LEAST: u64 = 8 * crate::SUPERPAGE_PAGES;
+
+    fn note(&mut self, looked: u64, found: u64, populated: u64) {
+        self.looked += looked;
+        self.found += found;
+        if self.looked > (populated / 8).max(Self::LEAST) {
+            self.looked /= 2;
+            self.found /= 2;
+        }
+    }
 }
 
 /// Before it happens: what the guest can still touch.
@@ -196,8 +218,9 @@ pub struct Statistics {
 pub struct Forecast {
     /// Pages that can be touched without a scan.
     pub certain: u64,
-    /// More pages that a sweep should find, going by how many of the recent checks found zeros.
-    /// 0 where nothing was checked.
+    /// More pages that are out but retained, or that a sweep should find, going by how many of the
+    /// last pages that were checked were zero. 0 where nothing was checked, or the last sweep found
+    /// nothing.
     pub likely: u64,
     /// Pages promised beyond both: when the guest touches these, it is exhausted.
     pub short: u64,
@@ -257,6 +280,9 @@ pub struct Domain {
     pub(crate) flight: Flight,
     pub(crate) rings: Rings,
     pub(crate) cursors: Cursors,
+    finds: Finds,
+    /// The last forecast was low, and told.
+    is_low: bool,
     pub(crate) swept_before_decrease: bool,
     /// The balloon has stopped short of the target.
     pub(crate) balloon_idle: bool,
@@ -293,6 +319,8 @@ impl Domain {
             flight: Flight::default(),
             rings: Rings::default(),
             cursors: Cursors::default(),
+            finds: Finds::default(),
+            is_low: false,
             swept_before_decrease: false,
             balloon_idle: false,
             borrowed: 0,
@@ -383,13 +411,33 @@ impl Domain {
     #[must_use]
     pub fn forecast(&self) -> Forecast {
         let q = self.quantities();
-        let s = &self.statistics;
-        let found = s.superpages_reclaimed * 512 + s.singles_reclaimed;
-        let looked = (s.bytes_scanned / PAGE_BYTES).max(s.zero_checks_2m).max(found);
-        let share = q.populated.saturating_mul(found).checked_div(looked).unwrap_or(0);
+        let Finds { looked, found } = self.finds;
+        let share = match self.cursors.bounded.is_fruitless() {
+            true => 0,
+            false => q.populated.saturating_mul(found).checked_div(looked).unwrap_or(0),
+        };
         let certain = q.cache.min(q.entries);
-        let likely = share.min(q.entries - certain).min(q.populated);
+        let likely = (q.retained + share.min(q.populated)).min(q.entries - certain);
         Forecast { certain, likely, short: q.entries - certain - likely }
+    }
+
+    /// So many pages were checked, and so many of them came free.
+    pub(crate) fn note_finds(&mut self, looked: u64, found: u64) {
+        self.finds.note(looked, found, self.populated);
+    }
+
+    /// The forecast, if it has become low: the guest can touch less than a sixteenth of its target.
+    pub(crate) fn low_forecast(&mut self) -> Option<Forecast> {
+        if !self.is_low && self.cache.pages() > self.target / 16 {
+            return None;
+        }
+        let forecast = self.forecast();
+        let can_touch = forecast.certain + forecast.likely;
+        let was = self.is_low;
+        // Once told, it takes twice as much until it is told again.
+        self.is_low = forecast.short > 0 && can_touch < self.target >> if was { 3 } else { 4 };
+        self.statistics.low_forecasts += u64::from(self.is_low && !was);
+        (self.is_low && !was).then_some(forecast)
     }
 
     /// Pages that the cache should get from the host: until cache + R = min(T − P, entries).

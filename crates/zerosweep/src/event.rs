@@ -73,6 +73,13 @@ pub enum Event {
         /// Size.
         order: Order,
     },
+    /// The guest can soon touch no more (rule R15): told once, and again after it got better.
+    Low {
+        /// Pages that it can still touch without a scan.
+        certain: u64,
+        /// More that a scan should find.
+        likely: u64,
+    },
     /// No frame could be found.
     Exhausted {
         /// The touched gfn.

@@ -89,10 +89,18 @@ fn memory(table: &mut Table, status: &Status) {
     table.row(
         "promised",
         format_args!(
-            "{} without a frame, debt {}; the guest can touch {}",
+            "{} without a frame, debt {}",
             pages(figures.entries),
             signed_pages(figures.debt),
+        ),
+    );
+    table.row(
+        "forecast",
+        format_args!(
+            "the guest can touch {}, and {} that a sweep should find; {} would be too much",
             pages(figures.can_touch),
+            pages(figures.likely),
+            pages(figures.short),
         ),
     );
     let (out, owed) = (pages(figures.ballooned_out), signed_pages(figures.owed));

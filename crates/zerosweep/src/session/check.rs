@@ -54,10 +54,18 @@ impl<H: Host> Session<H> {
     /// Checks a superpage that this operation has claimed. (Xen:
     /// `p2m_pod_zero_check_superpage`.)
     pub(crate) fn check_claimed_superpage(&mut self, superpage: Superpage, most: u64) -> Check {
-        let domain = self.host.domain();
-        if domain.policy.keeps_whole() {
-            return self.examine(superpage, most);
+        let check = match self.domain().policy.keeps_whole() {
+            true => self.examine(superpage, most),
+            false => self.examine_as_xen(superpage),
+        };
+        if check != Check::NotEligible {
+            self.domain().note_finds(SUPERPAGE_PAGES, check.freed());
         }
+        check
+    }
+
+    fn examine_as_xen(&mut self, superpage: Superpage) -> Check {
+        let domain = self.host.domain();
         let Some(mfn) = domain.p2m.consecutive(superpage) else { return Check::NotEligible };
         if domain.cache.reserve(1, mfn, 0).is_err() {
             return Check::NotEligible;
@@ -150,6 +158,7 @@ impl<H: Host> Session<H> {
             }
         }
         claims.iter().for_each(|superpage| self.release(superpage));
+        self.domain().note_finds(gfns.len() as u64, reclaimed);
         reclaimed
     }
 

@@ -5,7 +5,7 @@ use core::fmt;
 use super::Session;
 use super::check::Check;
 use super::examine::WORTH_COPYING;
-use crate::domain::InvalidTouch;
+use crate::domain::{Forecast, InvalidTouch};
 use crate::event::Event;
 use crate::frame::{Gfn, Mfn, Order, SUPERPAGE_PAGES};
 use crate::machine::{Allocated, Content, Host, Machine, Mapped};
@@ -130,9 +130,16 @@ impl<H: Host> Session<H> {
                 let populated = !matches!(entry, Entry::Ram { .. });
                 if populated && matches!(fault, Fault::Present { .. }) {
                     self.domain().rings.touched.record(gfn);
+                    self.tell_if_low();
                 }
                 return Ok(fault);
             }
+        }
+    }
+
+    fn tell_if_low(&mut self) {
+        if let Some(Forecast { certain, likely, .. }) = self.domain().low_forecast() {
+            self.host.event(Event::Low { certain, likely });
         }
     }
 
@@ -360,6 +367,7 @@ impl<H: Host> Session<H> {
     fn find_frames(&mut self, gfn: Gfn, order: Order, beyond: Beyond) -> Option<Fault> {
         self.domain().rings.touched.note_miss(gfn);
         let step = self.before_frame(order);
+        self.tell_if_low();
         let domain = self.host.domain();
         if domain.cache.clean_pages() > 0 && step != Step::Again {
             domain.cursors.note_fault(gfn);

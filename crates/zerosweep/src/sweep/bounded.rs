@@ -255,6 +255,11 @@ impl Domain {
 }
 
 impl Cursor {
+    /// Whether the last sweep found nothing.
+    pub(crate) fn is_fruitless(&self) -> bool {
+        self.fruitless.is_some()
+    }
+
     /// A superpage was found: superpages first, the next time. A single: on with this round, or
     /// what was looked at before would be looked at again and again.
     fn note_found(&mut self) {

@@ -10,6 +10,7 @@ pub(super) struct Alarms {
     cap_lifted: bool,
     stalled: bool,
     borrowed: bool,
+    low_forecasts: u64,
 }
 
 impl Alarms {
@@ -20,6 +21,18 @@ impl Alarms {
         if rises(&mut self.cap_lifted, matches!(status.state, State::CapLifted | State::Failed)) {
             let reason = status.reason.as_deref().unwrap_or("no reason given");
             lines.push(format!("guest {name} goes on without its memory limit: {reason}"));
+        }
+        let low = status.counters.low_forecasts;
+        if low > std::mem::replace(&mut self.low_forecasts, low) && status.stalled_threads == 0 {
+            let figures = &status.pages;
+            lines.push(format!(
+                "guest {name} is short of memory: it can touch {} more, and {} that a sweep should \
+                 find, of {} that it was promised; let it balloon, or raise its target \
+                 (zerosweep set-target {name} SIZE)",
+                pages(figures.can_touch),
+                pages(figures.likely),
+                pages(figures.entries),
+            ));
         }
         if rises(&mut self.stalled, status.stalled_threads > 0) {
             lines.push(format!(
@@ -63,6 +76,18 @@ mod tests {
         assert!(alarms.look(&status).is_empty());
         status.stalled_threads = 1;
         assert_eq!(alarms.look(&status).len(), 1);
+    }
+
+    #[test]
+    fn a_low_forecast_is_told_each_time() {
+        let mut alarms = Alarms::default();
+        let mut status = sample_status("vm");
+        for times in 1..3 {
+            status.counters.low_forecasts = times;
+            let told = alarms.look(&status);
+            assert!(told[0].contains("is short of memory"), "{told:?}");
+            assert!(alarms.look(&status).is_empty());
+        }
     }
 
     #[test]
