@@ -27,7 +27,8 @@ fn states() -> Vec<Vec<Step>> {
     ];
     let pinned = vec![Write(5, 1), Write(514, 1), Pin(5, true), Busy(515, true)];
     let borrowed = vec![Target(64), Write(2, 1), Borrow(900), Borrow(1040), Write(900, 1)];
-    vec![vec![], mixed, broken, pinned, borrowed]
+    let given_back = vec![Target(PAGES), Decrease(0, 9), Decrease(512, 9)];
+    vec![vec![], mixed, broken, pinned, borrowed, given_back]
 }
 
 /// The operations, one or two of each kind.
@@ -45,6 +46,7 @@ fn operations() -> Vec<Step> {
         Promise(8, 4),
         Physmap(8, 2),
         Physmap(0, 9),
+        Physmap(0, 10),
         Special(1050, 1),
         Discard(500, 40),
         Retake(8, 16),

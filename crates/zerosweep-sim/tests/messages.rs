@@ -1,0 +1,136 @@
+//! What a caller is told: every error says what is wrong, with its figures; a domain that is being
+//! taken down says so to everybody.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
+use std::error::Error;
+
+use zerosweep::{
+    AuditError, BuildError, Config, ConfigError, Consolidation, DecreaseError, FaultError,
+    FillError, Gfn, Hold, Life, Mfn, Offline, Order, OutOfTableMemory, Policy, Progress, Superpage,
+    TargetError,
+};
+use zerosweep_sim::{NewGuestError, SoftwareGuest, SoftwareMachine, TouchError};
+
+#[test]
+fn every_error_says_what_is_wrong() {
+    let said: [(Box<dyn Error>, &str); 27] = [
+        (Box::new(ConfigError::MaxPages(0)), "0 pages of guest memory cannot be"),
+        (Box::new(ConfigError::Target { target: 9, max: 8 }), "a target of 9 pages"),
+        (Box::new(ConfigError::TableMemory(OutOfTableMemory)), "no memory for the engine's"),
+        (Box::new(BuildError::OutOfRange), "ends beyond the guest's memory"),
+        (Box::new(BuildError::Busy(Gfn::new(0x77))), "in the way at gfn 0x77"),
+        (Box::new(BuildError::InTransit), "in transit"),
+        (Box::new(BuildError::OverTarget), "more than its target"),
+        (Box::new(BuildError::OutOfFrames), "no frame to give"),
+        (Box::new(BuildError::TableMemory), "no memory for the engine's"),
+        (Box::new(BuildError::Dying), "being taken down"),
+        (Box::new(DecreaseError::OutOfRange), "ends beyond the guest's memory"),
+        (Box::new(DecreaseError::InTransit), "in transit"),
+        (Box::new(DecreaseError::Dying), "being taken down"),
+        (Box::new(FaultError::Unmapped), "not the guest's"),
+        (Box::new(FaultError::Special), "special"),
+        (Box::new(FaultError::Map), "could not be mapped"),
+        (Box::new(FaultError::TableMemory), "no memory for the engine's"),
+        (Box::new(FaultError::Dying), "being taken down"),
+        (Box::new(TargetError::OutOfRange { target: 9, max: 8 }), "1 to 8 are possible"),
+        (Box::new(TargetError::Dying), "being taken down"),
+        (Box::new(TargetError::Fill(FillError::OutOfFrames)), "not full: the host has no frame"),
+        (Box::new(FillError::TableMemory), "no memory for the engine's"),
+        (
+            Box::new(AuditError::Counter { name: "entries", counter: 3, recount: 4 }),
+            "entries is 3, but the tables say 4",
+        ),
+        (Box::new(AuditError::Tally(Superpage::new(5))), "5"),
+        (Box::new(AuditError::FrameTwice(Mfn::new(0x99))), "frame 0x99 is in two places"),
+        (Box::new(AuditError::OutOfMemory), "no memory to audit with"),
+        (Box::new("xen-1999".parse::<Policy>().unwrap_err()), "there are none, hypercall-2011"),
+    ];
+    for (error, text) in said {
+        assert!(error.to_string().contains(text), "{error}");
+    }
+    let new = [
+        NewGuestError::Config(ConfigError::MaxPages(0)).to_string(),
+        NewGuestError::Build(BuildError::Dying).to_string(),
+        NewGuestError::Target(TargetError::Dying).to_string(),
+        TouchError::Exhausted.to_string(),
+        TouchError::Fault(FaultError::Special).to_string(),
+    ];
+    assert!(new.iter().all(|text| text.len() > 10), "{new:?}");
+}
+
+#[test]
+fn a_guest_that_cannot_be_says_why() {
+    let few = SoftwareGuest::on(SoftwareMachine::new(512), Config::new(2048, 1024, Policy::None));
+    let outcome = few.map(drop);
+    let full = TargetError::Fill(FillError::OutOfFrames);
+    assert_eq!(outcome, Err(NewGuestError::Target(full)), "the host has 512 frames");
+    let none = SoftwareGuest::new(Config::new(0, 0, Policy::None)).map(drop);
+    assert_eq!(none, Err(NewGuestError::Config(ConfigError::MaxPages(0))));
+}
+
+#[test]
+fn a_domain_that_is_taken_down_says_so_to_everybody() {
+    for policy in Policy::ALL {
+        let mut guest = SoftwareGuest::new(Config::new(2048, 1024, policy)).unwrap();
+        guest.write(Gfn::new(3), 0, 1).unwrap();
+        let mut work = Consolidation::default();
+        assert_eq!(guest.session().consolidate(&mut work, 1), Ok(Progress::More));
+        assert_eq!(guest.session().teardown(1), Progress::More);
+        assert_eq!(guest.domain.life(), Life::Dying(1));
+        let gfn = Gfn::new(600);
+        let mut session = guest.session();
+        assert_eq!(session.fault(gfn), Err(FaultError::Dying));
+        assert_eq!(session.fault_borrowing(gfn), Err(FaultError::Dying));
+        assert_eq!(session.decrease(gfn, Order::PAGE), Err(DecreaseError::Dying));
+        assert_eq!(session.discard(gfn, 1), Err(DecreaseError::Dying));
+        assert_eq!(session.populate_on_demand(gfn, Order::PAGE), Err(BuildError::Dying));
+        assert_eq!(session.populate_physmap(gfn, Order::PAGE), Err(BuildError::Dying));
+        assert_eq!(session.set_special(gfn, Order::PAGE), Err(BuildError::Dying));
+        assert_eq!(session.set_target(9), Err(TargetError::Dying));
+        assert_eq!(session.consolidate(&mut work, 1), Ok(Progress::Done));
+        assert_eq!(session.upkeep(1, true), Progress::Done);
+        assert_eq!(session.offline(Mfn::new(9)), Ok(Offline::NotCached));
+        assert_eq!(session.pin(Gfn::new(5000), Hold::Pinned), Err(BuildError::OutOfRange));
+        while guest.session().teardown(1) == Progress::More {}
+        assert_eq!(
+            (guest.domain.life(), guest.session().teardown(1)),
+            (Life::Dead, Progress::Done)
+        );
+        assert!(format!("{:?}", guest.domain).contains("Dead"));
+        assert_eq!(guest.session().fault(gfn), Err(FaultError::Dying));
+    }
+}
+
+/// R17, and what the embedding program is told.
+#[test]
+fn r17_a_broken_frame_leaves_the_cache_and_is_replaced() {
+    for policy in Policy::ALL {
+        let machine = SoftwareMachine::new(2048);
+        let mut guest = SoftwareGuest::on(machine, Config::new(2048, 1024, policy)).unwrap();
+        let (mfn, order) = guest.domain.cache().iter().next().unwrap();
+        assert_eq!(order, Order::SUPERPAGE);
+        let broken = mfn.offset(100);
+        assert_eq!(guest.session().offline(broken), Ok(Offline::Replaced));
+        assert!(guest.machine.is_retired(broken));
+        assert_eq!(guest.session().offline(broken), Ok(Offline::NotCached));
+        let q = guest.domain.quantities();
+        assert_eq!(
+            (q.cache, guest.domain.cache().superpages()),
+            (1024, 1),
+            "{policy}: 511 and one"
+        );
+        // The guest never gets it.
+        for page in 0..1024 {
+            guest.write(Gfn::new(page), 0, 1).unwrap();
+        }
+        assert!((0..1024).all(|page| {
+            guest.machine.translate(Gfn::new(page)).is_some_and(|(mfn, _)| mfn != broken)
+        }));
+        guest.domain.audit().unwrap();
+    }
+    // Where the host has no other, one is missing until it has.
+    let mut guest = SoftwareGuest::new(Config::new(2048, 1024, Policy::Zerosweep)).unwrap();
+    assert_eq!(guest.session().offline(Mfn::new(7)), Ok(Offline::Missing));
+    assert_eq!(guest.domain.quantities().cache, 1023);
+    guest.domain.audit().unwrap();
+}
