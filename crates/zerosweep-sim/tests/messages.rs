@@ -1,6 +1,5 @@
 //! What a caller is told: every error says what is wrong, with its figures; a domain that is being
 //! taken down says so to everybody.
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 use std::error::Error;
 
