@@ -97,7 +97,7 @@ fn memory(table: &mut Table, status: &Status) {
     table.row(
         "forecast",
         format_args!(
-            "the guest can touch {}, and {} that a sweep should find; {} would be too much",
+            "can touch {}, {} more by sweeping; {} are too much",
             pages(figures.can_touch),
             pages(figures.likely),
             pages(figures.short),
