@@ -3,15 +3,14 @@
 //!
 //! Access is by file permission alone. Nothing here is on a fault's way.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use zerosweep_wire::{
-    AgentConfig, Answer, ErrorBody, ErrorKind, Hello, MAX_LINE_BYTES, Operation, PROTOCOL, Request,
-    Response,
+    AgentConfig, Answer, ErrorBody, ErrorKind, Hello, Operation, PROTOCOL, Request, Response,
 };
 
 use crate::clients::{Client, Clients};
@@ -67,16 +66,11 @@ fn converse(client: &Client, config: &AgentConfig) -> std::io::Result<()> {
     };
     send(stream, &hello)?;
     let mut reader = BufReader::new(stream);
-    loop {
-        let mut line = Vec::new();
-        let limit = MAX_LINE_BYTES as u64;
-        let read = reader.by_ref().take(limit).read_until(b'\n', &mut line)?;
-        if read == 0 || line.last() != Some(&b'\n') {
-            return Ok(());
-        }
+    while let Some(line) = zerosweep_wire::read_line(&mut reader)? {
         let Some(answer) = client.serve(|| answer(&line, config)) else { return Ok(()) };
         send(stream, &answer)?;
     }
+    Ok(())
 }
 
 fn send(mut client: &UnixStream, message: &impl serde::Serialize) -> std::io::Result<()> {
@@ -86,12 +80,9 @@ fn send(mut client: &UnixStream, message: &impl serde::Serialize) -> std::io::Re
 }
 
 fn answer(line: &[u8], config: &AgentConfig) -> Response {
-    match serde_json::from_slice::<Request>(line) {
+    match Request::read(line) {
         Ok(request) => Response { id: request.id, answer: perform(&request.operation, config) },
-        Err(error) => Response {
-            id: 0,
-            answer: refuse(ErrorKind::BadRequest, format!("not a request: {error}")),
-        },
+        Err(response) => response,
     }
 }
 

@@ -14,11 +14,13 @@
 //! takes a new version. A client compares [`Hello::protocol`] with its own before it asks.
 
 mod config;
+mod line;
 mod message;
 pub mod runtime;
 mod status;
 
 pub use config::{AgentConfig, CONFIG_VARIABLE, OnExhaustion, ReturnMode};
+pub use line::read_line;
 pub use message::{Answer, ErrorBody, ErrorKind, Hello, Operation, Request, Response};
 pub use status::{
     Counters, FaultLatency, HostMemory, MAP_SUPERPAGES, Map, Pages, State, Status, Superpages,
@@ -27,5 +29,5 @@ pub use status::{
 /// Version of the messages in this crate.
 pub const PROTOCOL: u32 = 1;
 
-/// Longest line, in bytes, that either side accepts; a longer one ends the connection.
+/// Longest line, in bytes and without its end, that either side accepts; a longer one ends the connection.
 pub const MAX_LINE_BYTES: usize = 64 * 1024;

@@ -27,6 +27,25 @@ pub struct Request {
     pub operation: Operation,
 }
 
+/// Of what is wrong with a line so much is told, in characters: it may quote the line, and an answer
+/// has to fit into one itself.
+const MOST_REASON: usize = 200;
+
+impl Request {
+    /// The request that `line` holds.
+    ///
+    /// # Errors
+    /// The answer to a line that holds none.
+    pub fn read(line: &[u8]) -> Result<Self, Response> {
+        serde_json::from_slice(line).map_err(|error| {
+            let reason: String = error.to_string().chars().take(MOST_REASON).collect();
+            let message = format!("not a request: {reason}");
+            let body = ErrorBody { kind: ErrorKind::BadRequest, message };
+            Response { id: 0, answer: Answer::Error(body) }
+        })
+    }
+}
+
 /// What can be asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case")]
@@ -120,6 +139,22 @@ mod tests {
         let request: Request =
             serde_json::from_str(r#"{"id":2,"op":"set_target","target_bytes":4096}"#).unwrap();
         assert_eq!(request.operation, Operation::SetTarget { target_bytes: 4096 });
+    }
+
+    #[test]
+    fn what_is_no_request_has_an_answer_that_fits_into_a_line() {
+        // What quotes a quote is twice as long each time.
+        let line = format!(r#"{{"id":"{}","op":"audit"}}"#, r#"\""#.repeat(30_000));
+        assert!(line.len() <= crate::MAX_LINE_BYTES);
+        let response = Request::read(line.as_bytes()).unwrap_err();
+        let Answer::Error(body) = &response.answer else { panic!("{response:?}") };
+        assert_eq!((response.id, body.kind), (0, ErrorKind::BadRequest));
+        assert!(
+            body.message.starts_with("not a request: invalid type: string"),
+            "{}",
+            body.message
+        );
+        assert!(serde_json::to_string(&response).unwrap().len() <= crate::MAX_LINE_BYTES);
     }
 
     #[test]

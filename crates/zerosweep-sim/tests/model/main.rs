@@ -4,10 +4,17 @@
 //!
 //! Two million steps, half of them under our own policy, or as many as `ZEROSWEEP_STEPS` says. The
 //! seed is fixed, or `ZEROSWEEP_SEED`; what fails is made as small as it gets and printed.
+//!
+//! The fuzz target `engine` (`fuzz/`) has the same model, and steps out of bytes; what it found
+//! worth keeping is done here too.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 mod both;
+mod bytes;
+#[path = "../../../../fuzz/corpus.rs"]
+mod corpus;
 mod failures;
+mod random;
 mod steps;
 
 use std::cell::Cell;
@@ -62,7 +69,7 @@ fn agree(policy: Policy, twentieths: u64) {
     let config =
         Config { failure_persistence: None, max_shrink_iters: 20_000, ..Config::default() };
     let mut runner = TestRunner::new_with_rng(config, rng);
-    let strategy = steps::case(policy);
+    let strategy = random::case(policy);
     let (mut done, mut cases) = (0, 0);
     while done < steps {
         let tree = strategy.new_tree(&mut runner).unwrap();
@@ -112,4 +119,14 @@ fn xen_2012_agrees() {
 #[test]
 fn xen_2016_agrees() {
     agree(Policy::Xen2016, 2);
+}
+
+/// What the fuzz target found worth keeping, and what is near it.
+#[test]
+fn the_corpus_agrees() {
+    let run = |input: &[u8]| {
+        Both::run(&bytes::case(input));
+    };
+    let told = corpus::each("engine", run, |input| format!("{:#?}", bytes::case(input)));
+    println!("{told}");
 }
