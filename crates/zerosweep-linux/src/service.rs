@@ -167,6 +167,8 @@ struct Pending {
     fault: Fault,
     since: Instant,
     why: Why,
+    /// No frame was found for it yet; it counts as stalled while memory is swept once more, too.
+    exhausted: bool,
     map_failures: u32,
 }
 
@@ -277,6 +279,7 @@ impl Server {
             fault,
             since: now,
             why: Why::Turn,
+            exhausted: false,
             map_failures: 0,
         });
         self.pending.extend(new);
@@ -308,7 +311,10 @@ impl Server {
                     self.pending.remove(index);
                     continue;
                 }
-                Answer::Wait(why) => pending.why = why,
+                Answer::Wait(why) => {
+                    pending.why = why;
+                    pending.exhausted |= why == Why::Stalled;
+                }
                 Answer::MapFailed if pending.map_failures >= MAP_TRIES => {
                     return Err("a frame could not be mapped");
                 }
@@ -391,7 +397,7 @@ impl Server {
     }
 
     fn publish(&mut self, state: &ServiceState) {
-        let stalled = self.pending.iter().filter(|p| p.why == Why::Stalled).count();
+        let stalled = self.pending.iter().filter(|pending| pending.exhausted).count();
         // A fault that found no frame is at its turn again while memory is swept once more: the main
         // thread waits all the while.
         match self.pending.is_empty() {
