@@ -14,6 +14,11 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 /// How long to wait before a connect is tried again that the listener had no room for.
 const RETRY_DELAY: Duration = Duration::from_millis(20);
 
+/// Who finds a deadline over by so much has not waited for it, but was stopped itself.
+const LATE: Duration = Duration::from_millis(500);
+/// So much time it gets then, once.
+const GRACE: Duration = Duration::from_secs(2);
+
 /// Why no line came or went.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LineError {
@@ -82,6 +87,7 @@ impl LineStream {
 
     /// The next line, without its end.
     pub(crate) fn read_line(&mut self, deadline: Instant) -> Result<String, LineError> {
+        let (mut deadline, mut was_stopped) = (deadline, false);
         let mut searched = 0;
         loop {
             if let Some(at) = self.unread[searched..].iter().position(|&byte| byte == b'\n') {
@@ -91,7 +97,12 @@ impl LineStream {
             if searched > self.limit_bytes {
                 return Err(LineError::TooLong(self.limit_bytes));
             }
-            self.read_more(deadline)?;
+            match self.read_more(deadline) {
+                Err(LineError::Timeout) if !was_stopped && deadline.elapsed() > LATE => {
+                    (deadline, was_stopped) = (Instant::now() + GRACE, true);
+                }
+                read => read?,
+            }
         }
     }
 
@@ -101,6 +112,8 @@ impl LineStream {
         bytes.extend_from_slice(line.as_bytes());
         bytes.push(b'\n');
         let mut rest = bytes.as_slice();
+        let stopped = deadline.elapsed() > LATE;
+        let deadline = if stopped { Instant::now() + GRACE } else { deadline };
         while !rest.is_empty() {
             self.stream.set_write_timeout(Some(remaining(deadline)?)).map_err(LineError::Io)?;
             match self.stream.write(rest) {
@@ -173,5 +186,29 @@ fn connect(path: &Path, deadline: Instant) -> Result<UnixStream, LineError> {
             }
             Err(errno) => return Err(fail(errno)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn who_was_stopped_still_gets_the_answer_that_has_come() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        let mut lines = LineStream::connect(&path, 100, Instant::now() + GRACE).unwrap();
+        let (mut other, _) = listener.accept().unwrap();
+        other.write_all(b"answer\n").unwrap();
+        let long_over = Instant::now().checked_sub(2 * LATE).unwrap();
+        lines.write_line("request", long_over).unwrap();
+        assert_eq!(lines.read_line(long_over).unwrap(), "answer");
+        // Who has waited has waited.
+        let began = Instant::now();
+        assert!(matches!(lines.read_line(Instant::now()), Err(LineError::Timeout)));
+        assert!(began.elapsed() < GRACE);
     }
 }

@@ -1,7 +1,7 @@
 //! Whoever is stopped for a while (`SIGSTOP`, a debugger, a laptop's lid): the guest and all others
 //! go on, and afterwards all is as before.
 
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Stdio};
 use std::time::Duration;
@@ -99,10 +99,10 @@ fn a_client_that_is_stopped_in_the_middle_of_a_request_is_nobodys_trouble() {
     check(&place, &guest);
     for tool in &mut tools {
         let _ = rustix::process::kill_process(Pid::from_child(tool), Signal::CONT);
-        wait_until("a tool ends", ENDING, || tool.try_wait().unwrap())
-            .success()
-            .then_some(())
-            .expect("what was stopped ends well");
+        let status = wait_until("a tool ends", ENDING, || tool.try_wait().unwrap());
+        let mut said = String::new();
+        tool.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        assert!(status.success(), "what was stopped ends well: {said}");
     }
     // The half request is taken when the other half comes.
     half.write_all(b"tus\"}\n").unwrap();
