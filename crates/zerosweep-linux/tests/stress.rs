@@ -736,7 +736,7 @@ fn nothing_is_left(mappings: &HashSet<String>) {
 }
 
 #[test]
-#[ignore = "needs userfaultfd in kernel mode: root, CAP_SYS_PTRACE or /dev/userfaultfd"]
+#[ignore = "a defect is known: docs/reliability.md, Open"]
 fn no_byte_is_lost_under_stress() {
     let number = |name| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
     let seconds = number("ZEROSWEEP_STRESS_SECONDS").unwrap_or(10);
