@@ -205,6 +205,14 @@ impl LinuxMachine {
         self.guest.span(gfn.raw() * PAGE_BYTES, order.bytes())
     }
 
+    /// Makes sure that nobody gets a huge page for a superslot, and discards what is there first,
+    /// while single pages of it are used.
+    fn open(&self, superslot: u64) {
+        while !self.slots.open(superslot) {
+            std::thread::yield_now();
+        }
+    }
+
     fn settled_backing(&self, superslot: u64) -> Backing {
         loop {
             match self.slots.backing(superslot) {
@@ -300,7 +308,7 @@ impl LinuxMachine {
     fn map_page(&self, gfn: Gfn, mfn: Mfn) -> Result<Mapped, MapError> {
         let order = Order::PAGE;
         let superslot = mfn.raw() / 512;
-        let _ = self.settled_backing(superslot);
+        self.open(superslot);
         let (Ok(range), Ok(slot)) = (self.range(gfn, order), self.slot(mfn, order)) else {
             return Err(MapError);
         };
@@ -494,7 +502,7 @@ impl LinuxMachine {
             // Another thread may be at work on a page of it.
             let _ = self.back_rest(mfn.align_down(Order::SUPERPAGE));
         }
-        let _ = self.settled_backing(superslot);
+        self.open(superslot);
         if !self.slots.is_present(mfn.raw()) {
             let _ = self.back_hole(mfn);
         }

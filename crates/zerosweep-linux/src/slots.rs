@@ -70,6 +70,16 @@ impl Slots {
         backing.compare_exchange(from as u8, to as u8, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
+    /// Sees to it that nobody gets a huge page for a superslot of which single pages are about to be
+    /// used. False while someone is getting one: ask again.
+    pub(crate) fn open(&self, superslot: u64) -> bool {
+        match self.backing(superslot) {
+            Backing::Preparing => false,
+            Backing::Empty => self.advance(superslot, Backing::Empty, Backing::Pieces),
+            Backing::Whole | Backing::Pieces => true,
+        }
+    }
+
     /// All 512 pages are there, as one or in pieces.
     pub(crate) fn fill(&self, superslot: u64, backing: Backing) {
         let slot = &self.superslots[superslot as usize];
@@ -131,5 +141,8 @@ mod tests {
         assert!(!slots.is_present(700) && slots.is_present(701));
         slots.drop_all(1);
         assert_eq!((slots.backing(1), slots.is_present(701)), (Backing::Empty, false));
+        assert!(slots.advance(1, Backing::Empty, Backing::Preparing) && !slots.open(1));
+        slots.drop_all(1);
+        assert!(slots.open(1) && !slots.advance(1, Backing::Empty, Backing::Preparing));
     }
 }
