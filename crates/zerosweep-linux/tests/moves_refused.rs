@@ -9,12 +9,13 @@ use std::time::{Duration, Instant};
 use zerosweep::{Gfn, Order, Policy};
 use zerosweep_linux::{GuestMemory, OnExhaustion, Options, PAGE_BYTES, Parking, Region};
 
+mod one_guest;
 #[path = "memory/pin.rs"]
 mod pin;
+use one_guest::{LIMIT, as_guest};
 use pin::pin;
 
 const MIB: u64 = 1 << 20;
-const LIMIT: Duration = Duration::from_secs(20);
 
 fn memory(policy: Policy) -> Arc<GuestMemory> {
     let options = Options {
@@ -25,18 +26,6 @@ fn memory(policy: Policy) -> Arc<GuestMemory> {
         fault_threads: Options::DEFAULT_FAULT_THREADS,
     };
     GuestMemory::new(Region::new(64 * MIB).unwrap(), &options).unwrap()
-}
-
-/// A thread of the guest's: one that hangs fails the test.
-fn as_guest(memory: &Arc<GuestMemory>, work: impl FnOnce(&GuestMemory) + Send + 'static) {
-    let memory = Arc::clone(memory);
-    let thread = std::thread::spawn(move || work(&memory));
-    let end = Instant::now() + LIMIT;
-    while !thread.is_finished() {
-        assert!(Instant::now() < end, "the guest hangs");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    thread.join().unwrap();
 }
 
 fn value(page: u64) -> u64 {

@@ -12,24 +12,14 @@ use std::time::{Duration, Instant};
 use zerosweep::Policy;
 use zerosweep_linux::{GuestMemory, OnExhaustion, Options, PAGE_BYTES, Parking, Region};
 
+mod one_guest;
 #[path = "memory/pin.rs"]
 mod pin;
+use one_guest::{LIMIT, as_guest};
 
 const MIB: u64 = 1 << 20;
 /// Pages of the superpage that are not zero: few enough to be copied.
 const LIVE: u64 = 8;
-const LIMIT: Duration = Duration::from_secs(20);
-
-fn as_guest(memory: &Arc<GuestMemory>, work: impl FnOnce(&GuestMemory) + Send + 'static) {
-    let memory = Arc::clone(memory);
-    let thread = std::thread::spawn(move || work(&memory));
-    let end = Instant::now() + LIMIT;
-    while !thread.is_finished() {
-        assert!(Instant::now() < end, "the guest hangs");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    thread.join().unwrap();
-}
 
 fn verify(memory: &Arc<GuestMemory>) {
     as_guest(memory, |memory| {

@@ -364,14 +364,20 @@ impl Partials {
         let partial = self.partials.get_mut(place)?;
         let word = partial.here.iter().position(|&bits| bits != 0)?;
         let index = partial.here[word].trailing_zeros();
-        partial.here[word] &= partial.here[word] - 1;
+        let first = partial.superframe * SUPERPAGE_PAGES;
+        self.take_bit(place, word, 1 << index);
+        Some(Mfn::new(first + word as u64 * 64 + u64::from(index)))
+    }
+
+    /// Takes a page that is here.
+    fn take_bit(&mut self, place: usize, word: usize, bit: u64) {
+        let partial = &mut self.partials[place];
+        partial.here[word] &= !bit;
         partial.count -= 1;
         self.pages -= 1;
-        let first = partial.superframe * SUPERPAGE_PAGES;
         if partial.count == 0 {
             self.remove(place);
         }
-        Some(Mfn::new(first + word as u64 * 64 + u64::from(index)))
     }
 
     fn take_out(&mut self, mfn: Mfn) -> bool {
@@ -379,17 +385,11 @@ impl Partials {
         let place = self.places.get(superframe).copied().unwrap_or(0);
         let Some(place) = (place as usize).checked_sub(1) else { return false };
         let (word, bit) = bit_of(mfn);
-        let partial = &mut self.partials[place];
-        if partial.here[word] & bit == 0 {
-            return false;
+        let here = self.partials[place].here[word] & bit != 0;
+        if here {
+            self.take_bit(place, word, bit);
         }
-        partial.here[word] &= !bit;
-        partial.count -= 1;
-        self.pages -= 1;
-        if partial.count == 0 {
-            self.remove(place);
-        }
-        true
+        here
     }
 
     fn remove(&mut self, place: usize) {

@@ -308,15 +308,10 @@ impl<H: Host> Session<H> {
     }
 
     fn give_single(&mut self, gfn: Gfn, to: Destination) -> u64 {
-        let is_ram = matches!(self.domain().p2m.get(gfn).0, Entry::Ram { .. });
-        if !is_ram || self.split(gfn.superpage()).is_err() {
-            return 0;
-        }
-        // The split may have moved it.
-        let (mfn, hold) = match self.domain().p2m.get(gfn).0 {
-            Entry::Ram { mfn, hold } => (mfn, hold),
-            Entry::Pod => return self.drop_pod(gfn, 1),
-            Entry::Invalid | Entry::Special => return 0,
+        let (mfn, hold) = match self.split_around(gfn) {
+            Some(Entry::Ram { mfn, hold }) => (mfn, hold),
+            Some(Entry::Pod) => return self.drop_pod(gfn, 1),
+            _ => return 0,
         };
         if hold == Hold::Pinned || !self.detach_to(gfn, mfn, Order::PAGE, to) {
             return 0;
@@ -326,6 +321,16 @@ impl<H: Host> Session<H> {
         domain.populated -= 1;
         self.deliver(gfn, mfn, Order::PAGE, to);
         1
+    }
+
+    /// Makes a ram page of a claimed superpage an entry of its own. Returns what it is now: the split
+    /// may have moved it, or taken it. `None`: it was no ram, or cannot be split.
+    fn split_around(&mut self, gfn: Gfn) -> Option<Entry> {
+        let is_ram = matches!(self.domain().p2m.get(gfn).0, Entry::Ram { .. });
+        if !is_ram || self.split(gfn.superpage()).is_err() {
+            return None;
+        }
+        Some(self.domain().p2m.get(gfn).0)
     }
 
     /// Unmaps a run, and makes it ready for where it goes. Its entry still says ram.
@@ -483,12 +488,7 @@ impl<H: Host> Session<H> {
             self.scrub(gfn, first.offset(gfn.index_in_superpage() as u64));
             return 0;
         }
-        let is_ram = matches!(self.domain().p2m.get(gfn).0, Entry::Ram { .. });
-        if !is_ram || self.split(superpage).is_err() {
-            return 0;
-        }
-        // The split may have moved it.
-        let Entry::Ram { mfn, hold } = self.domain().p2m.get(gfn).0 else { return 0 };
+        let Some(Entry::Ram { mfn, hold }) = self.split_around(gfn) else { return 0 };
         if hold == Hold::Pinned || !self.detach_to(gfn, mfn, Order::PAGE, Destination::Cache) {
             return 0;
         }
