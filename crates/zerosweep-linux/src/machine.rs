@@ -74,6 +74,9 @@ enum Stopped {
     Failed,
 }
 
+/// A move that cannot be had, however often it is asked for.
+struct Failed;
+
 impl LinuxMachine {
     pub(crate) fn new(
         guest: Region,
@@ -227,24 +230,20 @@ impl LinuxMachine {
         let mut done = 0;
         let mut tries = 0;
         while done < from.bytes() {
-            let left = from.bytes() - done;
-            let (Ok(there), Ok(rest)) = (to.part(done, left), from.part(done, left)) else {
-                return Err(Stopped::Failed);
-            };
-            let (bytes, stopped) = match self.uffd.move_pages(there, rest, Holes::Skip, Wake::No) {
-                MoveOutcome::Done => return Ok(()),
-                MoveOutcome::Partial { bytes } => (bytes, Stopped::Busy),
-                MoveOutcome::Busy => (0, Stopped::Busy),
-                // The kernel says this of a source that is nothing but a hole.
-                MoveOutcome::Hole => return Ok(()),
-                _ => (0, Stopped::Failed),
-            };
-            self.counters.repeats.fetch_add(1, Ordering::Relaxed);
-            done += bytes;
-            tries = if bytes > 0 { 0 } else { tries + 1 };
-            if tries >= MOVE_TRIES || matches!(stopped, Stopped::Failed) {
+            match self.move_some(to, from, done) {
+                Ok(0) => tries += 1,
+                Ok(bytes) => {
+                    done += bytes;
+                    tries = 0;
+                }
+                Err(Failed) => {
+                    self.move_back(to, from, done);
+                    return Err(Stopped::Failed);
+                }
+            }
+            if tries >= MOVE_TRIES {
                 self.move_back(to, from, done);
-                return Err(stopped);
+                return Err(Stopped::Busy);
             }
             if tries % 16 == 15 {
                 std::thread::yield_now();
@@ -255,21 +254,60 @@ impl LinuxMachine {
 
     /// Takes back the first `done` bytes of a move that cannot go on.
     fn move_back(&self, to: Span<'_>, from: Span<'_>, done: u64) {
+        let (Ok(home), Ok(away)) = (from.part(0, done), to.part(0, done)) else { return };
         let mut back = 0;
         let mut tries = 0;
         while back < done && tries < MOVE_TRIES * 10 {
             if tries % 16 == 15 {
                 std::thread::yield_now();
             }
-            let parts = (from.part(back, done - back), to.part(back, done - back));
-            let (Ok(home), Ok(away)) = parts else { return };
-            match self.uffd.move_pages(home, away, Holes::Skip, Wake::No) {
-                MoveOutcome::Partial { bytes } => back += bytes,
-                MoveOutcome::Busy => {}
-                _ => return,
+            match self.move_some(home, away, back) {
+                Ok(bytes) => back += bytes,
+                Err(Failed) => return,
             }
             tries += 1;
         }
+    }
+
+    /// Asks once for what is left of a move of which the first `done` bytes were moved. Says how
+    /// many more were; 0: ask again.
+    fn move_some(&self, to: Span<'_>, from: Span<'_>, done: u64) -> Result<u64, Failed> {
+        let left = from.bytes() - done;
+        let (Ok(to), Ok(from)) = (to.part(done, left), from.part(done, left)) else {
+            return Err(Failed);
+        };
+        let moved = match self.uffd.move_pages(to, from, Holes::Skip, Wake::No) {
+            // The kernel says the second of a source that is nothing but a hole.
+            MoveOutcome::Done | MoveOutcome::Hole => return Ok(left),
+            MoveOutcome::Partial { bytes } => bytes,
+            MoveOutcome::Busy => 0,
+            MoveOutcome::AlreadyThere => match self.moved_unsaid(to, from) {
+                0 => return Err(Failed),
+                bytes => bytes,
+            },
+            MoveOutcome::NoMemory | MoveOutcome::Unequal | MoveOutcome::Failed(_) => {
+                return Err(Failed);
+            }
+        };
+        self.counters.repeats.fetch_add(1, Ordering::Relaxed);
+        Ok(moved)
+    }
+
+    /// How many bytes from the start have moved although the kernel says that the destination has a
+    /// page already.
+    ///
+    /// Linux 6.18 forgets that it has moved pages when it had to look twice at the first of them,
+    /// because a huge page was being split: `move_pages` in `mm/userfaultfd.c` keeps the error of the
+    /// first look, does not go on to the next page, and finds the destination taken, by what it has
+    /// just moved there.
+    fn moved_unsaid(&self, to: Span<'_>, from: Span<'_>) -> u64 {
+        let pages = (0..from.bytes()).step_by(PAGE_BYTES as usize);
+        let moved = pages.take_while(|&at| {
+            let parts = (to.part(at, PAGE_BYTES), from.part(at, PAGE_BYTES));
+            let (Ok(to), Ok(from)) = parts else { return false };
+            self.pagemap.is_mapped(to) == Ok(true) && self.pagemap.is_mapped(from) == Ok(false)
+        });
+        moved.count() as u64 * PAGE_BYTES
     }
 
     fn map_superpage(&self, gfn: Gfn, mfn: Mfn) -> Result<Mapped, MapError> {
