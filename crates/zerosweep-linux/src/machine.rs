@@ -8,7 +8,8 @@
 //! the pool itself, and a stray read of one cannot hang.
 //!
 //! A page that is used by the kernel or a device at the moment cannot move; that is an ordinary
-//! result ([`Unmapped::Busy`]) after a bounded number of tries, and what had moved goes back.
+//! result ([`Unmapped::Busy`]) after a bounded number of tries, and what had moved goes back. What
+//! becomes of pages that cannot go back is in `place`.
 //!
 //! Known holes: pages gifted to a pipe or sent with `MSG_ZEROCOPY` move although they are in use.
 
@@ -25,6 +26,10 @@ use crate::slots::{Backing, Slots};
 use crate::sys::pagemap::Pagemap;
 use crate::sys::region::{Region, Span};
 use crate::sys::uffd::{Holes, MoveOutcome, Uffd, Wake};
+
+pub(crate) mod place;
+#[cfg(test)]
+mod tests;
 
 /// How often a move that the kernel asks to repeat is repeated without any progress.
 const MOVE_TRIES: u32 = 200;
@@ -66,6 +71,8 @@ pub struct LinuxMachine {
     parking: Parking,
     ready: AtomicU64,
     counters: MachineCounters,
+    gate: place::Gate,
+    readers: place::Readers,
 }
 
 /// A move that did not come to its end.
@@ -97,6 +104,8 @@ impl LinuxMachine {
             parking,
             ready: AtomicU64::new(0),
             counters: MachineCounters::default(),
+            gate: place::Gate::default(),
+            readers: place::Readers::new(),
         }
     }
 
@@ -245,25 +254,6 @@ impl LinuxMachine {
         Ok(())
     }
 
-    /// Takes back the first `done` bytes of a move that cannot go on.
-    fn move_back(&self, to: Span<'_>, from: Span<'_>, done: u64) {
-        let mut back = 0;
-        let mut tries = 0;
-        while back < done && tries < MOVE_TRIES * 10 {
-            if tries % 16 == 15 {
-                std::thread::yield_now();
-            }
-            let parts = (from.part(back, done - back), to.part(back, done - back));
-            let (Ok(home), Ok(away)) = parts else { return };
-            match self.uffd.move_pages(home, away, Holes::Skip, Wake::No) {
-                MoveOutcome::Partial { bytes } => back += bytes,
-                MoveOutcome::Busy => {}
-                _ => return,
-            }
-            tries += 1;
-        }
-    }
-
     fn map_superpage(&self, gfn: Gfn, mfn: Mfn) -> Result<Mapped, MapError> {
         let superslot = mfn.raw() / 512;
         if self.slots.advance(superslot, Backing::Empty, Backing::Preparing) {
@@ -285,6 +275,7 @@ impl LinuxMachine {
                 }
             }
         }
+        let _moving = self.moving().ok_or(MapError)?;
         // The range is PoD: zero pages, or nothing. What is left of it would be in the way.
         range.discard().map_err(|_| MapError)?;
         self.move_all(range, slot).map_err(|_| MapError)?;
@@ -304,6 +295,7 @@ impl LinuxMachine {
         let (Ok(range), Ok(slot)) = (self.range(gfn, order), self.slot(mfn, order)) else {
             return Err(MapError);
         };
+        let _moving = self.moving().ok_or(MapError)?;
         range.discard().map_err(|_| MapError)?;
         if self.slots.is_present(mfn.raw()) {
             self.break_up_at_home(superslot);
@@ -350,6 +342,7 @@ impl LinuxMachine {
         let (Ok(range), Ok(slot)) = (self.range(gfn, order), self.slot(mfn, order)) else {
             return Unmapped::Busy;
         };
+        let Some(_moving) = self.moving() else { return Unmapped::Busy };
         if order == Order::SUPERPAGE {
             // Drops the empty page table that single moves left: the huge page stays whole.
             let _ = slot.discard();
@@ -532,7 +525,28 @@ impl LinuxMachine {
 }
 
 /// One thread's hand on the machine.
-pub struct MachineRef<'a>(pub(crate) &'a LinuxMachine);
+pub struct MachineRef<'a>(&'a LinuxMachine, Option<usize>);
+
+impl<'a> MachineRef<'a> {
+    pub(crate) const fn new(machine: &'a LinuxMachine) -> Self {
+        Self(machine, None)
+    }
+
+    /// Reads the guest's memory at `gfn`, where the engine knows a frame.
+    fn reading<R>(&mut self, gfn: Gfn, work: impl FnOnce(&LinuxMachine) -> R) -> R {
+        let machine = self.0;
+        let place = *self.1.get_or_insert_with(|| machine.readers.join());
+        machine.readers.read(place, gfn, || work(machine))
+    }
+}
+
+impl Drop for MachineRef<'_> {
+    fn drop(&mut self) {
+        if let Some(place) = self.1 {
+            self.0.readers.leave(place);
+        }
+    }
+}
 
 impl Machine for MachineRef<'_> {
     fn allocate(&mut self, order: Order) -> Result<Allocated, OutOfFrames> {
@@ -569,12 +583,18 @@ impl Machine for MachineRef<'_> {
     }
 
     fn quick_check(&mut self, gfn: Gfn, _mfn: Mfn, order: Order) -> Option<u32> {
-        self.0.quick(gfn, order)
+        (0..order.pages()).find_map(|page| {
+            let at = gfn.offset(page);
+            let word = self.reading(at, |machine| machine.quick(at, Order::PAGE))?;
+            Some((page * PAGE_BYTES / 8) as u32 + word)
+        })
     }
 
     fn peek(&mut self, gfn: Gfn, _mfn: Mfn, word: u32) -> u64 {
-        let range = self.0.range(gfn, Order::SUPERPAGE);
-        range.and_then(|range| range.load_word(u64::from(word) * 8)).unwrap_or(1)
+        self.reading(gfn.offset(u64::from(word) * 8 / PAGE_BYTES), |machine| {
+            let range = machine.range(gfn, Order::SUPERPAGE);
+            range.and_then(|range| range.load_word(u64::from(word) * 8)).unwrap_or(1)
+        })
     }
 
     fn zero_check(&mut self, mfn: Mfn, pages: u64) -> Option<u32> {
@@ -586,7 +606,7 @@ impl Machine for MachineRef<'_> {
     }
 
     fn scrub(&mut self, gfn: Gfn, _mfn: Mfn) -> Content {
-        self.0.scrub(gfn)
+        self.reading(gfn, |machine| machine.scrub(gfn))
     }
 
     fn clear(&mut self, mfn: Mfn, order: Order) {

@@ -244,6 +244,17 @@ impl Uffd {
         Ok(Self { fd, opened_by, features })
     }
 
+    /// One that also says when its memory is dropped (`UFFD_FEATURE_EVENT_REMOVE`): until such an
+    /// event is read, the kernel puts moves off.
+    #[cfg(test)]
+    pub(crate) fn open_with_remove_events() -> Self {
+        let (fd, opened_by) = open_any().unwrap();
+        let remove_events = 1 << 3;
+        let features = REQUIRED.iter().fold(remove_events, |all, (bit, _)| all | bit);
+        handshake(&fd, features).unwrap();
+        Self { fd, opened_by, features }
+    }
+
     /// How it was got.
     #[must_use]
     pub const fn opened_by(&self) -> OpenedBy {
