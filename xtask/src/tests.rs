@@ -42,7 +42,6 @@ pub(crate) fn run(real_guests: RealGuests) -> Result<bool> {
     groups.push(("ordinary tests", Verdict::from(cargo(&ordinary, &[])?)));
     groups.push(("userfaultfd tests", userfaultfd()?));
     groups.push(("tests in a browser", browser()?));
-    groups.push(("tests that show a known defect", known()?));
     // Someone may be at work on a tree that has none yet.
     if workspace().join(REAL_GUEST).is_file() {
         groups.push(("tests on real guests", on_real_guests(real_guests)?));
@@ -94,11 +93,6 @@ fn on_real_guests(wanted: RealGuests) -> Result<Verdict> {
 /// Runs the tests that need userfaultfd.
 fn userfaultfd() -> Result<Verdict> {
     ignored("needs userfaultfd", machine::userfaultfd)
-}
-
-/// Tests that fail now and then, because of what is not mended yet.
-fn known() -> Result<Verdict> {
-    ignored("a defect is known", || Err("see docs/reliability.md, \"Open\"".to_owned()))
 }
 
 /// Runs the tests that need a browser. It is used where it is, and never installed: it is big.

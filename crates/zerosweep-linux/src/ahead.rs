@@ -2,13 +2,15 @@
 //!
 //! The cache counts slots, not memory: this thread puts memory behind those that come next, so that
 //! a fault finds a cleared huge page waiting and the guest starts at once. When it is behind, the
-//! fault thread helps itself.
+//! fault thread helps itself. It never reads the guest's memory, and so it helps those who do and
+//! wait at a hole.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use zerosweep::Mfn;
 
+use crate::machine::place::Rescue;
 use crate::memory::GuestMemory;
 use crate::sys::poll::wait_one;
 
@@ -23,11 +25,13 @@ pub(crate) fn start(memory: &Arc<GuestMemory>) -> std::io::Result<()> {
 
 fn run(memory: &GuestMemory) {
     crate::sys::raw::block_signals();
+    let mut rescue = Rescue::new();
     while !memory.service.is_stopping() && !memory.is_lifted() {
+        rescue.look(memory);
         let mut batch = [None; BATCH];
         reserve(memory, &mut batch);
         if batch[0].is_none() {
-            // The time limit is only for the case that a call is lost.
+            // The time limit is for who waits at a hole, and in case that a call is lost.
             let _ = wait_one(memory.ahead.as_fd(), Some(1000));
             memory.ahead.clear();
             continue;

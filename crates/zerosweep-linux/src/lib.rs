@@ -23,6 +23,9 @@
 #![cfg(target_os = "linux")]
 #![deny(unsafe_op_in_unsafe_fn)]
 
+#[cfg(test)]
+extern crate self as zerosweep_linux;
+
 pub mod addr;
 mod ahead;
 pub mod error;

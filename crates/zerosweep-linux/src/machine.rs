@@ -8,7 +8,8 @@
 //! the pool itself, and a stray read of one cannot hang.
 //!
 //! A page that is used by the kernel or a device at the moment cannot move; that is an ordinary
-//! result ([`Unmapped::Busy`]) after a bounded number of tries, and what had moved goes back.
+//! result ([`Unmapped::Busy`]) after a bounded number of tries, and what had moved goes back. What
+//! becomes of pages that cannot go back is in `place`.
 //!
 //! Known holes: pages gifted to a pipe or sent with `MSG_ZEROCOPY` move although they are in use.
 
@@ -25,6 +26,10 @@ use crate::slots::{Backing, Slots};
 use crate::sys::pagemap::Pagemap;
 use crate::sys::region::{Region, Span};
 use crate::sys::uffd::{Holes, MoveOutcome, Uffd, Wake};
+
+pub(crate) mod place;
+#[cfg(test)]
+mod tests;
 
 /// How often a move that the kernel asks to repeat is repeated without any progress.
 const MOVE_TRIES: u32 = 200;
@@ -47,6 +52,8 @@ pub struct MachineCounters {
     pub busy: AtomicU64,
     /// Moves that had to be asked for again.
     pub repeats: AtomicU64,
+    /// Moves of which the kernel forgot to count pages.
+    pub forgotten: AtomicU64,
     /// Superslots that the host could only back with single pages.
     pub small_backing: AtomicU64,
     /// Superslots backed in the face of a fault, because none was ready.
@@ -66,6 +73,8 @@ pub struct LinuxMachine {
     parking: Parking,
     ready: AtomicU64,
     counters: MachineCounters,
+    gate: place::Gate,
+    readers: place::Readers,
 }
 
 /// A move that did not come to its end.
@@ -74,8 +83,13 @@ enum Stopped {
     Failed,
 }
 
-/// A move that cannot be had, however often it is asked for.
-struct Failed;
+/// Why nothing of a move could be done.
+enum Failed {
+    /// Something is where a hole must be, or the move cannot be: no try will help.
+    ForGood,
+    /// It may be had later.
+    ForNow,
+}
 
 impl LinuxMachine {
     pub(crate) fn new(
@@ -100,6 +114,8 @@ impl LinuxMachine {
             parking,
             ready: AtomicU64::new(0),
             counters: MachineCounters::default(),
+            gate: place::Gate::default(),
+            readers: place::Readers::new(),
         }
     }
 
@@ -236,7 +252,7 @@ impl LinuxMachine {
                     done += bytes;
                     tries = 0;
                 }
-                Err(Failed) => {
+                Err(Failed::ForGood | Failed::ForNow) => {
                     self.move_back(to, from, done);
                     return Err(Stopped::Failed);
                 }
@@ -252,29 +268,12 @@ impl LinuxMachine {
         Ok(())
     }
 
-    /// Takes back the first `done` bytes of a move that cannot go on.
-    fn move_back(&self, to: Span<'_>, from: Span<'_>, done: u64) {
-        let (Ok(home), Ok(away)) = (from.part(0, done), to.part(0, done)) else { return };
-        let mut back = 0;
-        let mut tries = 0;
-        while back < done && tries < MOVE_TRIES * 10 {
-            if tries % 16 == 15 {
-                std::thread::yield_now();
-            }
-            match self.move_some(home, away, back) {
-                Ok(bytes) => back += bytes,
-                Err(Failed) => return,
-            }
-            tries += 1;
-        }
-    }
-
     /// Asks once for what is left of a move of which the first `done` bytes were moved. Says how
     /// many more were; 0: ask again.
     fn move_some(&self, to: Span<'_>, from: Span<'_>, done: u64) -> Result<u64, Failed> {
         let left = from.bytes() - done;
         let (Ok(to), Ok(from)) = (to.part(done, left), from.part(done, left)) else {
-            return Err(Failed);
+            return Err(Failed::ForGood);
         };
         let moved = match self.uffd.move_pages(to, from, Holes::Skip, Wake::No) {
             // The kernel says the second of a source that is nothing but a hole.
@@ -282,12 +281,14 @@ impl LinuxMachine {
             MoveOutcome::Partial { bytes } => bytes,
             MoveOutcome::Busy => 0,
             MoveOutcome::AlreadyThere => match self.moved_unsaid(to, from) {
-                0 => return Err(Failed),
-                bytes => bytes,
+                0 => return Err(Failed::ForGood),
+                bytes => {
+                    self.counters.forgotten.fetch_add(1, Ordering::Relaxed);
+                    bytes
+                }
             },
-            MoveOutcome::NoMemory | MoveOutcome::Unequal | MoveOutcome::Failed(_) => {
-                return Err(Failed);
-            }
+            MoveOutcome::Unequal => return Err(Failed::ForGood),
+            MoveOutcome::NoMemory | MoveOutcome::Failed(_) => return Err(Failed::ForNow),
         };
         self.counters.repeats.fetch_add(1, Ordering::Relaxed);
         Ok(moved)
@@ -297,15 +298,15 @@ impl LinuxMachine {
     /// page already.
     ///
     /// Linux 6.18 forgets that it has moved pages when it had to look twice at the first of them,
-    /// because a huge page was being split: `move_pages` in `mm/userfaultfd.c` keeps the error of the
-    /// first look, does not go on to the next page, and finds the destination taken, by what it has
-    /// just moved there.
+    /// because another thread was splitting the huge page that it belongs to: `move_pages` in
+    /// `mm/userfaultfd.c` keeps the error of the first look, does not go on to the next page, and
+    /// finds the destination taken, by what it has just moved there.
     fn moved_unsaid(&self, to: Span<'_>, from: Span<'_>) -> u64 {
         let pages = (0..from.bytes()).step_by(PAGE_BYTES as usize);
         let moved = pages.take_while(|&at| {
             let parts = (to.part(at, PAGE_BYTES), from.part(at, PAGE_BYTES));
             let (Ok(to), Ok(from)) = parts else { return false };
-            self.pagemap.is_mapped(to) == Ok(true) && self.pagemap.is_mapped(from) == Ok(false)
+            self.stands(to, true) && !self.stands(from, true)
         });
         moved.count() as u64 * PAGE_BYTES
     }
@@ -331,6 +332,7 @@ impl LinuxMachine {
                 }
             }
         }
+        let _moving = self.moving().ok_or(MapError)?;
         // The range is PoD: zero pages, or nothing. What is left of it would be in the way.
         range.discard().map_err(|_| MapError)?;
         self.move_all(range, slot).map_err(|_| MapError)?;
@@ -350,6 +352,7 @@ impl LinuxMachine {
         let (Ok(range), Ok(slot)) = (self.range(gfn, order), self.slot(mfn, order)) else {
             return Err(MapError);
         };
+        let _moving = self.moving().ok_or(MapError)?;
         range.discard().map_err(|_| MapError)?;
         if self.slots.is_present(mfn.raw()) {
             self.break_up_at_home(superslot);
@@ -396,6 +399,7 @@ impl LinuxMachine {
         let (Ok(range), Ok(slot)) = (self.range(gfn, order), self.slot(mfn, order)) else {
             return Unmapped::Busy;
         };
+        let Some(_moving) = self.moving() else { return Unmapped::Busy };
         if order == Order::SUPERPAGE {
             // Drops the empty page table that single moves left: the huge page stays whole.
             let _ = slot.discard();
@@ -578,7 +582,28 @@ impl LinuxMachine {
 }
 
 /// One thread's hand on the machine.
-pub struct MachineRef<'a>(pub(crate) &'a LinuxMachine);
+pub struct MachineRef<'a>(&'a LinuxMachine, Option<usize>);
+
+impl<'a> MachineRef<'a> {
+    pub(crate) const fn new(machine: &'a LinuxMachine) -> Self {
+        Self(machine, None)
+    }
+
+    /// Reads the guest's memory at `gfn`, where the engine knows a frame.
+    fn reading<R>(&mut self, gfn: Gfn, work: impl FnOnce(&LinuxMachine) -> R) -> R {
+        let machine = self.0;
+        let place = *self.1.get_or_insert_with(|| machine.readers.join());
+        machine.readers.read(place, gfn, || work(machine))
+    }
+}
+
+impl Drop for MachineRef<'_> {
+    fn drop(&mut self) {
+        if let Some(place) = self.1 {
+            self.0.readers.leave(place);
+        }
+    }
+}
 
 impl Machine for MachineRef<'_> {
     fn allocate(&mut self, order: Order) -> Result<Allocated, OutOfFrames> {
@@ -615,12 +640,18 @@ impl Machine for MachineRef<'_> {
     }
 
     fn quick_check(&mut self, gfn: Gfn, _mfn: Mfn, order: Order) -> Option<u32> {
-        self.0.quick(gfn, order)
+        (0..order.pages()).find_map(|page| {
+            let at = gfn.offset(page);
+            let word = self.reading(at, |machine| machine.quick(at, Order::PAGE))?;
+            Some((page * PAGE_BYTES / 8) as u32 + word)
+        })
     }
 
     fn peek(&mut self, gfn: Gfn, _mfn: Mfn, word: u32) -> u64 {
-        let range = self.0.range(gfn, Order::SUPERPAGE);
-        range.and_then(|range| range.load_word(u64::from(word) * 8)).unwrap_or(1)
+        self.reading(gfn.offset(u64::from(word) * 8 / PAGE_BYTES), |machine| {
+            let range = machine.range(gfn, Order::SUPERPAGE);
+            range.and_then(|range| range.load_word(u64::from(word) * 8)).unwrap_or(1)
+        })
     }
 
     fn zero_check(&mut self, mfn: Mfn, pages: u64) -> Option<u32> {
@@ -632,7 +663,7 @@ impl Machine for MachineRef<'_> {
     }
 
     fn scrub(&mut self, gfn: Gfn, _mfn: Mfn) -> Content {
-        self.0.scrub(gfn)
+        self.reading(gfn, |machine| machine.scrub(gfn))
     }
 
     fn clear(&mut self, mfn: Mfn, order: Order) {

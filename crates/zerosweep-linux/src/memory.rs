@@ -18,13 +18,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use zerosweep::{
-    AuditError, Config, ConfigError, Consolidation, DecreaseError, Domain, Entry, Fault, FillError,
-    Forecast, FramePool, Gfn, Hold, Host, InvalidTouch, Order, OutOfTableMemory, Policy, Progress,
+    AuditError, Config, ConfigError, Consolidation, DecreaseError, Domain, Entry, FillError,
+    Forecast, FramePool, Gfn, Host, InvalidTouch, Order, OutOfTableMemory, Policy, Progress,
     Quantities, Session, Statistics, Superpage, TargetError, Upkeep,
 };
 
 use crate::addr::{PAGE_BYTES, SUPERPAGE_BYTES};
 use crate::error::{OpenError, RegionError, SysError, Unsuitable};
+use crate::machine::place::{Rescue, frame_of};
 use crate::machine::{LinuxMachine, MachineRef, Parking};
 use crate::service::ServiceState;
 use crate::sys::pagemap::Pagemap;
@@ -42,8 +43,8 @@ const WORK_STEP: u64 = 16;
 /// Runs that the cache is filled with at a time.
 const FILL_STEPS: u64 = 1024;
 
-/// How often a page is tried to be mapped, a millisecond apart, before the kernel takes over.
-const MAP_TRIES: u32 = 100;
+/// So long a lift waits for operations, and as long for pages that do not move.
+const LIFT_WAITS: Duration = Duration::from_secs(5);
 
 /// What happens when no frame can be found (rule R15).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,7 +158,7 @@ pub struct GuestMemory {
     pub(crate) on_exhaustion: OnExhaustion,
     lifted: AtomicBool,
     lift_reason: Mutex<Option<String>>,
-    running: AtomicU32,
+    pub(crate) running: AtomicU32,
 }
 
 impl GuestMemory {
@@ -298,7 +299,11 @@ impl GuestMemory {
     }
 
     pub(crate) fn session(&self) -> Session<LinuxHost<'_>> {
-        Session::new(LinuxHost { memory: self, guard: None, machine: MachineRef(&self.machine) })
+        Session::new(LinuxHost {
+            memory: self,
+            guard: None,
+            machine: MachineRef::new(&self.machine),
+        })
     }
 
     /// Calls the thread that gets huge pages ready, if few are left.
@@ -309,10 +314,16 @@ impl GuestMemory {
     }
 
     /// Runs an operation, which [`GuestMemory::lift`] then waits for; `None` once it has begun.
+    /// Lifts the cap if the operation left pages where they do not belong.
     pub(crate) fn counted<R>(&self, work: impl FnOnce() -> R) -> Option<R> {
         self.running.fetch_add(1, Ordering::SeqCst);
-        let _running = Running(self);
-        (!self.is_lifted()).then(work)
+        let running = Running(self);
+        let result = (!self.is_lifted()).then(work);
+        drop(running);
+        if self.machine.is_closed() {
+            self.lift("a move of pages could neither be finished nor taken back");
+        }
+        result
     }
 
     /// Runs an operation of a thread other than the fault thread; `None` once the cap is lifted.
@@ -536,11 +547,16 @@ impl GuestMemory {
             return;
         }
         *self.lift_reason.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
-        let deadline = Instant::now() + Duration::from_secs(5);
-        while self.running.load(Ordering::SeqCst) > 0 && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_micros(100));
+        let mut rescue = Rescue::new();
+        self.wait_for_running(&mut rescue);
+        // Operations that are left end soon now, as nothing moves for them any more.
+        self.machine.close();
+        self.wait_for_running(&mut rescue);
+        let lost = self.put_in_place();
+        if lost > 0 {
+            let reason = format!("{reason}; {lost} pages could not be put back and read as zero");
+            *self.lift_reason.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
         }
-        self.map_detached();
         // Until here every waiting thread is still held; this lets all of them go on.
         let _ = self.machine.uffd.unregister(self.machine.guest.all());
         let cached: Vec<_> = self.lock().cache().iter().collect();
@@ -549,29 +565,44 @@ impl GuestMemory {
         self.stop_threads();
     }
 
-    /// Maps what a failed check left unmapped.
-    fn map_detached(&self) {
-        let detached: Vec<Gfn> = {
-            let domain = self.lock();
-            let p2m = domain.p2m();
-            let is_detached =
-                |gfn: &Gfn| matches!(p2m.get(*gfn).0, Entry::Ram { hold: Hold::Detached, .. });
-            (0..p2m.pages()).map(Gfn::new).filter(is_detached).collect()
-        };
-        for gfn in detached {
-            // What is not mapped now is lost to the guest.
-            for _ in 0..MAP_TRIES {
-                if matches!(self.session().fault(gfn), Ok(Fault::Present { .. })) {
-                    break;
+    /// Waits until no operation runs, for a bounded time.
+    fn wait_for_running(&self, rescue: &mut Rescue) {
+        let deadline = Instant::now() + LIFT_WAITS;
+        while self.running.load(Ordering::SeqCst) > 0 && Instant::now() < deadline {
+            rescue.look(self);
+            std::thread::sleep(Duration::from_micros(100));
+        }
+    }
+
+    /// Moves every page to the guest that has a frame and is at its slot: what a failed check left
+    /// unmapped, what a move left half-way, what an operation that still runs holds. Returns how
+    /// many pages are lost.
+    fn put_in_place(&self) -> u64 {
+        let until = Instant::now() + LIFT_WAITS;
+        let superpages = self.machine.guest.bytes().div_ceil(SUPERPAGE_BYTES);
+        let mut lost = 0;
+        for superpage in (0..superpages).map(Superpage::new) {
+            let whole = self.lock().p2m().whole(superpage);
+            if let Some(entry) = whole {
+                if let Entry::Ram { mfn, .. } = entry {
+                    let (gfn, order) = (superpage.first(), Order::SUPERPAGE);
+                    lost += self.machine.put_in_place(gfn, mfn, order, until);
                 }
-                std::thread::sleep(Duration::from_millis(1));
+                continue;
+            }
+            for gfn in (0..512).map(|index| superpage.page(index)) {
+                if let Some(mfn) = frame_of(self, gfn) {
+                    lost += self.machine.put_in_place(gfn, mfn, Order::PAGE, until);
+                }
             }
         }
+        lost
     }
 
     /// Ends the threads. For a range of our own that nobody touches any more.
     pub fn stop(&self) {
-        while self.session().teardown(64) == Progress::More {}
+        // Once the cap is lifted nothing moves any more: all goes with the mappings.
+        while !self.machine.is_closed() && self.session().teardown(64) == Progress::More {}
         self.stop_threads();
     }
 

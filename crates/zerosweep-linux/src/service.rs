@@ -16,17 +16,18 @@
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use zerosweep::{FaultError, Gfn, Order, PAGE_BYTES};
 
 use crate::error::SysError;
+use crate::machine::place::frame_of;
 use crate::memory::{GuestMemory, OnExhaustion};
 use crate::service::main_thread::MainThread;
 use crate::sys::poll::{SharedWait, WakeEvent};
-use crate::sys::uffd::{Fault, FaultBuffer, FaultKind, Wake};
+use crate::sys::uffd::{Fault, FaultBuffer, FaultKind};
 
 mod main_thread;
 
@@ -46,7 +47,28 @@ const MAX_VCPUS: usize = 1024;
 struct Desk {
     wake: WakeEvent,
     pending: AtomicU32,
-    stalled: AtomicU32,
+    /// Threads that wait for a frame. One that faults again after a signal may be at several desks.
+    stalled: Mutex<Vec<u32>>,
+}
+
+impl Desk {
+    fn lock_stalled(&self) -> MutexGuard<'_, Vec<u32>> {
+        self.stalled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Recent faults, whoever answered them; several may share a place.
+struct LastFaults([AtomicU64; 256]);
+
+impl LastFaults {
+    /// Notes a fault; true if the thread's last one was at the same page. It may be forgotten: a
+    /// thread at a hole comes again.
+    fn is_second(&self, fault: &Fault) -> bool {
+        let page = fault.address.as_u64() / PAGE_BYTES;
+        let place = &self.0[fault.thread_id as usize % self.0.len()];
+        let fault = page << 22 ^ u64::from(fault.thread_id);
+        place.swap(fault, Ordering::AcqRel) == fault
+    }
 }
 
 /// What the fault threads share with the others.
@@ -56,14 +78,15 @@ pub(crate) struct ServiceState {
     faults: AtomicU64,
     vcpus: Mutex<Vec<u32>>,
     latency: Mutex<Option<Histogram<u32>>>,
+    last: LastFaults,
 }
 
 impl ServiceState {
     /// For so many threads.
     pub(crate) fn new(threads: usize) -> Result<Self, SysError> {
         let desk = || {
-            let (pending, stalled) = (AtomicU32::new(0), AtomicU32::new(0));
-            Ok(Desk { wake: WakeEvent::new()?, pending, stalled })
+            let stalled = Mutex::new(Vec::with_capacity(MAX_PENDING));
+            Ok(Desk { wake: WakeEvent::new()?, pending: AtomicU32::new(0), stalled })
         };
         // 100 ns to 100 s in two digits: allocated here, never resized.
         let latency = Histogram::new_with_bounds(100, 100_000_000_000, 2).ok();
@@ -73,6 +96,7 @@ impl ServiceState {
             faults: AtomicU64::new(0),
             vcpus: Mutex::new(Vec::with_capacity(MAX_VCPUS)),
             latency: Mutex::new(latency),
+            last: LastFaults([const { AtomicU64::new(0) }; 256]),
         })
     }
 
@@ -95,8 +119,20 @@ impl ServiceState {
         self.faults.load(Ordering::Relaxed)
     }
 
+    /// How many threads wait for a frame.
     pub(crate) fn stalled(&self) -> u32 {
-        self.desks.iter().map(|desk| desk.stalled.load(Ordering::Relaxed)).sum()
+        // Had before a lock that a fault thread takes: the allocator may wait for the guest.
+        let mut threads = Vec::with_capacity(self.desks.len() * MAX_PENDING);
+        for desk in &self.desks {
+            threads.extend_from_slice(&desk.lock_stalled());
+        }
+        threads.sort_unstable();
+        threads.dedup();
+        threads.len() as u32
+    }
+
+    fn is_any_stalled(&self) -> bool {
+        self.desks.iter().any(|desk| !desk.lock_stalled().is_empty())
     }
 
     pub(crate) fn set_vcpus(&self, thread_ids: &[u32]) {
@@ -147,7 +183,6 @@ pub(crate) fn start(memory: &Arc<GuestMemory>) -> std::io::Result<()> {
             desk,
             wait,
             pending: Vec::with_capacity(MAX_PENDING),
-            last: None,
             tried: Instant::now(),
             swept: Instant::now(),
             buffer: Box::new(FaultBuffer::new()),
@@ -194,7 +229,6 @@ struct Server {
     desk: usize,
     wait: SharedWait,
     pending: Vec<Pending>,
-    last: Option<Fault>,
     /// When those that wait for more than their turn were tried last.
     tried: Instant,
     swept: Instant,
@@ -232,7 +266,7 @@ impl Server {
             self.retry(memory, |why| why == Why::Turn)?;
             let quiet = !ready.first && !ready.second;
             if ready.second || quiet || self.is_overdue() {
-                if memory.service.stalled() > 0 && self.swept.elapsed() >= SWEEP_AGAIN {
+                if memory.service.is_any_stalled() && self.swept.elapsed() >= SWEEP_AGAIN {
                     memory.lock().allow_sweep();
                     self.swept = Instant::now();
                 }
@@ -275,14 +309,16 @@ impl Server {
             .uffd
             .read_some_faults(&mut self.buffer, most)
             .map_err(|_| "the fault thread cannot read faults")?;
-        let new = self.buffer.faults().map(|fault| Pending {
-            fault,
-            since: now,
-            why: Why::Turn,
-            exhausted: false,
-            map_failures: 0,
-        });
-        self.pending.extend(new);
+        for fault in self.buffer.faults() {
+            // A signal makes a thread that waits fault again. One answer wakes all who wait there;
+            // without this, a stalled thread under signals would fill the list.
+            let page = |fault: &Fault| (fault.thread_id, fault.address.as_u64() / PAGE_BYTES);
+            if self.pending.iter().any(|pending| page(&pending.fault) == page(&fault)) {
+                continue;
+            }
+            let (why, exhausted, map_failures) = (Why::Turn, false, 0);
+            self.pending.push(Pending { fault, since: now, why, exhausted, map_failures });
+        }
         Ok(())
     }
 
@@ -362,20 +398,16 @@ impl Server {
         }
     }
 
-    fn present(&mut self, memory: &GuestMemory, fault: &Fault, gfn: Gfn, first: Gfn, order: Order) {
+    fn present(&self, memory: &GuestMemory, fault: &Fault, gfn: Gfn, first: Gfn, order: Order) {
         let machine = &memory.machine;
-        let same =
-            |last: &Fault| last.address == fault.address && last.thread_id == fault.thread_id;
-        if fault.kind == FaultKind::Missing && self.last.as_ref().is_some_and(same) {
-            // Twice at the same place: the page is a hole although it has a frame; it reads as
-            // zero. If it is there after all, this changes nothing.
+        if fault.kind == FaultKind::Missing && memory.service.last.is_second(fault) {
+            // Twice at the same place: the page is a hole although it has a frame.
             memory.session().settle(gfn, |_| {
-                if let Ok(page) = machine.range(gfn, Order::PAGE) {
-                    let _ = machine.uffd.map_zero_pages(page, Wake::No);
+                if let Some(mfn) = frame_of(memory, gfn) {
+                    machine.fill_hole(gfn, mfn);
                 }
             });
         }
-        self.last = Some(*fault);
         if let Ok(range) = machine.range(first, order) {
             let _ = machine.uffd.wake(range);
         }
@@ -397,7 +429,6 @@ impl Server {
     }
 
     fn publish(&mut self, state: &ServiceState) {
-        let stalled = self.pending.iter().filter(|pending| pending.exhausted).count();
         // A fault that found no frame is at its turn again while memory is swept once more: the main
         // thread waits all the while.
         match self.pending.is_empty() {
@@ -405,7 +436,11 @@ impl Server {
             false => self.main_thread.look_again(),
         }
         let desk = &state.desks[self.desk];
-        desk.stalled.store(stalled as u32, Ordering::Relaxed);
+        let mut stalled = desk.lock_stalled();
+        stalled.clear();
+        let waits = self.pending.iter().filter(|pending| pending.exhausted);
+        stalled.extend(waits.map(|pending| pending.fault.thread_id).take(MAX_PENDING));
+        drop(stalled);
         desk.pending.store(self.pending.len() as u32, Ordering::SeqCst);
     }
 }

@@ -251,15 +251,6 @@ impl Pagemap {
         Ok(self.bytes_of(span, Categories::PRESENT, Categories::ZERO)? / PAGE_BYTES)
     }
 
-    /// Whether something is mapped in `span`, a page, or in swap: a frame or the zero page.
-    ///
-    /// # Errors
-    /// As [`Self::scan`].
-    pub fn is_mapped(&self, page: Span<'_>) -> SysResult<bool> {
-        let present = self.bytes_of(page, Categories::PRESENT, Categories::NONE)?;
-        Ok(present > 0 || self.swapped_pages(page)? > 0)
-    }
-
     /// 4 KiB pages of `span` that are in swap.
     ///
     /// # Errors

@@ -167,7 +167,8 @@ pub enum MoveOutcome {
     },
     /// A page is pinned or shared; nothing moved. A huge page may have been split.
     Busy,
-    /// The destination has a page already; nothing moved.
+    /// The destination has a page already; nothing moved. Linux 6.18 says so, too, of pages that it
+    /// has just moved there itself, when another thread was splitting their huge page meanwhile.
     AlreadyThere,
     /// The source has a hole, or no mapping; nothing moved.
     Hole,
@@ -242,6 +243,17 @@ impl Uffd {
         let features = wanted & offered;
         handshake(&fd, features)?;
         Ok(Self { fd, opened_by, features })
+    }
+
+    /// One that also says when its memory is dropped (`UFFD_FEATURE_EVENT_REMOVE`): until such an
+    /// event is read, the kernel puts moves off.
+    #[cfg(test)]
+    pub(crate) fn open_with_remove_events() -> Self {
+        let (fd, opened_by) = open_any().unwrap();
+        let remove_events = 1 << 3;
+        let features = REQUIRED.iter().fold(remove_events, |all, (bit, _)| all | bit);
+        handshake(&fd, features).unwrap();
+        Self { fd, opened_by, features }
     }
 
     /// How it was got.

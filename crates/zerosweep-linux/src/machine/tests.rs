@@ -1,0 +1,273 @@
+//! Pages put at the wrong place by hand: whatever it is that cannot go on, no byte is lost.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Barrier};
+use std::time::{Duration, Instant};
+
+use zerosweep::{FramePool, Gfn, MapError, Mfn, Order, Policy, Unmapped};
+
+use super::place::frame_of;
+use super::{LinuxMachine, MOVE_TRIES, Stopped};
+use crate::sys::uffd::{Holes, MoveOutcome, Wake, Watch};
+use crate::{
+    FaultBuffer, GuestMemory, OnExhaustion, Options, PAGE_BYTES, Pagemap, Parking, Region, Span,
+    Uffd,
+};
+
+#[path = "../../tests/memory/pin.rs"]
+mod pin;
+
+const MIB: u64 = 1 << 20;
+const PAGES: u64 = 2048;
+const LIMIT: Duration = Duration::from_secs(30);
+
+fn memory(policy: Policy) -> Arc<GuestMemory> {
+    let options = Options {
+        target_bytes: 16 * MIB,
+        policy,
+        on_exhaustion: OnExhaustion::Borrow,
+        parking: Parking::Lazy,
+        fault_threads: Options::DEFAULT_FAULT_THREADS,
+    };
+    let memory = GuestMemory::new(Region::new(16 * MIB).unwrap(), &options).unwrap();
+    as_guest(&memory, |memory| {
+        (0..PAGES).for_each(|page| {
+            memory.guest().store_word(page * PAGE_BYTES + 8, page + 1).unwrap();
+        });
+    });
+    memory
+}
+
+fn as_guest(memory: &Arc<GuestMemory>, work: impl FnOnce(&GuestMemory) + Send + 'static) {
+    let memory = Arc::clone(memory);
+    let thread = std::thread::spawn(move || work(&memory));
+    let end = Instant::now() + LIMIT;
+    while !thread.is_finished() {
+        assert!(Instant::now() < end, "the guest hangs");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    thread.join().unwrap();
+}
+
+/// Every page but `out` holds what the guest wrote.
+fn verify(memory: &Arc<GuestMemory>, out: Option<u64>) {
+    as_guest(memory, move |memory| {
+        for page in (0..PAGES).filter(|&page| Some(page) != out) {
+            let word = memory.guest().load_word(page * PAGE_BYTES + 8);
+            assert_eq!(word, Ok(page + 1), "page {page}");
+        }
+    });
+}
+
+fn frame(memory: &GuestMemory, page: u64) -> Mfn {
+    frame_of(memory, Gfn::new(page)).unwrap()
+}
+
+/// Moves pages of the guest to their slots, behind the engine's back.
+fn take_away(memory: &GuestMemory, page: u64, pages: u64) {
+    let machine = &memory.machine;
+    for page in page..page + pages {
+        let slot = machine.slot(frame(memory, page), Order::PAGE).unwrap();
+        let at = machine.range(Gfn::new(page), Order::PAGE).unwrap();
+        assert_eq!(machine.uffd.move_pages(slot, at, Holes::Stop, Wake::No), MoveOutcome::Done);
+    }
+}
+
+#[test]
+#[ignore = "needs userfaultfd in kernel mode: root, CAP_SYS_PTRACE or /dev/userfaultfd"]
+fn a_move_that_cannot_be_taken_back_lifts_the_cap_and_loses_nothing() {
+    let memory = memory(Policy::Zerosweep);
+    let machine = &memory.machine;
+    take_away(&memory, 0, 100);
+    let slot = machine.slot(frame(&memory, 0), Order::SUPERPAGE).unwrap();
+    let Some(ring) = pin::pin(slot.part(50 * PAGE_BYTES, PAGE_BYTES).unwrap()) else {
+        eprintln!("skipped: io_uring is not available (kernel.io_uring_disabled)");
+        return;
+    };
+    let began = Instant::now();
+    let left_over = memory.counted(|| {
+        let range = machine.range(Gfn::new(0), Order::SUPERPAGE).unwrap();
+        machine.move_back(slot, range, 100 * PAGE_BYTES);
+        // Nothing moves any more: what an unmap drops first is the guest's.
+        let gfn = Gfn::new(0);
+        assert_eq!(machine.unmap_run(gfn, frame(&memory, 0), Order::SUPERPAGE), Unmapped::Busy);
+        assert_eq!(machine.map_superpage(gfn, frame(&memory, 0)), Err(MapError));
+        machine.pagemap.resident_pages(machine.guest.all())
+    });
+    println!("gave up and lifted after {:?}", began.elapsed());
+    assert_eq!(left_over, Some(Ok(PAGES - 50)), "up to the pinned page all went back");
+    let lifted = memory.snapshot().lifted.unwrap();
+    assert_eq!(lifted, "a move of pages could neither be finished nor taken back");
+    verify(&memory, None);
+    assert_eq!(memory.decrease(Gfn::new(0), Order::SUPERPAGE), None);
+    drop(ring);
+    verify(&memory, None);
+}
+
+#[test]
+#[ignore = "needs userfaultfd in kernel mode: root, CAP_SYS_PTRACE or /dev/userfaultfd"]
+fn a_move_back_waits_until_a_page_is_unpinned() {
+    let memory = memory(Policy::Zerosweep);
+    let machine = &memory.machine;
+    take_away(&memory, 0, 100);
+    let slot = machine.slot(frame(&memory, 0), Order::SUPERPAGE).unwrap();
+    let Some(ring) = pin::pin(slot.part(50 * PAGE_BYTES, PAGE_BYTES).unwrap()) else {
+        eprintln!("skipped: io_uring is not available (kernel.io_uring_disabled)");
+        return;
+    };
+    let device = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_secs(1));
+        drop(ring);
+    });
+    let range = machine.range(Gfn::new(0), Order::SUPERPAGE).unwrap();
+    let began = Instant::now();
+    machine.move_back(slot, range, 100 * PAGE_BYTES);
+    println!("taken back after {:?}", began.elapsed());
+    device.join().unwrap();
+    assert!(!machine.is_closed() && began.elapsed() >= Duration::from_secs(1));
+    verify(&memory, None);
+    memory.audit().unwrap();
+    memory.stop();
+}
+
+#[test]
+#[ignore = "needs userfaultfd in kernel mode: root, CAP_SYS_PTRACE or /dev/userfaultfd"]
+fn a_lift_puts_back_what_an_operation_that_never_ends_holds() {
+    // Under the historical policies a page that is given back breaks its superpage.
+    let memory = memory(Policy::Xen2016);
+    let machine = &memory.machine;
+    assert_eq!(memory.decrease(Gfn::new(1024 + 7), Order::PAGE), Some(1));
+    memory.running.fetch_add(1, Ordering::SeqCst);
+    let (whole, order) = (Gfn::new(0), Order::SUPERPAGE);
+    let mfn = frame(&memory, 0);
+    assert_eq!(machine.unmap_run(whole, mfn, order), Unmapped::Done);
+    take_away(&memory, 512, 256);
+    for page in [1024, 1024 + 511] {
+        let unmapped = machine.unmap_run(Gfn::new(page), frame(&memory, page), Order::PAGE);
+        assert_eq!(unmapped, Unmapped::Done);
+    }
+    let before = machine.whole_superpages().unwrap();
+    let began = Instant::now();
+    memory.lift("an operation hangs");
+    println!("lifted after {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(15));
+    assert_eq!(memory.snapshot().lifted.as_deref(), Some("an operation hangs"));
+    assert_eq!(machine.whole_superpages(), Ok(before + 1), "the whole one came back whole");
+    verify(&memory, Some(1024 + 7));
+    // The operation wakes up at last, and does no harm.
+    assert_eq!(machine.map_superpage(whole, mfn), Err(MapError));
+    assert_eq!(machine.unmap_run(whole, mfn, order), Unmapped::Busy);
+    memory.running.fetch_sub(1, Ordering::SeqCst);
+    verify(&memory, Some(1024 + 7));
+}
+
+/// A fault at a hole whose page is at its slot brings the page, not zeros.
+#[test]
+#[ignore = "needs userfaultfd in kernel mode: root, CAP_SYS_PTRACE or /dev/userfaultfd"]
+fn a_page_that_was_left_at_its_slot_is_found_there() {
+    let memory = memory(Policy::Zerosweep);
+    take_away(&memory, 3 * 512 + 5, 64);
+    verify(&memory, None);
+    assert_eq!(memory.snapshot().lifted, None);
+    memory.audit().unwrap();
+    memory.stop();
+}
+
+/// A machine on its own, of two superpages; the first has been moved in.
+fn machine_of_two_superpages(uffd: Uffd) -> LinuxMachine {
+    let (guest, pool) = (Region::new(4 * MIB).unwrap(), Region::new(8 * MIB).unwrap());
+    let scratch = Region::new(LinuxMachine::SCRATCH_BYTES).unwrap();
+    uffd.register(guest.all(), Watch::MissingAndProtected).unwrap();
+    uffd.register(pool.all(), Watch::Protected).unwrap();
+    let (pagemap, frames) = (Pagemap::open().unwrap(), FramePool::new(4).unwrap());
+    let machine = LinuxMachine::new(guest, pool, scratch, uffd, pagemap, frames, Parking::Lazy);
+    let (range, slot) = first_superpage(&machine);
+    slot.populate().unwrap();
+    slot.store_word(0, 7).unwrap();
+    assert!(machine.move_all(range, slot).is_ok());
+    machine
+}
+
+fn first_superpage(machine: &LinuxMachine) -> (Span<'_>, Span<'_>) {
+    let range = machine.range(Gfn::new(0), Order::SUPERPAGE).unwrap();
+    (range, machine.slot(Mfn::new(0), Order::SUPERPAGE).unwrap())
+}
+
+/// Drops memory elsewhere, and runs `work`; the event is read after `delay`.
+fn put_off<R>(machine: &LinuxMachine, delay: Duration, work: impl FnOnce() -> R) -> R {
+    std::thread::scope(|scope| {
+        scope.spawn(|| machine.guest.page(2 * MIB).unwrap().discard().unwrap());
+        std::thread::sleep(Duration::from_millis(100));
+        scope.spawn(|| {
+            std::thread::sleep(delay);
+            machine.uffd.read_faults(&mut FaultBuffer::new()).unwrap();
+        });
+        work()
+    })
+}
+
+#[test]
+#[ignore = "needs userfaultfd in kernel mode: root, CAP_SYS_PTRACE or /dev/userfaultfd"]
+fn a_move_that_the_kernel_puts_off_is_given_up_and_a_move_back_is_not() {
+    // Its kernel puts moves off (EAGAIN) from the time when memory is dropped to the time when that
+    // event is read.
+    let machine = machine_of_two_superpages(Uffd::open_with_remove_events());
+    let (range, slot) = first_superpage(&machine);
+    let delay = Duration::from_millis(500);
+    let forth = put_off(&machine, delay, || {
+        let outcome = machine.uffd.move_pages(slot, range, Holes::Skip, Wake::No);
+        assert_eq!(outcome, MoveOutcome::Partial { bytes: 0 });
+        machine.move_all(slot, range)
+    });
+    assert!(matches!(forth, Err(Stopped::Busy)), "given up after {MOVE_TRIES} tries");
+    assert_eq!(range.load_word(0), Ok(7));
+    // Of a move to the slot all was done, when it had to be taken back.
+    assert!(machine.move_all(slot, range).is_ok());
+    let began = Instant::now();
+    put_off(&machine, delay, || machine.move_back(slot, range, range.bytes()));
+    println!("taken back after {:?}", began.elapsed());
+    assert!(began.elapsed() >= delay && !machine.is_closed());
+    assert_eq!(range.load_word(0), Ok(7));
+    // Put off for longer than it is tried.
+    assert!(machine.move_all(slot, range).is_ok());
+    put_off(&machine, Duration::from_secs(7), || machine.move_back(slot, range, range.bytes()));
+    assert!(machine.is_closed());
+    // A page alone: to put back a superpage drops memory, an event that nobody would read.
+    assert_eq!(machine.put_in_place(Gfn::new(0), Mfn::new(0), Order::PAGE, began), 0);
+    assert_eq!(range.load_word(0), Ok(7));
+}
+
+/// Linux 6.18 moves a page, forgets it, and says that another is in its place, when a thread that
+/// moves another page of the same huge page is just splitting it.
+#[test]
+#[ignore = "needs userfaultfd in kernel mode: root, CAP_SYS_PTRACE or /dev/userfaultfd"]
+fn a_move_that_the_kernel_forgets_is_found() {
+    let machine = machine_of_two_superpages(Uffd::open().unwrap());
+    let (range, slot) = first_superpage(&machine);
+    let word = |page| page * PAGE_BYTES + 8;
+    const RUNS: [(u64, u64); 2] = [(7, 1), (200, 90)];
+    for round in 0..300 {
+        range.discard().unwrap();
+        slot.discard().unwrap();
+        slot.populate().unwrap();
+        (0..512).for_each(|page| slot.store_word(word(page), round << 32 | page).unwrap());
+        let begin = Barrier::new(RUNS.len());
+        std::thread::scope(|scope| {
+            for (first, pages) in RUNS {
+                let (machine, begin) = (&machine, &begin);
+                scope.spawn(move || {
+                    let (offset, bytes) = (first * PAGE_BYTES, pages * PAGE_BYTES);
+                    let (to, from) = (range.part(offset, bytes), slot.part(offset, bytes));
+                    begin.wait();
+                    assert!(machine.move_all(to.unwrap(), from.unwrap()).is_ok());
+                });
+            }
+        });
+        for page in 0..512 {
+            let moved = RUNS.iter().any(|&(first, pages)| (first..first + pages).contains(&page));
+            let is_at = if moved { range } else { slot };
+            assert_eq!(is_at.load_word(word(page)), Ok(round << 32 | page));
+        }
+    }
+    println!("moves that the kernel forgot: {:?} of 600", machine.counters.forgotten);
+}
