@@ -43,6 +43,8 @@ pub(crate) enum Command {
     Status(GuestArguments),
     /// List the running guests
     Ps(ListArguments),
+    /// Watch a guest: its superpage map and figures, anew each second
+    Watch(WatchArguments),
     /// Set what a guest may hold, and have its balloon follow
     SetTarget(TargetArguments),
     /// Look at all of a guest's superpages, and take back those that are zero
@@ -59,6 +61,10 @@ pub(crate) enum Command {
     Doctor(ListArguments),
     /// Build kernel and initramfs of the test guest
     GuestImage(ImageArguments),
+    /// Print the completions for a shell
+    Completions(CompletionsArguments),
+    /// Write a man page for the program and for each command
+    Man(ManArguments),
 }
 
 /// Arguments of `run`.
@@ -107,6 +113,22 @@ pub(crate) struct GuestArguments {
     pub(crate) json: bool,
 }
 
+/// Arguments of `watch`.
+#[derive(Args, Debug)]
+pub(crate) struct WatchArguments {
+    /// Name of the guest; `zerosweep ps` lists them
+    pub(crate) name: String,
+    /// Seconds between two looks
+    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = parse_interval)]
+    pub(crate) interval: Duration,
+    /// Look so many times, then end [default: until the guest ends or Ctrl-C]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) count: Option<u64>,
+    /// Print one JSON document a line
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 /// Arguments of `set-target`.
 #[derive(Args, Debug)]
 pub(crate) struct TargetArguments {
@@ -115,10 +137,12 @@ pub(crate) struct TargetArguments {
     /// What it may hold, as 512M or 2G
     #[arg(value_name = "SIZE", value_parser = Size::parse)]
     pub(crate) size: Size,
-    /// Wait until the balloon has followed, at most so long
-    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, num_args = 0..=1)]
-    #[arg(default_missing_value = "60", require_equals = true)]
-    pub(crate) wait: Option<Duration>,
+    /// Give up waiting for the balloon when it has not moved for so many seconds
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = parse_seconds)]
+    pub(crate) wait: Duration,
+    /// Do not wait until the balloon has followed
+    #[arg(long, conflicts_with = "wait")]
+    pub(crate) no_wait: bool,
 }
 
 /// Arguments of `ps`.
@@ -174,6 +198,20 @@ pub(crate) struct ImageArguments {
     pub(crate) json: bool,
 }
 
+/// Arguments of `completions`.
+#[derive(Args, Debug)]
+pub(crate) struct CompletionsArguments {
+    /// Which shell
+    pub(crate) shell: clap_complete::Shell,
+}
+
+/// Arguments of `man`.
+#[derive(Args, Debug)]
+pub(crate) struct ManArguments {
+    /// Where the pages go; it is made if it is not there
+    pub(crate) dir: PathBuf,
+}
+
 /// [`OnExhaustion`] on the command line.
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
 pub(crate) enum Exhaustion {
@@ -220,6 +258,13 @@ fn parse_seconds(text: &str) -> Result<Duration, String> {
     match Duration::try_from_secs_f64(seconds) {
         Ok(time) if time <= Duration::from_secs(86_400) => Ok(time),
         _ => Err("not a number of seconds from 0 to 86400".into()),
+    }
+}
+
+fn parse_interval(text: &str) -> Result<Duration, String> {
+    match parse_seconds(text)? {
+        time if time >= Duration::from_millis(50) => Ok(time),
+        _ => Err("at least 0.05 seconds".into()),
     }
 }
 

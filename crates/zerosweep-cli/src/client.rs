@@ -39,6 +39,11 @@ impl ClientError {
     pub(crate) fn is_nobody_there(&self) -> bool {
         matches!(self, Self::Line(error) if error.is_nobody_there())
     }
+
+    /// Whether the agent has ended the connection: its VMM has ended, or is about to.
+    pub(crate) fn is_gone(&self) -> bool {
+        matches!(self, Self::Line(LineError::Closed)) || self.is_nobody_there()
+    }
 }
 
 /// A connection to an agent whose version is known to fit.

@@ -5,15 +5,19 @@
 mod audit;
 mod demo;
 mod doctor;
+mod documents;
 pub(crate) mod experiment;
 mod guest_image;
 mod ps;
 mod run;
 mod set_target;
 mod status;
+mod watch;
 mod work;
 
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use zerosweep_wire::{Operation, Status, runtime};
 
@@ -28,6 +32,7 @@ pub(crate) fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Run(arguments) => run::execute(&arguments),
         Command::Status(arguments) => status::execute(&arguments),
         Command::Ps(arguments) => ps::execute(&arguments),
+        Command::Watch(arguments) => watch::execute(&arguments),
         Command::Audit(arguments) => audit::execute(&arguments),
         Command::SetTarget(arguments) => set_target::execute(&arguments),
         Command::Sweep(arguments) => work::execute(work::Work::Sweep, &arguments),
@@ -36,6 +41,8 @@ pub(crate) fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Experiment(arguments) => experiment::execute(&arguments),
         Command::Doctor(arguments) => doctor::execute(&arguments),
         Command::GuestImage(arguments) => guest_image::execute(&arguments),
+        Command::Completions(arguments) => documents::completions(&arguments),
+        Command::Man(arguments) => documents::man(&arguments),
     }
 }
 
@@ -57,4 +64,16 @@ fn connect(name: &str) -> Result<Client, Failure> {
 /// Asks the guest that the user named.
 fn ask(client: &mut Client, name: &str, operation: Operation) -> Result<Status, Failure> {
     client.request(operation).map_err(|error| Failure::work(format!("guest {name}: {error}")))
+}
+
+/// Ctrl-C and a polite kill set `stop`; a second one ends the program.
+fn stop_on_signals(stop: &Arc<AtomicBool>) -> Result<(), Failure> {
+    use signal_hook::consts::{SIGINT, SIGTERM};
+    for signal in [SIGINT, SIGTERM] {
+        let asked_twice = Arc::clone(stop);
+        signal_hook::flag::register_conditional_shutdown(signal, 1, asked_twice)
+            .and_then(|_| signal_hook::flag::register(signal, Arc::clone(stop)))
+            .map_err(|error| Failure::work(format!("cannot catch signals: {error}")))?;
+    }
+    Ok(())
 }

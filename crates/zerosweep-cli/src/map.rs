@@ -27,8 +27,7 @@ impl LiveMap {
     /// A map that was not drawn yet.
     pub(crate) fn new(quiet: bool) -> Self {
         let terminal = !quiet && std::io::stderr().is_terminal();
-        let colours = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        Self { terminal, colours, drawn: 0 }
+        Self { terminal, colours: wants_colours(), drawn: 0 }
     }
 
     /// Draws `letters` (`W` whole, `b` broken, `p` promised, `.` out), with a line above.
@@ -41,13 +40,9 @@ impl LiveMap {
             let _ = write!(text, "\x1b[{}A", self.drawn);
         }
         let _ = writeln!(text, "\x1b[2K{title}");
-        let rows = rows(letters);
+        let rows = rows(letters, COLUMNS, ROWS, self.colours);
         for row in &rows {
-            let _ = writeln!(
-                text,
-                "\x1b[2K  {}",
-                if self.colours { coloured(row) } else { row.clone() }
-            );
+            let _ = writeln!(text, "\x1b[2K  {row}");
         }
         let _ = writeln!(text, "\x1b[2K  {LEGEND}");
         self.drawn = rows.len() + 2;
@@ -61,11 +56,18 @@ impl LiveMap {
     }
 }
 
-/// The map in rows of symbols.
-fn rows(letters: &[u8]) -> Vec<String> {
-    let per_cell = letters.len().div_ceil(COLUMNS * ROWS).max(1);
+/// Whether the user wants colours: see <https://no-color.org>.
+pub(crate) fn wants_colours() -> bool {
+    std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+/// The map in at most `most` rows of `columns` symbols.
+pub(crate) fn rows(letters: &[u8], columns: usize, most: usize, colours: bool) -> Vec<String> {
+    let per_cell = letters.len().div_ceil((columns * most).max(1)).max(1);
     let cells: Vec<char> = letters.chunks(per_cell).map(worst).collect();
-    cells.chunks(COLUMNS).map(|row| row.iter().collect()).collect()
+    let row = |cells: &[char]| cells.iter().collect::<String>();
+    let rows = cells.chunks(columns.max(1)).map(row);
+    if colours { rows.map(|row| coloured(&row)).collect() } else { rows.collect() }
 }
 
 fn worst(superpages: &[u8]) -> char {
@@ -107,7 +109,7 @@ mod tests {
 
     #[test]
     fn a_small_guest_has_a_cell_for_each_superpage() {
-        let rows = rows(&[b"WWbp".as_slice(), &[b'.'; 124]].concat());
+        let rows = rows(&[b"WWbp".as_slice(), &[b'.'; 124]].concat(), COLUMNS, ROWS, false);
         assert_eq!(rows.len(), 2);
         assert!(rows[0].starts_with("##x-...."));
         assert!(rows.iter().all(|row| row.len() == 64));
@@ -117,7 +119,7 @@ mod tests {
     fn a_large_guest_is_squeezed_and_shows_the_worst() {
         let mut letters = vec![b'W'; 32768];
         letters[5] = b'b';
-        let rows = rows(&letters);
+        let rows = rows(&letters, COLUMNS, ROWS, false);
         assert!(rows.len() <= ROWS);
         assert!(rows[0].starts_with("x#"));
     }

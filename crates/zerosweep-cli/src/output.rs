@@ -22,8 +22,17 @@ pub(crate) fn text(text: &str) -> Result<(), Failure> {
 
 /// Writes `document` as one JSON document with a newline.
 pub(crate) fn json(document: &impl Serialize) -> Result<(), Failure> {
-    let mut line = serde_json::to_string_pretty(document)
-        .map_err(|error| Failure::work(format!("cannot write JSON: {error}")))?;
+    written(serde_json::to_string_pretty(document))
+}
+
+/// Writes `document` as JSON on a line of its own.
+pub(crate) fn json_line(document: &impl Serialize) -> Result<(), Failure> {
+    written(serde_json::to_string(document))
+}
+
+fn written(document: serde_json::Result<String>) -> Result<(), Failure> {
+    let mut line =
+        document.map_err(|error| Failure::work(format!("cannot write JSON: {error}")))?;
     line.push('\n');
     text(&line)
 }

@@ -1,7 +1,7 @@
 //! `zerosweep set-target NAME SIZE`: what the guest may hold, and its balloon, together.
 //!
 //! As `xl mem-set`: the engine's target first, so that nothing more is given out beyond it; then
-//! the balloon is asked to follow. `--wait` waits until it has.
+//! the balloon is asked to follow, and waited for while it moves.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ use crate::size::{PAGE_BYTES, Size, pages};
 /// Longest wait for one answer of QEMU.
 const QMP_TIMEOUT: Duration = Duration::from_secs(2);
 /// Between two looks at the guest.
-const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Sets the target.
 pub(super) fn execute(arguments: &TargetArguments) -> Result<ExitCode, Failure> {
@@ -37,15 +37,19 @@ pub(super) fn execute(arguments: &TargetArguments) -> Result<ExitCode, Failure> 
     }
     let mut status = ask(&mut client, name, Operation::SetTarget { target_bytes: size.0 })?;
     let files = GuestFiles::new(&runtime::directory(), name)?;
-    let asked = Qmp::connect(&files.qmp, QMP_TIMEOUT).and_then(|mut qmp| qmp.set_balloon(size.0));
-    if let Err(error) = asked {
-        return Err(Failure::work(format!(
+    let asked = Qmp::connect(&files.qmp, QMP_TIMEOUT).and_then(|mut qmp| {
+        qmp.set_balloon(size.0)?;
+        Ok(qmp)
+    });
+    let mut qmp = asked.map_err(|error| {
+        Failure::work(format!(
             "guest {name} has the target {size} now, but its balloon cannot be asked to follow: \
              {error}"
-        )));
-    }
-    if let Some(limit) = arguments.wait {
-        status = wait(&mut client, name, limit, &before)?;
+        ))
+    })?;
+    if !arguments.no_wait {
+        status =
+            Following { client: &mut client, qmp: &mut qmp, name, size }.wait(arguments.wait)?;
     }
     if arguments.guest.json {
         output::json(&status)?;
@@ -55,33 +59,67 @@ pub(super) fn execute(arguments: &TargetArguments) -> Result<ExitCode, Failure> 
     Ok(ExitCode::SUCCESS)
 }
 
-/// Waits until the guest owes nothing and holds no more than it may.
-fn wait(
-    client: &mut Client,
-    name: &str,
-    limit: Duration,
-    before: &Status,
-) -> Result<Status, Failure> {
-    let console = Console::new(Verbosity::Normal, Terminal::Ours);
-    let deadline = Instant::now() + limit;
-    let owed = |status: &Status| status.pages.owed.max(0).unsigned_abs();
-    let above = |status: &Status| status.pages.total.saturating_sub(status.pages.target);
-    let first = before.pages.total.max(1);
-    loop {
-        let status = ask(client, name, Operation::Status)?;
-        let left = owed(&status).max(above(&status));
-        if left == 0 {
-            return Ok(status);
+/// A balloon on its way to a target.
+struct Following<'a> {
+    client: &'a mut Client,
+    qmp: &'a mut Qmp,
+    name: &'a str,
+    size: Size,
+}
+
+impl Following<'_> {
+    /// Waits until it is there, or has not moved for `patience`.
+    fn wait(&mut self, patience: Duration) -> Result<Status, Failure> {
+        let name = self.name;
+        let console = Console::new(Verbosity::Normal, Terminal::Ours);
+        let (mut first, mut nearest, mut moved) = (0, u64::MAX, Instant::now());
+        loop {
+            let status = ask(self.client, name, Operation::Status)?;
+            let left = self.left(&status)?;
+            if left == 0 {
+                return Ok(status);
+            }
+            if left < nearest {
+                (nearest, moved) = (left, Instant::now());
+            }
+            if moved.elapsed() >= patience {
+                console.clear();
+                return Err(Failure::work(self.does_not_follow(&status, left, patience)));
+            }
+            first = left.max(first);
+            console.moving(&format!("guest {name}: {} to go", pages(left)), first - left, first);
+            std::thread::sleep(LOOK_INTERVAL);
         }
-        if Instant::now() >= deadline {
-            return Err(Failure::work(format!(
-                "guest {name} is still {} away from its target after {limit:?}",
-                pages(left)
-            )));
+    }
+
+    /// Pages that are still to be given back, or taken again.
+    fn left(&mut self, status: &Status) -> Result<u64, Failure> {
+        let figures = &status.pages;
+        let owed = figures.owed.max(0).unsigned_abs();
+        let above = figures.total.saturating_sub(figures.target);
+        if owed.max(above) > 0 {
+            return Ok(owed.max(above));
         }
-        let all = first.max(left);
-        console.moving(&format!("guest {name}: {} to go", pages(left)), all - left, all);
-        std::thread::sleep(LOOK_INTERVAL);
+        let actual = self.qmp.balloon_actual().map_err(|error| {
+            Failure::work(format!(
+                "guest {} does not say how far its balloon is: {error}",
+                self.name
+            ))
+        })?;
+        Ok(self.size.0.saturating_sub(actual).div_ceil(PAGE_BYTES))
+    }
+
+    fn does_not_follow(&self, status: &Status, left: u64, patience: Duration) -> String {
+        let Self { name, size, .. } = self;
+        let why = match status.pages.ballooned_out {
+            0 => "it has never given a page back: is a balloon driver loaded in it?",
+            _ => "it may have no memory left to give",
+        };
+        format!(
+            "guest {name} has the target {size} now, but does not follow: it is still {} away, and \
+             nothing has moved for {patience:?}; {why}",
+            pages(left)
+        )
     }
 }
 

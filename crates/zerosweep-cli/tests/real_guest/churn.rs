@@ -84,7 +84,7 @@ fn balloon(guest: &Guest, managed: Option<&Place>) -> Duration {
     let began = Instant::now();
     if let Some(place) = managed {
         drop(qmp);
-        let output = place.output(["set-target", "vm", "768M"]);
+        let output = place.output(["set-target", "vm", "768M", "--no-wait"]);
         assert!(output.status.success(), "{}", stderr(&output));
         qmp = guest.qmp();
     } else {
@@ -158,7 +158,7 @@ fn no_byte_is_lost_through_deflating_re_use_and_reset() {
     let spec = Spec { run: &["--target", "2G"], append, reboots: true, ..Spec::default() };
     let guest = Guest::managed(&place, &spec);
     let set_target = |size: &str| {
-        let output = place.output(["set-target", "vm", size, "--wait=10"]);
+        let output = place.output(["set-target", "vm", size, "--wait", "10"]);
         assert!(output.status.success(), "{}", stderr(&output));
     };
     // Down, up again at once, and what came back is used.

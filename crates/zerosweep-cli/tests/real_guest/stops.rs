@@ -30,7 +30,7 @@ fn a_stopped_tool_leaves_guest_and_others_alone() {
     // The guest goes on, and another tool moves its target up and down.
     guest.marker_from(from, "stirred ");
     for size in ["800M", "600M"] {
-        let output = place.output(["set-target", "vm", size, "--wait=10"]);
+        let output = place.output(["set-target", "vm", size, "--wait", "10"]);
         assert!(output.status.success(), "{}", stderr(&output));
     }
     std::thread::sleep(STOPPED);

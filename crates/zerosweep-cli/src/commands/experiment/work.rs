@@ -89,7 +89,7 @@ impl<G: Clone + Display + Send + Sync, P: Copy + Display + Send + Sync> Work<G, 
         runner: Runner<'_, G, P>,
     ) -> Result<(), Failure> {
         let stop = Arc::new(AtomicBool::new(false));
-        stop_on_signals(&stop)?;
+        crate::commands::stop_on_signals(&stop)?;
         let left: Vec<usize> =
             (0..self.experiments.len()).filter(|&n| self.runs[n].is_none()).collect();
         let experiments: Vec<Experiment<G, P>> =
@@ -127,16 +127,4 @@ impl<G: Clone + Display + Send + Sync, P: Copy + Display + Send + Sync> Work<G, 
     pub(super) fn finished(&self) -> Vec<Run> {
         self.runs.iter().flatten().cloned().collect()
     }
-}
-
-/// Ctrl-C and a polite kill end the runs; a second one ends the program.
-fn stop_on_signals(stop: &Arc<AtomicBool>) -> Result<(), Failure> {
-    use signal_hook::consts::{SIGINT, SIGTERM};
-    for signal in [SIGINT, SIGTERM] {
-        let asked_twice = Arc::clone(stop);
-        signal_hook::flag::register_conditional_shutdown(signal, 1, asked_twice)
-            .and_then(|_| signal_hook::flag::register(signal, Arc::clone(stop)))
-            .map_err(|error| Failure::work(format!("cannot catch signals: {error}")))?;
-    }
-    Ok(())
 }
