@@ -1,8 +1,10 @@
-//! Developer tasks: `cargo xtask setup`, `cargo xtask test`, `cargo xtask bench`, `cargo xtask ci`.
+//! Developer tasks: `cargo xtask setup`, `cargo xtask test`, `cargo xtask bench`, `cargo xtask dist`,
+//! `cargo xtask ci`.
 //!
 //! - [`setup`] installs QEMU, fetches a guest kernel and builds the guest image;
 //! - [`tests`] runs every test that this machine allows, and says which it left out and why;
 //! - [`mod@bench`] measures, and writes a record of it;
+//! - [`dist`] builds what is installed, and a Debian package;
 //! - [`ci`] is what CI runs: formatting, lints, documentation, then the tests.
 
 use std::path::PathBuf;
@@ -15,6 +17,7 @@ mod apt;
 mod bench;
 mod cargo;
 mod ci;
+mod dist;
 mod machine;
 mod setup;
 mod tests;
@@ -55,6 +58,8 @@ enum Task {
         #[arg(long, num_args = 2, value_names = ["BEFORE", "AFTER"], conflicts_with = "quick")]
         compare: Option<Vec<PathBuf>>,
     },
+    /// Build what is installed: program, man pages, completions, and with cargo-deb a Debian package
+    Dist,
     /// Run what CI runs: formatting, lints, documentation, tests
     Ci,
 }
@@ -81,6 +86,7 @@ fn run(task: Task) -> Result<ExitCode> {
         }
         Task::Bench { quick: true, .. } => bench::run(bench::Pace::Quick)?,
         Task::Bench { quick: false, .. } => bench::run(bench::Pace::Full)?,
+        Task::Dist => dist::run()?,
         Task::Ci => ci::run()?,
     };
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -57,6 +57,8 @@ pub(crate) enum Command {
     Demo(DemoArguments),
     /// Run every policy on every guest model and compare
     Experiment(Box<ExperimentArguments>),
+    /// Drive the engine on the software machine, a step a line; JSON lines come out
+    Script(ScriptArguments),
     /// Say what this machine allows, and the command that mends each gap
     Doctor(ListArguments),
     /// Build kernel and initramfs of the test guest
@@ -196,6 +198,22 @@ pub(crate) struct ImageArguments {
     /// Print one JSON document
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Arguments of `script`.
+#[derive(Args, Debug)]
+pub(crate) struct ScriptArguments {
+    /// The script, `-` for standard input; docs/script.md has the language
+    pub(crate) file: PathBuf,
+    /// How zero pages are found and superpages kept
+    #[arg(long, default_value = "zerosweep", value_parser = PossibleValuesParser::new(POLICIES))]
+    pub(crate) policy: String,
+    /// What the guest is told that it has; a multiple of 4K
+    #[arg(long, value_name = "SIZE", value_parser = Size::parse)]
+    pub(crate) max_mem: Size,
+    /// What it may hold; a multiple of 4K
+    #[arg(long, value_name = "SIZE", value_parser = Size::parse)]
+    pub(crate) target: Size,
 }
 
 /// Arguments of `completions`.

@@ -10,6 +10,7 @@ pub(crate) mod experiment;
 mod guest_image;
 mod ps;
 mod run;
+mod script;
 mod set_target;
 mod status;
 mod watch;
@@ -39,6 +40,7 @@ pub(crate) fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Consolidate(arguments) => work::execute(work::Work::Consolidate, &arguments),
         Command::Demo(arguments) => demo::execute(&arguments),
         Command::Experiment(arguments) => experiment::execute(&arguments),
+        Command::Script(arguments) => script::execute(&arguments),
         Command::Doctor(arguments) => doctor::execute(&arguments),
         Command::GuestImage(arguments) => guest_image::execute(&arguments),
         Command::Completions(arguments) => documents::completions(&arguments),

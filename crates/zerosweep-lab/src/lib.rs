@@ -24,4 +24,5 @@ pub mod real_guest;
 pub mod report;
 pub mod result;
 pub mod run;
+pub mod script;
 pub mod timeline;

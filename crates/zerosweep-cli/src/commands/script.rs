@@ -1,0 +1,46 @@
+//! `zerosweep script FILE`: the engine on the software machine, driven a step a line.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::process::ExitCode;
+
+use zerosweep::Policy;
+use zerosweep_lab::script::{Runner, Script};
+
+use crate::cli::ScriptArguments;
+use crate::error::Failure;
+use crate::output;
+use crate::size::PAGE_BYTES;
+
+/// Does all steps. An error in one is an answer: the exit status is 0 all the same.
+pub(super) fn execute(arguments: &ScriptArguments) -> Result<ExitCode, Failure> {
+    let ScriptArguments { file, max_mem, target, .. } = arguments;
+    for (name, size) in [("--max-mem", max_mem), ("--target", target)] {
+        if !size.is_whole_pages() {
+            return Err(Failure::usage(format!("{name} is {size}, but must be a multiple of 4K")));
+        }
+    }
+    let policy: Policy = arguments.policy.parse().map_err(Failure::usage)?;
+    let text = read(file)?;
+    let script = Script::parse(&text)
+        .map_err(|error| Failure::usage(format!("{}: {error}", file.display())))?;
+    let (max_pages, target_pages) = (max_mem.0 / PAGE_BYTES, target.0 / PAGE_BYTES);
+    let runner = Runner::new(&script, max_pages, target_pages, policy);
+    let mut runner = runner.map_err(|error| match error.is_usage() {
+        true => Failure::usage(error),
+        false => Failure::work(error),
+    })?;
+    for &step in &script.steps {
+        output::json_line(&runner.run(step))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn read(file: &Path) -> Result<String, Failure> {
+    let text = match file.as_os_str() == "-" {
+        true => io::read_to_string(io::stdin()),
+        false => fs::read_to_string(file),
+    };
+    text.map_err(|error| Failure::usage(format!("cannot read {}: {error}", file.display())))
+}
