@@ -108,7 +108,10 @@ fn a_missing_agent_is_a_failure_of_the_work() {
         .unwrap();
     assert_eq!(output.status.code(), Some(1));
     let message = stderr(&output);
-    assert!(message.contains("/no/such/agent.so") && message.contains("cargo build"), "{message}");
+    assert!(
+        message.contains("/no/such/agent.so") && message.contains("ZEROSWEEP_AGENT"),
+        "{message}"
+    );
     assert!(place.left_behind().is_empty());
 }
 

@@ -477,7 +477,7 @@ impl Runner {
         let superframes = highest.div_ceil(SUPERPAGE_PAGES) * 2 + SPARE_SUPERFRAMES;
         let bytes = superframes.checked_mul(zerosweep::SUPERPAGE_BYTES);
         let bytes = bytes.and_then(|bytes| usize::try_from(bytes).ok());
-        if !bytes.is_some_and(|bytes| Vec::<u8>::new().try_reserve_exact(bytes).is_ok()) {
+        if bytes.is_none_or(|bytes| Vec::<u8>::new().try_reserve_exact(bytes).is_err()) {
             return Err(NewRunnerError::OutOfMemory(superframes / 512));
         }
         let machine = SoftwareMachine::new(superframes * SUPERPAGE_PAGES);
