@@ -1,4 +1,5 @@
 //! `zerosweep script`: the examples of its document, word by word, and what cannot be done.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 mod support;
 
