@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use zerosweep_lab::xentrace::Layout;
 use zerosweep_wire::{OnExhaustion, ReturnMode};
 
 use crate::commands::experiment::arguments::ExperimentArguments;
@@ -59,6 +60,9 @@ pub(crate) enum Command {
     Experiment(Box<ExperimentArguments>),
     /// Drive the engine on the software machine, a step a line; JSON lines come out
     Script(ScriptArguments),
+    /// Read and replay traces of Xen hosts
+    #[command(subcommand)]
+    Trace(TraceCommand),
     /// Say what this machine allows, and the command that mends each gap
     Doctor(ListArguments),
     /// Build kernel and initramfs of the test guest
@@ -214,6 +218,51 @@ pub(crate) struct ScriptArguments {
     /// What it may hold; a multiple of 4K
     #[arg(long, value_name = "SIZE", value_parser = Size::parse)]
     pub(crate) target: Size,
+}
+
+/// The commands of `trace`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum TraceCommand {
+    /// Count what populate on demand did to each domain
+    Read(TraceReadArguments),
+}
+
+/// Which trace, and how it is written.
+#[derive(Args, Debug)]
+pub(crate) struct TraceFile {
+    /// A trace of `xentrace`, packed by gzip or not
+    pub(crate) file: PathBuf,
+    /// How domain and order are written: words since Xen 4.18, halves before [default: guessed]
+    #[arg(long, value_enum)]
+    pub(crate) layout: Option<TraceLayout>,
+}
+
+/// Arguments of `trace read`.
+#[derive(Args, Debug)]
+pub(crate) struct TraceReadArguments {
+    #[command(flatten)]
+    pub(crate) trace: TraceFile,
+    /// Print one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// [`Layout`] on the command line.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum TraceLayout {
+    /// A word each
+    Words,
+    /// Two halves of a word, and a word of rubbish
+    Halves,
+}
+
+impl From<TraceLayout> for Layout {
+    fn from(given: TraceLayout) -> Self {
+        match given {
+            TraceLayout::Words => Self::Words,
+            TraceLayout::Halves => Self::Halves,
+        }
+    }
 }
 
 /// Arguments of `completions`.

@@ -13,6 +13,7 @@ mod run;
 mod script;
 mod set_target;
 mod status;
+mod trace;
 mod watch;
 mod work;
 
@@ -41,6 +42,7 @@ pub(crate) fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Demo(arguments) => demo::execute(&arguments),
         Command::Experiment(arguments) => experiment::execute(&arguments),
         Command::Script(arguments) => script::execute(&arguments),
+        Command::Trace(command) => trace::execute(&command),
         Command::Doctor(arguments) => doctor::execute(&arguments),
         Command::GuestImage(arguments) => guest_image::execute(&arguments),
         Command::Completions(arguments) => documents::completions(&arguments),

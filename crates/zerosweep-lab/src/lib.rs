@@ -26,3 +26,4 @@ pub mod result;
 pub mod run;
 pub mod script;
 pub mod timeline;
+pub mod xentrace;

@@ -1,0 +1,115 @@
+//! `zerosweep trace read FILE`: what was done to each domain, counted.
+
+use std::fmt::Write as _;
+use std::process::ExitCode;
+
+use serde::Serialize;
+use zerosweep_lab::xentrace::{ByOrder, DomainSummary, Guess, Layout, Summary};
+
+use crate::cli::TraceReadArguments;
+use crate::console;
+use crate::error::Failure;
+use crate::output;
+use crate::size::pages;
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Document<'a> {
+    schema: u32,
+    file: String,
+    layout: Layout,
+    /// Why it is taken for this layout.
+    layout_reason: &'a str,
+    /// Where it could not be read on, if so.
+    broken: Option<String>,
+    #[serde(flatten)]
+    summary: &'a Summary,
+}
+
+/// Counts and prints.
+pub(super) fn execute(arguments: &TraceReadArguments) -> Result<ExitCode, Failure> {
+    let file = &arguments.trace.file;
+    let guess = super::layout(&arguments.trace)?;
+    let (summary, outcome) = Summary::read(&mut super::open(file)?, guess.layout);
+    let broken = outcome.err().map(|broken| broken.to_string());
+    if arguments.json {
+        output::json(&Document {
+            schema: 1,
+            file: file.display().to_string(),
+            layout: guess.layout,
+            layout_reason: &guess.reason,
+            broken: broken.clone(),
+            summary: &summary,
+        })?;
+    } else {
+        output::text(&render(&summary, &guess))?;
+    }
+    let Some(broken) = broken else { return Ok(ExitCode::SUCCESS) };
+    console::complain(&format!(
+        "error: {} cannot be read on: {broken}; what comes before it is shown",
+        file.display()
+    ));
+    Ok(ExitCode::from(1))
+}
+
+fn render(summary: &Summary, guess: &Guess) -> String {
+    let mut text = String::new();
+    let layout = match guess.layout {
+        Layout::Words => "words (Xen 4.18 and newer)",
+        Layout::Halves => "halves (before Xen 4.18)",
+    };
+    // Writing to a string cannot fail.
+    let _ = writeln!(
+        text,
+        "{} records of {} CPUs, {} of other kinds, {} lost\nlayout {layout}: {}",
+        summary.records, summary.cpus, summary.other_records, summary.lost_records, guess.reason,
+    );
+    for (number, domain) in &summary.domains {
+        let _ = write!(text, "\ndomain {number}\n{}", table(domain));
+    }
+    if summary.domains.is_empty() {
+        text.push_str("no record of populate on demand: was it captured with -e 0x00121000?\n");
+    }
+    text
+}
+
+fn table(domain: &DomainSummary) -> String {
+    let mut text = String::new();
+    let mut row = |label: &str, value: String| {
+        let _ = writeln!(text, "  {label:12} {value}");
+    };
+    let counted = |counts: &ByOrder| {
+        let orders: Vec<_> =
+            counts.orders().map(|(order, count)| format!("{count} of order {order}")).collect();
+        match orders.is_empty() {
+            true => "0".to_owned(),
+            false => format!("{} ({})", counts.all(), orders.join(", ")),
+        }
+    };
+    row("populates", counted(&domain.populates));
+    row("reclaims", counted(&domain.reclaims));
+    row("splinters", domain.splinters.to_string());
+    row("decreases", counted(&domain.decreases));
+    row(
+        "at the end",
+        match domain.pages_at_the_end() {
+            Some(tally) => format!(
+                "{} entries ({}), {} pages of ram ({}), {} given back",
+                tally.pod,
+                pages(tally.pod),
+                tally.ram,
+                pages(tally.ram),
+                tally.invalid,
+            ),
+            None => "unknown: more than 1 TiB was touched page by page".to_owned(),
+        },
+    );
+    row(
+        "cache",
+        format!(
+            "{:+} pages by populates and reclaims; what was stolen is not recorded",
+            domain.cache_change
+        ),
+    );
+    text
+}

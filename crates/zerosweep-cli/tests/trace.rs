@@ -1,0 +1,67 @@
+//! `zerosweep trace` on traces of a real Xen host.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
+mod support;
+
+use std::fs;
+use std::process::{Command, Output};
+
+use serde_json::{Value, json};
+use support::{stderr, stdout};
+
+const BOOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../testdata/xentrace/boot-4.20.bin.gz");
+const OUT_OF_MEMORY: &str =
+    concat!(env!("CARGO_MANIFEST_DIR"), "/../../testdata/xentrace/oom-4.20.bin.gz");
+
+fn trace(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_zerosweep")).arg("trace").args(arguments).output().unwrap()
+}
+
+fn document(arguments: &[&str]) -> Value {
+    let output = trace(arguments);
+    assert!(output.status.success(), "{}", stderr(&output));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn a_boot_has_the_counts_that_its_captor_gave() {
+    let document = document(&["read", BOOT, "--json"]);
+    let guest = &document["domains"]["1"];
+    assert_eq!(guest["populates"], json!({"0": 171_721, "9": 441}));
+    assert_eq!(guest["reclaims"], json!({"0": 164_402, "9": 388}));
+    assert_eq!(guest["decreases"], json!({"0": 196_608}));
+    assert_eq!(guest["splinters"], 0);
+    assert_eq!(guest["pages_at_the_end"]["pod"], 45_830);
+    assert_eq!((&document["lost_records"], &document["layout"]), (&json!(0), &json!("words")));
+    assert_eq!(document["broken"], Value::Null);
+    let text = stdout(&trace(&["read", BOOT]));
+    assert!(text.contains("populates    172162 (171721 of order 0, 441 of order 9)"), "{text}");
+    assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
+}
+
+#[test]
+fn a_guest_that_ran_out_has_its_splinters() {
+    let document = document(&["read", OUT_OF_MEMORY, "--json"]);
+    assert_eq!(document["domains"]["2"]["splinters"], 8);
+}
+
+#[test]
+fn a_trace_that_is_cut_is_read_up_to_there() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("cut.gz");
+    let whole = fs::read(OUT_OF_MEMORY).unwrap();
+    for length in [whole.len() / 2, 9, 0] {
+        fs::write(&file, &whole[..length]).unwrap();
+        let output = trace(&["read", file.to_str().unwrap(), "--json"]);
+        let status = i32::from(length > 0);
+        assert_eq!(output.status.code(), Some(status), "{length}: {}", stderr(&output));
+        if length > 100 {
+            let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+            assert!(document["domains"]["2"]["p2m_sets"].as_u64().unwrap() > 1000);
+            assert!(document["broken"].as_str().unwrap().starts_with("byte "));
+        }
+    }
+    let output = trace(&["read", "/no/such/trace"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("cannot read /no/such/trace: No such file"));
+}

@@ -1,0 +1,35 @@
+//! Xen's binary trace, as `xentrace` writes it and `xenalyze` reads it.
+//!
+//! Words of 32 bits, little endian, one record after the other, without a header of the file:
+//!
+//! ```text
+//! word 0      bits 27:0 event, 30:28 number of extra words, 31 a time stamp follows
+//! [2 words]   time stamp counter, low and high
+//! [0–7 words] the event's own
+//! ```
+//!
+//! A file is made of windows: a record *CPU change* says whose records follow, and how many bytes
+//! they take. Windows of several CPUs come in the order in which they were written, not in that of
+//! time. A record without a time stamp has its CPU's last one.
+//!
+//! [`Reader`] takes a trace apart in constant memory, [`Event`] is what populate on demand says in
+//! it, [`Summary`] counts, and [`guess`] finds out which of two layouts its records have.
+
+mod event;
+mod guess;
+mod pages;
+mod reader;
+mod summary;
+
+pub use event::{Event, EventError, Layout, PageKind};
+pub use guess::{Guess, guess};
+pub use pages::{PageStates, Tally};
+pub use reader::{Broken, Reader, Reason, Record, open};
+pub use summary::{ByOrder, DomainSummary, Summary};
+
+/// Whose records follow.
+const CPU_CHANGE: u32 = 0x001_f003;
+/// So many records were lost.
+const LOST_RECORDS: u32 = 0x001_f001;
+/// What the largest order is.
+const MAX_ORDER: u32 = 18;
