@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use zerosweep_lab::xentrace::Layout;
+use zerosweep_lab::xentrace::{Layout, Unknown};
 use zerosweep_wire::{OnExhaustion, ReturnMode};
 
 use crate::commands::experiment::arguments::ExperimentArguments;
@@ -225,6 +225,8 @@ pub(crate) struct ScriptArguments {
 pub(crate) enum TraceCommand {
     /// Count what populate on demand did to each domain
     Read(TraceReadArguments),
+    /// Do again what the guest did, under every policy, and compare
+    Replay(TraceReplayArguments),
 }
 
 /// Which trace, and how it is written.
@@ -245,6 +247,47 @@ pub(crate) struct TraceReadArguments {
     /// Print one JSON document
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Arguments of `trace replay`.
+#[derive(Args, Debug)]
+pub(crate) struct TraceReplayArguments {
+    #[command(flatten)]
+    pub(crate) trace: TraceFile,
+    /// Whose side of it [default: the only domain in it]
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) domain: Option<u32>,
+    /// Under which policy; may be given more than once [default: all]
+    #[arg(long, value_parser = PossibleValuesParser::new(POLICIES))]
+    pub(crate) policy: Vec<String>,
+    /// What the guest may hold [default: what it had when its balloon was done]
+    #[arg(long, value_name = "SIZE", value_parser = Size::parse)]
+    pub(crate) target: Option<Size>,
+    /// What is in pages of which the trace says nothing
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) unknown: TraceUnknown,
+    /// Print one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// [`Unknown`] on the command line.
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+pub(crate) enum TraceUnknown {
+    /// Something
+    #[default]
+    Data,
+    /// Zeros
+    Zero,
+}
+
+impl From<TraceUnknown> for Unknown {
+    fn from(given: TraceUnknown) -> Self {
+        match given {
+            TraceUnknown::Data => Self::Data,
+            TraceUnknown::Zero => Self::Zero,
+        }
+    }
 }
 
 /// [`Layout`] on the command line.

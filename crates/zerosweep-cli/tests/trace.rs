@@ -46,6 +46,46 @@ fn a_guest_that_ran_out_has_its_splinters() {
 }
 
 #[test]
+fn todays_xen_does_in_a_replay_what_it_did() {
+    let replayed = |arguments: &[&str]| {
+        let all = [&["replay", "--policy", "xen-2016", "--json"], arguments].concat();
+        let replay = document(&all)["replays"][0].clone();
+        assert_eq!(replay["exhausted_after"], Value::Null);
+        (replay["populates_2m"].as_u64().unwrap(), replay["populates_4k"].as_u64().unwrap())
+    };
+    assert_eq!(replayed(&[OUT_OF_MEMORY, "--target", "128M"]), (73, 5726), "as recorded");
+    // What the guest wrote to superpages that it had is not in a trace: within one percent.
+    let (superpages, singles) = replayed(&[BOOT]);
+    assert!(superpages.abs_diff(441) <= 4, "{superpages} instead of 441");
+    assert!(singles.abs_diff(171_721) <= 1717, "{singles} instead of 171721");
+}
+
+#[test]
+fn ours_boots_it_without_a_single() {
+    let document = document(&["replay", BOOT, "--policy", "zerosweep", "--json"]);
+    assert_eq!(document["target_bytes"], 65_552_u64 * 4096);
+    let replay = &document["replays"][0];
+    assert_eq!((&replay["populates_4k"], &replay["shatters"]), (&json!(0), &json!(0)));
+    assert_eq!(replay["exhausted_after"], Value::Null);
+}
+
+#[test]
+fn a_replay_says_what_it_needs() {
+    for (arguments, part) in [
+        (&["replay", OUT_OF_MEMORY][..], "--target is needed"),
+        (
+            &["replay", BOOT, "--domain", "7"],
+            "there is no domain 7 in the trace; those in it are [1]",
+        ),
+        (&["replay", BOOT, "--target", "2G"], "a target of 2G cannot be"),
+    ] {
+        let output = trace(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert!(stderr(&output).contains(part), "{arguments:?}: {}", stderr(&output));
+    }
+}
+
+#[test]
 fn a_trace_that_is_cut_is_read_up_to_there() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("cut.gz");

@@ -19,12 +19,14 @@ mod event;
 mod guess;
 mod pages;
 mod reader;
+mod replay;
 mod summary;
 
 pub use event::{Event, EventError, Layout, PageKind};
 pub use guess::{Guess, guess};
 pub use pages::{PageStates, Tally};
 pub use reader::{Broken, Reader, Reason, Record, open};
+pub use replay::{Recording, RecordingError, Replay, ReplayError, Unknown};
 pub use summary::{ByOrder, DomainSummary, Summary};
 
 /// Whose records follow.

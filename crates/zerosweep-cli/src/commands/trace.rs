@@ -4,6 +4,7 @@
 //! on standard error, and the exit status is 1.
 
 mod read;
+mod replay;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -17,6 +18,7 @@ use crate::error::Failure;
 pub(super) fn execute(command: &TraceCommand) -> Result<ExitCode, Failure> {
     match command {
         TraceCommand::Read(arguments) => read::execute(arguments),
+        TraceCommand::Replay(arguments) => replay::execute(arguments),
     }
 }
 

@@ -1,0 +1,170 @@
+//! `zerosweep trace replay FILE`: what each policy would have done with it.
+
+use std::fmt::Write as _;
+use std::process::ExitCode;
+
+use serde::Serialize;
+use zerosweep::Policy;
+use zerosweep_lab::xentrace::{DomainSummary, Layout, Recording, Replay, Summary, Unknown};
+
+use crate::cli::TraceReplayArguments;
+use crate::error::Failure;
+use crate::output;
+use crate::size::{PAGE_BYTES, Size};
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Document<'a> {
+    schema: u32,
+    file: String,
+    domain: u32,
+    max_mem_bytes: u64,
+    target_bytes: u64,
+    /// Touches and give-backs.
+    steps: usize,
+    unknown: Unknown,
+    /// What Xen did.
+    recorded: &'a DomainSummary,
+    replays: &'a [Replay],
+}
+
+/// Replays and compares.
+pub(super) fn execute(arguments: &TraceReplayArguments) -> Result<ExitCode, Failure> {
+    let file = &arguments.trace.file;
+    let layout = super::layout(&arguments.trace)?.layout;
+    let (summary, outcome) = Summary::read(&mut super::open(file)?, layout);
+    outcome.map_err(|broken| super::cannot_read(file, &broken))?;
+    let domain = domain(arguments, &summary)?;
+    let recording = record(arguments, layout, domain)?;
+    let target = target(arguments, &recording)?;
+    let policies = match arguments.policy.as_slice() {
+        [] => Policy::ALL.to_vec(),
+        names => names
+            .iter()
+            .map(|name| name.parse().map_err(Failure::usage))
+            .collect::<Result<_, _>>()?,
+    };
+    let mut replays = Vec::new();
+    for policy in policies {
+        let replay = recording.replay(policy, target.0 / PAGE_BYTES);
+        replays.push(replay.map_err(|error| Failure::work(format!("policy {policy}: {error}")))?);
+    }
+    let Some(recorded) = summary.domains.get(&domain) else { return Ok(ExitCode::SUCCESS) };
+    if arguments.json {
+        output::json(&Document {
+            schema: 1,
+            file: file.display().to_string(),
+            domain,
+            max_mem_bytes: recording.max_pages * PAGE_BYTES,
+            target_bytes: target.0,
+            steps: recording.steps(),
+            unknown: arguments.unknown.into(),
+            recorded,
+            replays: &replays,
+        })?;
+    } else {
+        output::text(&render(&recording, target, recorded, &replays))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn domain(arguments: &TraceReplayArguments, summary: &Summary) -> Result<u32, Failure> {
+    let numbers: Vec<u32> = summary.domains.keys().copied().collect();
+    match (arguments.domain, numbers.as_slice()) {
+        (Some(domain), numbers) if numbers.contains(&domain) => Ok(domain),
+        (None, &[domain]) => Ok(domain),
+        (Some(domain), _) => Err(Failure::usage(format!(
+            "there is no domain {domain} in the trace; those in it are {numbers:?}"
+        ))),
+        (None, _) => {
+            Err(Failure::usage(format!("--domain is needed: those in the trace are {numbers:?}")))
+        }
+    }
+}
+
+fn record(
+    arguments: &TraceReplayArguments,
+    layout: Layout,
+    domain: u32,
+) -> Result<Recording, Failure> {
+    let file = &arguments.trace.file;
+    Recording::read(&mut super::open(file)?, layout, domain, arguments.unknown.into())
+        .map_err(|error| super::cannot_read(file, &error))
+}
+
+fn target(arguments: &TraceReplayArguments, recording: &Recording) -> Result<Size, Failure> {
+    let target = arguments.target.or(recording.final_pages.map(|pages| Size(pages * PAGE_BYTES)));
+    let target = target.ok_or_else(|| {
+        Failure::usage(
+            "--target is needed: the guest gave nothing back, so the trace does not tell it",
+        )
+    })?;
+    let max = Size(recording.max_pages * PAGE_BYTES);
+    if !target.is_whole_pages() || target.0 == 0 || target > max {
+        return Err(Failure::usage(format!(
+            "a target of {target} cannot be: the guest has {max}, and a target is above 0, at most \
+             that, and a multiple of 4K"
+        )));
+    }
+    Ok(target)
+}
+
+fn render(
+    recording: &Recording,
+    target: Size,
+    recorded: &DomainSummary,
+    replays: &[Replay],
+) -> String {
+    let mut text = String::new();
+    // Writing to a string cannot fail.
+    let _ = writeln!(
+        text,
+        "domain {}: {}, target {}, {} touches and give-backs\n",
+        recording.domain,
+        Size(recording.max_pages * PAGE_BYTES).rounded(),
+        target.rounded(),
+        recording.steps(),
+    );
+    let _ = writeln!(
+        text,
+        "{:20} {:>5} {:>7} {:>7} {:>7} {:>7} {:>6} {:>6} {:>6}",
+        "", "2M", "4K", "scanned", "sweeps", "broken", "whole", "cached", "end"
+    );
+    let _ = writeln!(
+        text,
+        "{:20} {:>5} {:>7} {:>7} {:>7} {:>7} {:>6} {:>6} {:>6}",
+        "as recorded",
+        recorded.populates.of(9),
+        recorded.populates.of(0),
+        "",
+        "",
+        recorded.splinters,
+        "",
+        "",
+        "",
+    );
+    for replay in replays {
+        let end = match replay.exhausted_after {
+            None => "ok".to_owned(),
+            Some(step) => format!("{} %", step * 100 / recording.steps().max(1)),
+        };
+        let _ = writeln!(
+            text,
+            "{:20} {:>5} {:>7} {:>7} {:>7} {:>7} {:>6} {:>6} {end:>6}",
+            replay.policy,
+            replay.populates_2m,
+            replay.populates_4k,
+            Size(replay.bytes_scanned).rounded(),
+            replay.emergency_sweeps,
+            replay.splinters + replay.shatters,
+            replay.superpages_in_guest,
+            replay.superpages_in_cache,
+        );
+    }
+    text.push_str(
+        "\n2M, 4K: populates; broken: superpages of promised pages or ram; whole, cached: \
+         superpages\nin the guest and in the cache at the end; end: how far it came before no \
+         frame was found\n",
+    );
+    text
+}
