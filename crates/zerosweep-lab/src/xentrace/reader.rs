@@ -285,7 +285,10 @@ mod tests {
         [record(CPU_CHANGE, None, &[cpu, bytes.len() as u32]), bytes].concat()
     }
 
-    fn read(trace: &[u8]) -> (Vec<(u32, u64, u32, usize)>, Option<String>) {
+    /// CPU, time, event and bytes of each record; and where it broke.
+    type Read = (Vec<(u32, u64, u32, usize)>, Option<String>);
+
+    fn read(trace: &[u8]) -> Read {
         let mut reader = Reader::new(trace);
         let mut records = Vec::new();
         loop {
