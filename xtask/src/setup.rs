@@ -85,6 +85,33 @@ pub(crate) fn run() -> Result<()> {
     Ok(())
 }
 
+/// The packages with libvirt's daemon, its driver for QEMU, and `virsh`.
+const LIBVIRT: [&str; 3] =
+    ["libvirt-daemon-system", "libvirt-daemon-driver-qemu", "libvirt-clients"];
+
+/// Gets libvirt, which tests run in a mount namespace of their own.
+///
+/// # Errors
+/// When it is not there, with the command that gets it.
+pub(crate) fn libvirt() -> Result<()> {
+    let is_there =
+        || ["libvirtd", "virtlogd", "virsh"].iter().all(|name| machine::program(name).is_some());
+    if !is_there() && can_install() {
+        apt::install(&LIBVIRT)?;
+    }
+    if !is_there() {
+        bail!(
+            "libvirtd, virtlogd and virsh are not all on the PATH: `apt-get install \
+             --no-install-recommends {}`",
+            LIBVIRT.join(" ")
+        );
+    }
+    if !machine::is_root() {
+        bail!("libvirtd in a mount namespace of its own needs root");
+    }
+    Ok(())
+}
+
 /// The installed kernel if it can be a guest, else one from the distribution's packages; nothing
 /// where neither is to be had.
 fn kernel(apt_works: bool) -> Result<Option<Kernel>> {

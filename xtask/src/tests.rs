@@ -45,6 +45,7 @@ pub(crate) fn run(real_guests: RealGuests) -> Result<bool> {
     // Someone may be at work on a tree that has none yet.
     if workspace().join(REAL_GUEST).is_file() {
         groups.push(("tests on real guests", on_real_guests(real_guests)?));
+        groups.push(("tests with libvirt", with_libvirt(real_guests)?));
     }
     println!("\nsummary");
     for (name, verdict) in &groups {
@@ -88,6 +89,17 @@ fn on_real_guests(wanted: RealGuests) -> Result<Verdict> {
         "--", "--include-ignored", "--test-threads", "1", "--nocapture",
     ];
     Ok(cargo(&test, &[])?.into())
+}
+
+/// Runs the tests on real guests that libvirt starts.
+fn with_libvirt(wanted: RealGuests) -> Result<Verdict> {
+    ignored("needs libvirt", || {
+        if wanted == RealGuests::LeftOut {
+            return Err("--quick".to_owned());
+        }
+        setup::run().and_then(|()| setup::libvirt()).map_err(|e| format!("{e:#}"))?;
+        machine::userfaultfd()
+    })
 }
 
 /// Runs the tests that need userfaultfd.

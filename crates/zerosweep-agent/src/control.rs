@@ -125,13 +125,14 @@ fn perform(operation: &Operation, config: &AgentConfig) -> Answer {
                 return refuse(ErrorKind::AuditFailed, error.to_string());
             }
         }
+        Operation::Ballooned { actual_bytes } => crate::follow::ballooned(memory, *actual_bytes),
         Operation::Vcpus { thread_ids } => memory.set_vcpus(thread_ids),
         Operation::SetTarget { target_bytes } => {
             if !target_bytes.is_multiple_of(zerosweep::PAGE_BYTES) {
                 let message = format!("a target of {target_bytes} bytes is not in whole pages");
                 return refuse(ErrorKind::BadValue, message);
             }
-            match memory.set_target(*target_bytes) {
+            match crate::follow::overrule(|| memory.set_target(*target_bytes)) {
                 Ok(true) => {}
                 Ok(false) => {
                     let message = "the cap is lifted: there is no target".to_owned();

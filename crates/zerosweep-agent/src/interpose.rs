@@ -5,8 +5,12 @@
 #![expect(unsafe_code, reason = "C functions with raw pointers, and system calls")]
 
 use core::ffi::{c_int, c_void};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 
 use crate::adopt::{self, Advice, Decision};
+use crate::follow;
 
 /// Runs when the library is loaded, before the VMM's `main`.
 #[used]
@@ -126,6 +130,68 @@ pub(crate) unsafe extern "C" fn mremap(
     let address =
         unsafe { libc::syscall(libc::SYS_mremap, start, bytes, new_bytes, flags, new_start) };
     core::ptr::with_exposed_provenance_mut(address as usize)
+}
+
+/// `recvmsg(2)`: what another tool asks the guest's balloon for is read along ([`follow`]).
+///
+/// # Safety
+/// As the system call.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn recvmsg(
+    socket: c_int,
+    message: *mut libc::msghdr,
+    flags: c_int,
+) -> libc::ssize_t {
+    // SAFETY: the caller's arguments, unchanged.
+    let received = unsafe { libc::syscall(libc::SYS_recvmsg, socket, message, flags) };
+    if received >= 0 && flags & libc::MSG_PEEK == 0 && !adopt::is_inert() && follow::is_wanted() {
+        // SAFETY: the kernel has just filled so many bytes of the caller's buffers, which are the
+        // caller's until this function returns.
+        follow::received(socket, || unsafe { gather(message, received as usize) });
+    }
+    received as libc::ssize_t
+}
+
+/// The first `count` bytes of a message's buffers.
+///
+/// # Safety
+/// The message is valid, and its buffers hold so many bytes that nobody writes meanwhile.
+unsafe fn gather(message: *const libc::msghdr, count: usize) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(count);
+    // SAFETY: a valid message; its array of buffers has this many.
+    let buffers = unsafe {
+        let message = &*message;
+        match message.msg_iov.is_null() {
+            true => &[],
+            false => core::slice::from_raw_parts(message.msg_iov, message.msg_iovlen),
+        }
+    };
+    for buffer in buffers {
+        let length = buffer.iov_len.min(count - bytes.len());
+        if length > 0 {
+            // SAFETY: the kernel has filled this part of the buffer.
+            bytes.extend_from_slice(unsafe {
+                core::slice::from_raw_parts(buffer.iov_base.cast::<u8>(), length)
+            });
+        }
+    }
+    bytes
+}
+
+/// The path that a Unix socket is bound to, or was accepted at; `None` for any other.
+pub(crate) fn local_path(socket: c_int) -> Option<PathBuf> {
+    // SAFETY: all zeros is a valid value of this structure of numbers.
+    let mut address: libc::sockaddr_un = unsafe { core::mem::zeroed() };
+    let mut length = size_of::<libc::sockaddr_un>() as libc::socklen_t;
+    // SAFETY: address and length are ours for writing, and the length says how much room there is.
+    let answer =
+        unsafe { libc::syscall(libc::SYS_getsockname, socket, &raw mut address, &raw mut length) };
+    if answer != 0 || c_int::from(address.sun_family) != libc::AF_UNIX {
+        return None;
+    }
+    let path = address.sun_path.map(|byte| byte as u8);
+    let end = path.iter().position(|&byte| byte == 0).unwrap_or(path.len());
+    (end > 0).then(|| PathBuf::from(OsStr::from_bytes(&path[..end])))
 }
 
 /// `mlockall(2)`: refused while memory is managed, for it would populate all of it.

@@ -4,6 +4,7 @@
 //! VMM: madvise(range, MADV_DONTFORK) ──► interpose ──► adopt ──► GuestMemory (zerosweep-linux)
 //!      madvise(page, MADV_DONTNEED)  ──► interpose ──────────► decrease: the balloon inflates
 //!      madvise(range, MADV_DONTNEED) ──► interpose ──────────► discard: a free page report
+//!      recvmsg(monitor)             ──► interpose ──► follow: the balloon's next size
 //!                       tools ◄──────► control (Unix socket) ─► status, target, audit
 //! ```
 //!
@@ -14,6 +15,7 @@
 //! | `control` | the control socket |
 //! | `clients` | who is connected to it |
 //! | `report` | figures as messages |
+//! | `follow` | the target follows what another tool asks the guest's balloon for |
 //!
 //! A process that finds no [configuration](zerosweep_wire::CONFIG_VARIABLE) in its environment is
 //! left alone: one atomic flag says so at each call. No panic crosses the C border; a failure of
@@ -28,6 +30,7 @@
 mod adopt;
 mod clients;
 mod control;
+mod follow;
 mod interpose;
 mod report;
 

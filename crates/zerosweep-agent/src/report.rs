@@ -51,6 +51,7 @@ fn status(config: &AgentConfig) -> Status {
         host: HostMemory { rss_anon_bytes: rss_anon_bytes().unwrap_or(0) },
         stalled_threads: 0,
         borrowed_pages: 0,
+        balloon_request_bytes: None,
         next: None,
         map: None,
     };
@@ -98,6 +99,7 @@ fn fill(status: &mut Status, memory: &GuestMemory) {
     status.stalled_threads = snapshot.stalled;
     status.borrowed_pages = snapshot.borrowed;
     status.reason = snapshot.lifted;
+    status.balloon_request_bytes = crate::follow::request_bytes();
 }
 
 fn counters(snapshot: &Snapshot) -> Counters {

@@ -13,7 +13,7 @@ use crate::commands::experiment::arguments::ExperimentArguments;
 use crate::size::Size;
 
 /// Names of the policies, as the engine spells them.
-const POLICIES: [&str; 8] = [
+pub(crate) const POLICIES: [&str; 8] = [
     "zerosweep",
     "none",
     "hypercall-2011",
@@ -48,6 +48,8 @@ pub(crate) enum Command {
     Watch(WatchArguments),
     /// Set what a guest may hold, and have its balloon follow
     SetTarget(TargetArguments),
+    /// Keep the targets of all guests within a budget, and give memory to those that need it
+    Balance(Box<BalanceArguments>),
     /// Look at all of a guest's superpages, and take back those that are zero
     Sweep(GuestArguments),
     /// Move a guest's single pages together, so that whole superpages come free
@@ -149,6 +151,32 @@ pub(crate) struct TargetArguments {
     /// Do not wait until the balloon has followed
     #[arg(long, conflicts_with = "wait")]
     pub(crate) no_wait: bool,
+}
+
+/// Arguments of `balance`.
+#[derive(Args, Debug)]
+pub(crate) struct BalanceArguments {
+    /// What all guests together may hold [default: the policy's]
+    #[arg(long, value_name = "SIZE", value_parser = Size::parse)]
+    pub(crate) total: Option<Size>,
+    /// One guest's limits, as web1:min=256M,max=2G,shares=2; may be given several times
+    #[arg(long, value_name = "NAME:KEY=VALUE,…")]
+    pub(crate) guest: Vec<String>,
+    /// A file with total, [default] and [guest.NAME] (TOML, or JSON)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) policy: Option<PathBuf>,
+    /// Between two rounds, in seconds
+    #[arg(long, value_name = "SECONDS", default_value = "2", value_parser = parse_seconds)]
+    pub(crate) interval: Duration,
+    /// Print one round's decisions with their reasons, and change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Do one round
+    #[arg(long)]
+    pub(crate) once: bool,
+    /// Print one JSON document a round, on a line of its own
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// Arguments of `ps`.

@@ -3,13 +3,14 @@
 //! To add one: a variant in [`crate::cli::Command`], a module here, a line in [`dispatch`].
 
 mod audit;
+mod balance;
 mod demo;
 mod doctor;
 mod documents;
 pub(crate) mod experiment;
 mod guest_image;
 mod ps;
-mod run;
+pub(crate) mod run;
 mod script;
 mod set_target;
 mod status;
@@ -21,12 +22,12 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use zerosweep_wire::{Operation, Status, runtime};
+use zerosweep_wire::{Operation, Status};
 
 use crate::cli::{Arguments, Command};
 use crate::client::Client;
 use crate::error::Failure;
-use crate::runtime::{GuestFiles, HELLO_TIMEOUT};
+use crate::runtime::{self, HELLO_TIMEOUT};
 
 /// Does what was asked; the exit status is 0 but for `run` and `audit`.
 pub(crate) fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
@@ -37,6 +38,7 @@ pub(crate) fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Watch(arguments) => watch::execute(&arguments),
         Command::Audit(arguments) => audit::execute(&arguments),
         Command::SetTarget(arguments) => set_target::execute(&arguments),
+        Command::Balance(arguments) => balance::execute(&arguments),
         Command::Sweep(arguments) => work::execute(work::Work::Sweep, &arguments),
         Command::Consolidate(arguments) => work::execute(work::Work::Consolidate, &arguments),
         Command::Demo(arguments) => demo::execute(&arguments),
@@ -52,7 +54,7 @@ pub(crate) fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
 
 /// Connects to the guest that the user named.
 fn connect(name: &str) -> Result<Client, Failure> {
-    let files = GuestFiles::new(&runtime::directory(), name)?;
+    let files = runtime::find(name)?;
     Client::connect(&files.socket, HELLO_TIMEOUT).map_err(|error| {
         if error.is_nobody_there() {
             let socket = files.socket.display();

@@ -47,6 +47,54 @@ struct Vcpu {
     thread_id: u32,
 }
 
+/// What a guest says of its memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct GuestStats {
+    /// When it said so, in seconds since 1970; 0 for never.
+    pub(crate) updated_seconds: u64,
+    /// What its programs could have without swapping.
+    pub(crate) available_bytes: u64,
+    /// What its kernel manages, without what the balloon has.
+    pub(crate) total_bytes: u64,
+}
+
+#[derive(Deserialize)]
+struct AllStats {
+    #[serde(rename = "last-update")]
+    last_update: u64,
+    stats: DriverStats,
+}
+
+#[derive(Deserialize)]
+struct DriverStats {
+    #[serde(rename = "stat-available-memory", default = "unknown", deserialize_with = "signed")]
+    available: i64,
+    #[serde(rename = "stat-total-memory", default = "unknown", deserialize_with = "signed")]
+    total: i64,
+}
+
+const fn unknown() -> i64 {
+    -1
+}
+
+/// QEMU writes -1 as 18446744073709551615.
+fn signed<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
+    let value = Value::deserialize(deserializer)?;
+    Ok(value.as_i64().unwrap_or(unknown()))
+}
+
+#[derive(Deserialize)]
+struct Object {
+    name: String,
+    #[serde(rename = "type")]
+    kind: String,
+}
+
+#[derive(Deserialize)]
+struct RunState {
+    running: bool,
+}
+
 #[derive(Deserialize)]
 struct Balloon {
     actual: u64,
@@ -79,6 +127,11 @@ impl Qmp {
         Ok(vcpus.into_iter().map(|vcpu| vcpu.thread_id).collect())
     }
 
+    /// Whether the guest runs: not before the first `cont`, and not while it is paused.
+    pub(crate) fn is_running(&mut self) -> Result<bool, QmpError> {
+        read::<RunState>(self.execute("query-status", None)?).map(|state| state.running)
+    }
+
     /// Used sizes of all RAM blocks in bytes; empty when QEMU's table is not understood.
     pub(crate) fn ram_blocks(&mut self) -> Result<Vec<u64>, QmpError> {
         let table: HumanReadable = read(self.execute("x-query-ramblock", None)?)?;
@@ -94,6 +147,48 @@ impl Qmp {
     /// What the guest has left of its memory, in bytes.
     pub(crate) fn balloon_actual(&mut self) -> Result<u64, QmpError> {
         read::<Balloon>(self.execute("query-balloon", None)?).map(|balloon| balloon.actual)
+    }
+
+    /// What the guest's own balloon driver says of its memory; `None` where there is no balloon, or
+    /// its driver says nothing. `ask_for_them` has the driver asked from now on, where nobody did.
+    pub(crate) fn guest_stats(
+        &mut self,
+        ask_for_them: bool,
+    ) -> Result<Option<GuestStats>, QmpError> {
+        let Some(path) = self.balloon_path()? else { return Ok(None) };
+        let get = |property| Some(json!({ "path": &path, "property": property }));
+        let interval = self.execute("qom-get", get("guest-stats-polling-interval"))?;
+        if interval == json!(0) && ask_for_them {
+            let arguments =
+                json!({ "path": &path, "property": "guest-stats-polling-interval", "value": 2 });
+            self.execute("qom-set", Some(arguments))?;
+        }
+        let all: AllStats = read(self.execute("qom-get", get("guest-stats"))?)?;
+        // What the driver does not know it does not set, which is -1.
+        let known = |bytes: i64| u64::try_from(bytes).ok();
+        let (Some(available), Some(total)) = (known(all.stats.available), known(all.stats.total))
+        else {
+            return Ok(None);
+        };
+        Ok(Some(GuestStats {
+            updated_seconds: all.last_update,
+            available_bytes: available,
+            total_bytes: total,
+        }))
+    }
+
+    /// Where the balloon device is among QEMU's objects.
+    fn balloon_path(&mut self) -> Result<Option<String>, QmpError> {
+        for directory in ["/machine/peripheral", "/machine/peripheral-anon"] {
+            let arguments = json!({ "path": directory });
+            let objects: Vec<Object> = read(self.execute("qom-list", Some(arguments))?)?;
+            let found =
+                objects.iter().find(|object| object.kind.starts_with("child<virtio-balloon"));
+            if let Some(object) = found {
+                return Ok(Some(format!("{directory}/{}", object.name)));
+            }
+        }
+        Ok(None)
     }
 
     /// Sends one command and waits for its answer; events and other answers are skipped.
@@ -191,6 +286,34 @@ mod tests {
         let mut qmp = Qmp::connect(server.path(), TIMEOUT).unwrap();
         qmp.set_balloon(512 << 20).unwrap();
         assert_eq!(qmp.balloon_actual().unwrap(), 1 << 30);
+    }
+
+    #[test]
+    fn guest_statistics_are_asked_for_where_nobody_did() {
+        let server = FakeServer::new(|peer| {
+            greet(peer);
+            assert!(peer.receive().contains("/machine/peripheral"));
+            peer.send(r#"{"return": [{"name": "type", "type": "string"}], "id": 2}"#);
+            assert!(peer.receive().contains("/machine/peripheral-anon"));
+            peer.send(
+                r#"{"return": [{"name": "device[1]", "type": "child<virtio-balloon-pci>"}], "id": 3}"#,
+            );
+            assert!(peer.receive().contains("/machine/peripheral-anon/device[1]"));
+            peer.send(r#"{"return": 0, "id": 4}"#);
+            assert!(peer.receive().contains("qom-set"));
+            peer.send(r#"{"return": {}, "id": 5}"#);
+            peer.receive();
+            peer.send(
+                r#"{"return": {"last-update": 7, "stats": {"stat-available-memory": 4096,
+                "stat-total-memory": 8192, "stat-htlb-pgfail": 18446744073709551615}}, "id": 6}"#
+                    .replace('\n', " ")
+                    .as_str(),
+            );
+        });
+        let mut qmp = Qmp::connect(server.path(), TIMEOUT).unwrap();
+        let stats = qmp.guest_stats(true).unwrap();
+        let expect = GuestStats { updated_seconds: 7, available_bytes: 4096, total_bytes: 8192 };
+        assert_eq!(stats, Some(expect));
     }
 
     #[test]

@@ -59,23 +59,86 @@ impl GuestFiles {
     }
 }
 
+/// Where a tool finds the guest `name`: where its socket is, this user's own directory first.
+///
+/// # Errors
+/// Wrong usage if `name` cannot be a guest's.
+pub(crate) fn find(name: &str) -> Result<GuestFiles, Failure> {
+    find_in(&wire::directories(), name)
+}
+
+fn find_in(directories: &[PathBuf], name: &str) -> Result<GuestFiles, Failure> {
+    let own = GuestFiles::new(&directories[0], name)?;
+    if own.socket.exists() {
+        return Ok(own);
+    }
+    let others =
+        directories[1..].iter().filter_map(|directory| GuestFiles::new(directory, name).ok());
+    Ok({ others }.find(|files| files.socket.exists()).unwrap_or(own))
+}
+
+/// The files of every guest that has a socket where a tool looks; a directory that belongs to
+/// another user is passed over.
+///
+/// # Errors
+/// When this user's own directory cannot be read.
+pub(crate) fn every_guest() -> Result<Vec<(String, GuestFiles)>, Failure> {
+    let mut guests: Vec<(String, GuestFiles)> = Vec::new();
+    for (at, directory) in wire::directories().iter().enumerate() {
+        let found = match names(directory) {
+            Err(_) if at > 0 => continue,
+            found => found.map_err(|error| {
+                Failure::work(format!("cannot read {}: {error}", directory.display()))
+            })?,
+        };
+        for name in found {
+            // What another directory has of the same name is hidden by this user's own guest.
+            if !guests.iter().any(|(known, _)| *known == name)
+                && let Ok(files) = GuestFiles::new(directory, &name)
+            {
+                guests.push((name, files));
+            }
+        }
+    }
+    guests.sort_by(|(a, _), (b, _)| a.cmp(b));
+    Ok(guests)
+}
+
 /// Makes the runtime directory, for its owner only, and checks that it is that.
 pub(crate) fn create_directory(directory: &Path) -> Result<(), Failure> {
     let cannot = |error: io::Error| {
-        Failure::work(format!("cannot make the runtime directory {}: {error}", directory.display()))
+        let how = how_to_make(directory);
+        Failure::work(format!(
+            "cannot make the runtime directory {}: {error}{how}",
+            directory.display()
+        ))
     };
     DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(cannot)?;
     let data = std::fs::symlink_metadata(directory).map_err(cannot)?;
     if !data.is_dir() || data.uid() != rustix::process::geteuid().as_raw() {
         return Err(Failure::work(format!(
-            "{} is not a directory of this user; the control sockets would not be safe in it",
-            directory.display()
+            "{} is not a directory of this user; the control sockets would not be safe in it{}",
+            directory.display(),
+            how_to_make(directory)
         )));
     }
     if data.mode() & 0o077 != 0 {
         rustix::fs::chmod(directory, Mode::RWXU).map_err(|errno| cannot(errno.into()))?;
     }
     Ok(())
+}
+
+/// What an administrator does, for the directory that no user can make by himself.
+fn how_to_make(directory: &Path) -> String {
+    if directory != Path::new(wire::SERVICE_DIRECTORY) {
+        return String::new();
+    }
+    let uid = rustix::process::geteuid().as_raw();
+    format!(
+        ". As root: install -d -m 0700 -o {uid} {} (docs/libvirt.md has the line for \
+         /etc/tmpfiles.d that makes it at each boot)",
+        directory.display()
+    )
 }
 
 /// A guest's name, held for as long as this lives; dropping it removes the guest's files.
@@ -349,6 +412,20 @@ mod tests {
         let error = GuestFiles::new(&directory, "vm-123").unwrap_err().to_string();
         assert!(error.contains("XDG_RUNTIME_DIR"), "{error}");
         assert!(GuestFiles::new(Path::new("/run"), "../x").is_err());
+    }
+
+    #[test]
+    fn a_guest_is_found_where_its_socket_is() {
+        let (own, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let directories = [own.path().to_owned(), other.path().to_owned()];
+        let find = || find_in(&directories, "vm").unwrap().socket;
+        let (in_own, in_other) = (files(own.path()).socket, files(other.path()).socket);
+        assert_eq!(find(), in_own, "where it would be");
+        let _other = UnixListener::bind(&in_other).unwrap();
+        assert_eq!(find(), in_other);
+        let _own = UnixListener::bind(&in_own).unwrap();
+        assert_eq!(find(), in_own);
+        assert!(find_in(&directories, "../x").is_err());
     }
 
     #[test]

@@ -107,5 +107,6 @@ pub(crate) fn sample_status(name: &str) -> Status {
         map: None,
         stalled_threads: 0,
         borrowed_pages: 0,
+        balloon_request_bytes: None,
     }
 }

@@ -3,5 +3,7 @@
 
 pub(crate) mod args;
 pub(crate) mod elf;
+pub(crate) mod monitors;
 pub(crate) mod options;
 pub(crate) mod program;
+pub(crate) mod queries;

@@ -12,6 +12,7 @@
 //!
 //! | module | what |
 //! | --- | --- |
+//! | `balance` | three guests within a budget: memory goes to the one that needs it |
 //! | `boots` | boots, balloons, keeps every page, and stays within its target at every moment |
 //! | `boot_time` | what that costs, against plain QEMU, in pairs |
 //! | `churn` | what is in use after churn stays on superpages; deflating, re-use and reset |
@@ -30,6 +31,8 @@
 
 #![expect(clippy::unwrap_used, reason = "test code; clippy does not see that in helpers")]
 
+#[path = "real_guest/balance.rs"]
+mod balance;
 #[path = "real_guest/boot_time.rs"]
 mod boot_time;
 #[path = "real_guest/boots.rs"]

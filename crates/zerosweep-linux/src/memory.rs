@@ -474,6 +474,12 @@ impl GuestMemory {
         self.service.add_vcpu(thread_id);
     }
 
+    /// The quantities of this moment, at the price of a lock.
+    #[must_use]
+    pub fn quantities(&self) -> Quantities {
+        self.lock().quantities()
+    }
+
     /// Figures of this moment. Superpages are counted in steps, so that faults are served meanwhile.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {

@@ -30,6 +30,30 @@ pub struct AgentConfig {
     pub socket: PathBuf,
     /// Files that the agent unlinks when the VMM exits (its socket is one of them).
     pub unlink_at_exit: Vec<PathBuf>,
+    /// Where the target follows what another tool asks the guest's balloon for; `None` where only
+    /// [`SetTarget`](crate::Operation::SetTarget) changes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub follow: Option<Follow>,
+}
+
+/// Whose requests to the guest's balloon the target follows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Follow {
+    /// QMP sockets of the VMM on which that tool is a client: the agent reads along what comes in.
+    pub monitors: Vec<PathBuf>,
+    /// What a request means that comes before the guest runs.
+    pub before_start: BeforeStart,
+}
+
+/// What a request means that comes before the guest runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BeforeStart {
+    /// It is the first target. [`AgentConfig::target_bytes`] only holds until then; a guest that
+    /// starts to run without a request gets all of its memory.
+    Target,
+    /// Nothing: the target was given otherwise.
+    Nothing,
 }
 
 /// What happens when the cache is empty and nothing can be reclaimed (rule R15).

@@ -77,6 +77,12 @@ pub enum Operation {
         /// The new target in bytes.
         target_bytes: u64,
     },
+    /// Say how much of its memory the guest's balloon has left it. A target that follows a lower
+    /// request goes down to that, and no further than the request.
+    Ballooned {
+        /// What the VMM says, in bytes.
+        actual_bytes: u64,
+    },
     /// Say which threads of the VMM run virtual CPUs: only these may stall (rule R15).
     Vcpus {
         /// Thread ids in the agent's PID namespace.

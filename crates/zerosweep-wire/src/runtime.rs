@@ -28,6 +28,16 @@ pub fn directory() -> PathBuf {
     }
 }
 
+/// The directory of the control sockets of guests that a service started (`zerosweep-qemu` under
+/// libvirt): it belongs to the user that QEMU runs as.
+pub const SERVICE_DIRECTORY: &str = "/run/zerosweep-qemu";
+
+/// The directories in which a tool looks for a guest: this user's own first.
+#[must_use]
+pub fn directories() -> Vec<PathBuf> {
+    vec![directory(), PathBuf::from(SERVICE_DIRECTORY)]
+}
+
 /// Path of the control socket of the guest `name` in `directory`.
 #[must_use]
 pub fn control_socket(directory: &Path, name: &str) -> PathBuf {

@@ -41,6 +41,10 @@ pub struct Status {
     pub stalled_threads: u32,
     /// Pages held beyond the target because no frame could be found.
     pub borrowed_pages: u64,
+    /// What the guest's balloon was last asked for by the tool whose requests the target follows;
+    /// `None` where it follows nobody's, or nothing was asked for yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balloon_request_bytes: Option<u64>,
     /// Where to go on with what was asked for; `None` when it is done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<u64>,

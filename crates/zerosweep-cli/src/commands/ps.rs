@@ -1,4 +1,5 @@
-//! `zerosweep ps`: the running guests of this user.
+//! `zerosweep ps`: the running guests of this user, and those that services started where this
+//! user may see them.
 
 use std::process::ExitCode;
 
@@ -33,12 +34,8 @@ struct Guest {
 
 /// Prints all guests and removes what dead ones left.
 pub(super) fn execute(arguments: &ListArguments) -> Result<ExitCode, Failure> {
-    let directory = wire::directory();
-    let names = runtime::names(&directory)
-        .map_err(|error| Failure::work(format!("cannot read {}: {error}", directory.display())))?;
     let mut guests = Vec::new();
-    for name in names {
-        let Ok(files) = GuestFiles::new(&directory, &name) else { continue };
+    for (name, files) in runtime::every_guest()? {
         match ask(&files) {
             Ok(status) => guests.push(Guest { name, status: Some(status), error: None }),
             Err(error) if error.is_nobody_there() => runtime::remove_stale(&files),
@@ -47,7 +44,7 @@ pub(super) fn execute(arguments: &ListArguments) -> Result<ExitCode, Failure> {
             }
         }
     }
-    runtime::remove_free_locks(&directory);
+    wire::directories().iter().for_each(|directory| runtime::remove_free_locks(directory));
     match arguments.json {
         true => output::json(&List { schema: 1, guests })?,
         false => output::text(&render(&guests))?,

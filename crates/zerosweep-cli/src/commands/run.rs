@@ -15,10 +15,10 @@
 
 mod alarms;
 mod balloon;
-mod plan;
+pub(crate) mod plan;
 mod process;
 mod signals;
-mod supervise;
+pub(crate) mod supervise;
 
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{ExitCode, ExitStatus};
@@ -28,9 +28,9 @@ use std::time::Duration;
 
 use zerosweep_wire::runtime as wire;
 
-use self::plan::Plan;
+use self::plan::{Plan, Wanted};
 use self::process::{TerminalMode, Vmm};
-use self::supervise::Supervisor;
+use self::supervise::{Process as _, Supervisor};
 use crate::cli::RunArguments;
 use crate::console::{Console, Verbosity, complain};
 use crate::error::Failure;
@@ -39,11 +39,11 @@ use crate::runtime::{self, Claim};
 /// How often the VMM is looked at when no signal says that it changed.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// How long the VMM may take to end when asked to.
-const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+pub(crate) const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What the main thread is woken for.
 #[derive(Debug)]
-enum Event {
+pub(crate) enum Event {
     /// The VMM may have ended.
     VmmChanged,
     /// The guest cannot be managed: end it.
@@ -51,9 +51,9 @@ enum Event {
 }
 
 /// Runs the VMM to its end and passes its exit status on.
-pub(super) fn execute(arguments: &RunArguments) -> Result<ExitCode, Failure> {
+pub(crate) fn execute(arguments: &RunArguments) -> Result<ExitCode, Failure> {
     let directory = wire::directory();
-    let plan = Plan::new(arguments, &directory)?;
+    let plan = Plan::new(&Wanted::from(arguments), &directory)?;
     let verbosity = if arguments.verbose { Verbosity::Verbose } else { Verbosity::Normal };
     let console = Arc::new(Console::new(verbosity, plan.terminal));
     runtime::create_directory(&directory)?;
@@ -67,7 +67,14 @@ pub(super) fn execute(arguments: &RunArguments) -> Result<ExitCode, Failure> {
     let mode = TerminalMode::save();
     console.verbose(&format!("starting {}", plan.shown()));
     let vmm = Arc::new(Vmm::spawn(&plan)?);
-    let supervisor = Supervisor::new(&plan, arguments, Arc::clone(&vmm), Arc::clone(&console));
+    let supervisor = Supervisor {
+        config: plan.config.clone(),
+        files: plan.files.clone(),
+        wait_agent: arguments.wait_agent,
+        wait_balloon: arguments.wait_balloon,
+        vmm: Arc::clone(&vmm),
+        console: Arc::clone(&console),
+    };
     let threads =
         received.forward(Arc::clone(&vmm), sender.clone()).and_then(|()| supervisor.start(sender));
     let ended = match threads {

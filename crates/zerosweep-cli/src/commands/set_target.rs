@@ -6,7 +6,7 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use zerosweep_wire::{Operation, Status, runtime};
+use zerosweep_wire::{Operation, Status};
 
 use super::ask;
 use crate::cli::TargetArguments;
@@ -15,7 +15,7 @@ use crate::console::{Console, Terminal, Verbosity};
 use crate::error::Failure;
 use crate::output;
 use crate::qmp::Qmp;
-use crate::runtime::GuestFiles;
+use crate::runtime;
 use crate::size::{PAGE_BYTES, Size, pages};
 
 /// Longest wait for one answer of QEMU.
@@ -36,7 +36,7 @@ pub(super) fn execute(arguments: &TargetArguments) -> Result<ExitCode, Failure> 
         )));
     }
     let mut status = ask(&mut client, name, Operation::SetTarget { target_bytes: size.0 })?;
-    let files = GuestFiles::new(&runtime::directory(), name)?;
+    let files = runtime::find(name)?;
     let asked = Qmp::connect(&files.qmp, QMP_TIMEOUT).and_then(|mut qmp| {
         qmp.set_balloon(size.0)?;
         Ok(qmp)

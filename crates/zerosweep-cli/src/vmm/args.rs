@@ -131,6 +131,17 @@ pub(crate) fn analyse(program: &str, arguments: &[OsString]) -> Result<Analysis,
     reader.finish()
 }
 
+/// The guest's name by `-name`, also on a command line that cannot be managed.
+pub(crate) fn name(arguments: &[OsString]) -> Option<String> {
+    let options = split(arguments).into_iter().rev();
+    { options }.find_map(|option| (option.name == "name").then(|| guest_in(option.value()))?)
+}
+
+/// The name in the argument of `-name`.
+fn guest_in(value: &str) -> Option<String> {
+    Properties::parse(value, "guest").get("guest").map(str::to_owned)
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Machine {
     Microvm,
@@ -160,10 +171,7 @@ impl Reader {
         let value = option.value();
         match option.name.as_str() {
             "m" => self.memory(value)?,
-            "name" => {
-                let properties = Properties::parse(value, "guest");
-                self.name = properties.get("guest").map(str::to_owned).or(self.name.take());
-            }
+            "name" => self.name = guest_in(value).or(self.name.take()),
             "M" | "machine" => self.machine(&Properties::parse(value, "type"))?,
             "object" => self.object(&Properties::parse(value, "qom-type"))?,
             "device" => self.device(&Properties::parse(value, "driver"))?,

@@ -239,6 +239,7 @@ impl FakeQmp {
                         }
                         serde_json::json!({})
                     }
+                    "query-status" => serde_json::json!({"running": true}),
                     "query-balloon" => serde_json::json!({"actual": actual.load(Ordering::SeqCst)}),
                     _ => serde_json::json!({}),
                 };
@@ -276,6 +277,7 @@ pub fn status(name: &str) -> Status {
         host: HostMemory::default(),
         stalled_threads: 0,
         borrowed_pages: 0,
+        balloon_request_bytes: None,
         next: None,
         map: None,
     }

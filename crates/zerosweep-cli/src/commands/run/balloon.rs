@@ -4,11 +4,15 @@
 //! The target is sent at once: the device keeps it until the guest's driver comes up, and through
 //! reboots of the guest.
 //!
+//! Under a tool that asks the balloon itself, such as libvirt, nothing is asked here, and the agent
+//! reads along what that tool asks for; or, where a target was given, the balloon is asked once the
+//! guest runs: the tool's own first request comes before that.
+//!
 //! Known hole: threads of vCPUs that are plugged in later are not told to the agent.
 
 use std::time::{Duration, Instant};
 
-use zerosweep_wire::AgentConfig;
+use zerosweep_wire::{AgentConfig, BeforeStart, Status};
 
 use crate::console::Console;
 use crate::qmp::{Qmp, QmpError};
@@ -20,10 +24,39 @@ const QMP_TIMEOUT: Duration = Duration::from_secs(2);
 /// For so long QMP may fail before it is told: QEMU may still be opening disks.
 const QUIET: Duration = Duration::from_secs(10);
 
+/// Who asks the balloon, and when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Course {
+    /// It is asked at once.
+    Asked,
+    /// It is asked when the guest runs.
+    AskedOnceItRuns,
+    /// Another tool asks it.
+    Followed,
+}
+
+impl Course {
+    /// What the agent was told.
+    pub(super) fn of(config: &AgentConfig) -> Self {
+        match config.follow.as_ref().map(|follow| follow.before_start) {
+            None => Self::Asked,
+            Some(BeforeStart::Nothing) => Self::AskedOnceItRuns,
+            Some(BeforeStart::Target) => Self::Followed,
+        }
+    }
+}
+
+/// What QEMU says that the guest's balloon has left it, in bytes.
+pub(super) fn actual(files: &GuestFiles) -> Result<u64, QmpError> {
+    Qmp::connect(&files.qmp, QMP_TIMEOUT)?.balloon_actual()
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// vCPU threads, the check of guest RAM and the target are still to be sent.
+    /// vCPU threads and the check of guest RAM are still to be sent.
     Introduce,
+    /// The balloon is still to be asked, or to be seen running.
+    Start,
     /// The guest is on its way.
     Follow,
     /// It is there, or cannot balloon.
@@ -90,6 +123,7 @@ impl<'a> Balloon<'a> {
     pub(super) fn step(&mut self, target_bytes: u64, tell_vcpus: impl FnOnce(Vec<u32>) -> Told) {
         let outcome = match self.phase {
             Phase::Introduce => self.introduce(target_bytes, tell_vcpus),
+            Phase::Start => self.start(target_bytes),
             Phase::Follow => self.follow(target_bytes),
             Phase::Done => Ok(()),
         };
@@ -112,12 +146,43 @@ impl<'a> Balloon<'a> {
         if !std::mem::replace(&mut self.ram_checked, true) {
             self.check_ram(&mut qmp);
         }
-        qmp.set_balloon(target_bytes)?;
+        if Course::of(self.config) == Course::Asked {
+            qmp.set_balloon(target_bytes)?;
+        }
         if told == Told::Settled {
-            self.phase = Phase::Follow;
+            self.phase = match Course::of(self.config) {
+                Course::Asked => Phase::Follow,
+                Course::AskedOnceItRuns | Course::Followed => Phase::Start,
+            };
             self.moved = Instant::now();
         }
         Ok(())
+    }
+
+    /// Another tool has the guest run.
+    fn start(&mut self, target_bytes: u64) -> Result<(), QmpError> {
+        let mut qmp = Qmp::connect(&self.files.qmp, QMP_TIMEOUT)?;
+        if !qmp.is_running()? {
+            return Ok(());
+        }
+        self.moved = Instant::now();
+        self.phase = match Course::of(self.config) {
+            Course::Followed => Phase::Done,
+            Course::Asked | Course::AskedOnceItRuns => {
+                qmp.set_balloon(target_bytes)?;
+                Phase::Follow
+            }
+        };
+        Ok(())
+    }
+
+    /// Whether the guest runs with the target that it had before anything was asked for.
+    pub(super) fn runs_unasked(&self, status: &Status) -> bool {
+        Course::of(self.config) == Course::Followed
+            && self.is_done()
+            && status.balloon_request_bytes.is_none()
+            && status.target_bytes == self.config.target_bytes
+            && status.target_bytes < status.max_mem_bytes
     }
 
     /// The agent took a mapping of the right size for guest RAM; QEMU should know one too.
@@ -139,7 +204,7 @@ impl<'a> Balloon<'a> {
     }
 
     fn follow(&mut self, target_bytes: u64) -> Result<(), QmpError> {
-        let actual_bytes = Qmp::connect(&self.files.qmp, QMP_TIMEOUT)?.balloon_actual()?;
+        let actual_bytes = actual(self.files)?;
         let max_bytes = self.config.max_mem_bytes;
         if actual_bytes != self.actual_bytes {
             if self.actual_bytes == max_bytes && actual_bytes > target_bytes {

@@ -3,9 +3,13 @@
 //! Nothing in here changes anything: a plan that is refused leaves no trace.
 
 use std::ffi::{OsStr, OsString};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use zerosweep_wire::{AgentConfig, PROTOCOL};
+use zerosweep_wire::{
+    AgentConfig, BeforeStart, CONFIG_VARIABLE, Follow, OnExhaustion, PROTOCOL, ReturnMode,
+};
 
 use crate::agent;
 use crate::cli::RunArguments;
@@ -14,28 +18,74 @@ use crate::error::Failure;
 use crate::runtime::GuestFiles;
 use crate::size::{PAGE_BYTES, Size};
 use crate::vmm::args::{self, Analysis, DEFAULT_RAM_BYTES, RAM_ALIGNMENT_BYTES, Ram};
-use crate::vmm::{elf, options, program};
+use crate::vmm::{elf, monitors, options, program};
 
 /// VMMs whose command line is another one.
 const OTHER_VMMS: [&str; 5] = ["cloud-hypervisor", "crosvm", "firecracker", "kvmtool", "lkvm"];
 
+/// What the target is until a tool beside us says it: enough for what firmware writes before the
+/// guest runs, and no more, for a target is easily raised, but lowered only as the guest gives back.
+const FIRST_TARGET: Size = Size(64 << 20);
+
+/// What is to be run, and how.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted<'a> {
+    /// The guest's name; else the VMM's own.
+    pub(crate) name: Option<&'a str>,
+    /// What the guest may hold; `None` where the requests of the tool at these monitors say it.
+    pub(crate) target: Option<Size>,
+    /// What the guest is told that it has; else the VMM's own.
+    pub(crate) max_mem: Option<Size>,
+    pub(crate) policy: &'a str,
+    pub(crate) on_exhaustion: OnExhaustion,
+    pub(crate) return_mode: ReturnMode,
+    /// The VMM and its arguments.
+    pub(crate) vmm: &'a [OsString],
+    /// Whether another tool manages the VMM and asks its balloon.
+    pub(crate) managed_by: ManagedBy,
+}
+
+/// Who asks the guest's balloon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ManagedBy {
+    /// We alone.
+    Us,
+    /// A tool at a QMP socket of its own, such as libvirt.
+    AnotherTool,
+}
+
+impl<'a> From<&'a RunArguments> for Wanted<'a> {
+    fn from(arguments: &'a RunArguments) -> Self {
+        Self {
+            name: arguments.name.as_deref(),
+            target: Some(arguments.target),
+            max_mem: arguments.max_mem,
+            policy: &arguments.policy,
+            on_exhaustion: arguments.on_exhaustion.into(),
+            return_mode: arguments.return_mode.into(),
+            vmm: &arguments.vmm,
+            managed_by: ManagedBy::Us,
+        }
+    }
+}
+
 /// A VMM that can be started.
 #[derive(Debug)]
-pub(super) struct Plan {
+pub(crate) struct Plan {
     /// The program file.
-    pub(super) program: PathBuf,
+    pub(crate) program: PathBuf,
     /// The program as the user named it.
-    pub(super) program_name: OsString,
+    pub(crate) program_name: OsString,
     /// The user's arguments and ours.
-    pub(super) arguments: Vec<OsString>,
+    pub(crate) arguments: Vec<OsString>,
     /// The library to preload.
-    pub(super) agent: PathBuf,
+    pub(crate) agent: PathBuf,
     /// What it is told.
-    pub(super) config: AgentConfig,
+    pub(crate) config: AgentConfig,
     /// The guest's files.
-    pub(super) files: GuestFiles,
+    pub(crate) files: GuestFiles,
     /// Who else writes to the terminal.
-    pub(super) terminal: Terminal,
+    pub(crate) terminal: Terminal,
 }
 
 impl Plan {
@@ -43,8 +93,8 @@ impl Plan {
     ///
     /// # Errors
     /// Wrong usage, with the reason; a missing agent is a failure of the work.
-    pub(super) fn new(arguments: &RunArguments, directory: &Path) -> Result<Self, Failure> {
-        let [program_name, vmm_arguments @ ..] = arguments.vmm.as_slice() else {
+    pub(crate) fn new(wanted: &Wanted<'_>, directory: &Path) -> Result<Self, Failure> {
+        let [program_name, vmm_arguments @ ..] = wanted.vmm else {
             return Err(Failure::usage("no VMM given: zerosweep run … -- VMM ARGS"));
         };
         let name = program_name.to_string_lossy();
@@ -55,14 +105,20 @@ impl Plan {
         }
         let analysis = args::analyse(&name, vmm_arguments)
             .map_err(|refusal| Failure::usage(format!("cannot manage this guest: {refusal}")))?;
-        let max_mem = max_mem(arguments.max_mem, analysis.ram)?;
-        check_target(arguments.target, max_mem)?;
+        let max_mem = max_mem(wanted.max_mem, analysis.ram)?;
+        let follow = follow(wanted, &analysis);
+        let target = match (wanted.target, &follow) {
+            (Some(target), _) => target,
+            (None, Some(_)) => FIRST_TARGET.min(max_mem),
+            (None, None) => max_mem,
+        };
+        check_target(target, max_mem)?;
 
         let path = std::env::var_os("PATH");
         let program = program::find(program_name, path.as_deref()).map_err(Failure::usage)?;
         elf::check(&program)
             .map_err(|error| Failure::usage(format!("{}: {error}", program.display())))?;
-        let guest = guest_name(arguments.name.as_deref(), &analysis);
+        let guest = guest_name(wanted.name, &analysis);
         let files = GuestFiles::new(directory, &guest)?;
         let agent = agent::find()?;
 
@@ -70,12 +126,13 @@ impl Plan {
             protocol: PROTOCOL,
             name: guest,
             max_mem_bytes: max_mem.0,
-            target_bytes: arguments.target.0,
-            policy: arguments.policy.clone(),
-            on_exhaustion: arguments.on_exhaustion.into(),
-            return_mode: arguments.return_mode.into(),
+            target_bytes: target.0,
+            policy: wanted.policy.to_owned(),
+            on_exhaustion: wanted.on_exhaustion,
+            return_mode: wanted.return_mode,
             socket: files.socket.clone(),
             unlink_at_exit: vec![files.socket.clone(), files.qmp.clone()],
+            follow,
         };
         let mut all = vmm_arguments.to_vec();
         all.extend(additions(&analysis, max_mem, &files));
@@ -84,12 +141,48 @@ impl Plan {
         Ok(Self { program, program_name, arguments: all, agent, config, files, terminal })
     }
 
+    /// The VMM's command, with the agent preloaded.
+    ///
+    /// # Errors
+    /// When the agent's settings cannot be written.
+    pub(crate) fn command(&self) -> Result<Command, Failure> {
+        let config = serde_json::to_string(&self.config).map_err(|error| {
+            Failure::work(format!("cannot write the agent's settings: {error}"))
+        })?;
+        let mut preload = std::env::var_os("LD_PRELOAD").unwrap_or_default();
+        if !preload.is_empty() {
+            preload.push(":");
+        }
+        preload.push(&self.agent);
+        let mut command = Command::new(&self.program);
+        command
+            .arg0(&self.program_name)
+            .args(&self.arguments)
+            .env("LD_PRELOAD", preload)
+            .env(CONFIG_VARIABLE, config);
+        Ok(command)
+    }
+
     /// The command line for people.
     pub(super) fn shown(&self) -> String {
         let words = std::iter::once(self.program.as_os_str())
             .chain(self.arguments.iter().map(OsString::as_os_str));
         words.map(OsStr::to_string_lossy).collect::<Vec<_>>().join(" ")
     }
+}
+
+/// Whose requests the target follows. A VMM without a balloon of the other tool's making, or without
+/// a monitor of its, is asked nothing that could be followed.
+fn follow(wanted: &Wanted<'_>, analysis: &Analysis) -> Option<Follow> {
+    if wanted.managed_by == ManagedBy::Us || analysis.missing_balloon.is_some() {
+        return None;
+    }
+    let monitors = monitors::paths(wanted.vmm.get(1..)?);
+    let before_start = match wanted.target {
+        Some(_) => BeforeStart::Nothing,
+        None => BeforeStart::Target,
+    };
+    (!monitors.is_empty()).then_some(Follow { monitors, before_start })
 }
 
 /// Size of guest RAM: the VMM's own, which `--max-mem` may repeat or stand in for.
@@ -184,6 +277,32 @@ mod tests {
         for target in [0, 4095, GIB + 4096] {
             assert!(check_target(Size(target), Size(GIB)).is_err(), "{target}");
         }
+    }
+
+    #[test]
+    fn requests_are_followed_where_another_tool_can_make_them() {
+        let words = "qemu -qmp unix:/m,server=on".split(' ').map(OsString::from);
+        let words: Vec<_> = words.collect();
+        let wanted = |managed_by, target| Wanted {
+            name: None,
+            target,
+            max_mem: None,
+            policy: "zerosweep",
+            on_exhaustion: OnExhaustion::Stall,
+            return_mode: ReturnMode::Lazy,
+            vmm: &words,
+            managed_by,
+        };
+        let with_balloon = analysis(Ram::Default, None, None);
+        let other = wanted(ManagedBy::AnotherTool, None);
+        let monitors = vec![PathBuf::from("/m")];
+        let expect = |before_start| Some(Follow { monitors: monitors.clone(), before_start });
+        assert_eq!(follow(&other, &with_balloon), expect(BeforeStart::Target));
+        let given = wanted(ManagedBy::AnotherTool, Some(Size(4096)));
+        assert_eq!(follow(&given, &with_balloon), expect(BeforeStart::Nothing));
+        assert_eq!(follow(&wanted(ManagedBy::Us, None), &with_balloon), None);
+        let without = analysis(Ram::Default, None, Some("virtio-balloon-pci"));
+        assert_eq!(follow(&other, &without), None);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use signal_hook::iterator::Signals;
 
 use super::Event;
 use super::process::Vmm;
+use super::supervise::Process as _;
 use crate::error::Failure;
 
 const PASSED_ON: [i32; 4] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM];

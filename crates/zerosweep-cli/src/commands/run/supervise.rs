@@ -11,14 +11,12 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use zerosweep_wire::{AgentConfig, Operation, State, Status};
 
 use super::Event;
 use super::alarms::Alarms;
-use super::balloon::{Balloon, Told};
-use super::plan::Plan;
-use super::process::Vmm;
-use crate::cli::RunArguments;
+use super::balloon::{self, Balloon, Course, Told};
 use crate::client::{Client, ClientError};
 use crate::console::Console;
 use crate::error::Failure;
@@ -28,6 +26,7 @@ use crate::size::Size;
 /// Longest wait for one answer of the agent.
 const AGENT_TIMEOUT: Duration = Duration::from_secs(2);
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
+const STOP_INTERVAL: Duration = Duration::from_millis(20);
 /// Between two looks while the guest balloons.
 const BALLOON_INTERVAL: Duration = Duration::from_millis(250);
 /// Between two looks at the agent's figures.
@@ -38,6 +37,29 @@ const RAM_PATIENCE: u32 = 3;
 /// So many looks without an answer are told.
 const SILENT_LOOKS: u32 = 5;
 
+/// The VMM, as far as it can be told when it is no child of this process.
+pub(crate) trait Process: Send + Sync + 'static {
+    /// Whether it has not ended.
+    fn is_running(&self) -> bool;
+
+    /// Sends a signal, unless it has ended.
+    fn signal(&self, signal: Signal);
+
+    /// Asks it to end, and ends it when it does not within `timeout`.
+    fn stop(&self, timeout: Duration) {
+        for signal in [Signal::TERM, Signal::KILL] {
+            self.signal(signal);
+            let deadline = Instant::now() + timeout;
+            while Instant::now() < deadline {
+                if !self.is_running() {
+                    return;
+                }
+                std::thread::sleep(STOP_INTERVAL);
+            }
+        }
+    }
+}
+
 /// Why the guest was not taken over.
 enum NotManaged {
     /// The VMM ended; the main thread knows.
@@ -47,34 +69,20 @@ enum NotManaged {
 }
 
 /// What the thread works with.
-pub(super) struct Supervisor {
-    config: AgentConfig,
-    files: GuestFiles,
-    wait_agent: Duration,
-    wait_balloon: Duration,
-    vmm: Arc<Vmm>,
-    console: Arc<Console>,
+pub(crate) struct Supervisor<P> {
+    pub(crate) config: AgentConfig,
+    pub(crate) files: GuestFiles,
+    /// How long the agent may take to answer.
+    pub(crate) wait_agent: Duration,
+    /// Nothing given back for so long is told.
+    pub(crate) wait_balloon: Duration,
+    pub(crate) vmm: Arc<P>,
+    pub(crate) console: Arc<Console>,
 }
 
-impl Supervisor {
-    pub(super) fn new(
-        plan: &Plan,
-        arguments: &RunArguments,
-        vmm: Arc<Vmm>,
-        console: Arc<Console>,
-    ) -> Self {
-        Self {
-            config: plan.config.clone(),
-            files: plan.files.clone(),
-            wait_agent: arguments.wait_agent,
-            wait_balloon: arguments.wait_balloon,
-            vmm,
-            console,
-        }
-    }
-
+impl<P: Process> Supervisor<P> {
     /// Starts the thread. It ends by itself when the VMM has ended.
-    pub(super) fn start(self, events: Sender<Event>) -> Result<(), Failure> {
+    pub(crate) fn start(self, events: Sender<Event>) -> Result<(), Failure> {
         std::thread::Builder::new()
             .name("supervise".into())
             .spawn(move || self.run(&events))
@@ -157,8 +165,12 @@ impl Supervisor {
 
     fn tell_managed(&self, status: &Status) {
         let (target, max) = (Size(status.target_bytes), Size(status.max_mem_bytes));
+        let has = match Course::of(&self.config) {
+            Course::Followed => format!("has what its balloon is asked for, of {max}"),
+            Course::Asked | Course::AskedOnceItRuns => format!("has {target} of {max}"),
+        };
         self.console.note(&format!(
-            "guest {} (pid {}) has {target} of {max}, policy {}",
+            "guest {} (pid {}) {has}, policy {}",
             status.name, status.pid, status.policy
         ));
     }
@@ -186,22 +198,51 @@ impl Supervisor {
         let mut link = AgentLink { client: Some(client), silent_looks: 0, told: false };
         let mut alarms = Alarms::default();
         let mut balloon = Balloon::new(&self.config, &self.files, &self.console, self.wait_balloon);
-        let mut target_bytes = self.config.target_bytes;
+        let (mut target_bytes, mut request_bytes) = (self.config.target_bytes, None);
         let mut next_look = Instant::now();
         while self.vmm.is_running() {
             if Instant::now() >= next_look {
                 next_look = Instant::now() + LOOK_INTERVAL;
                 if let Some(status) = self.look(&mut link) {
-                    target_bytes = status.target_bytes;
+                    (target_bytes, request_bytes) =
+                        (status.target_bytes, status.balloon_request_bytes);
                     alarms.look(&status).iter().for_each(|line| self.console.warn(line));
+                    if balloon.runs_unasked(&status) {
+                        self.lift_first_target(&mut link);
+                    }
                 }
             }
-            if balloon.is_done() {
-                std::thread::sleep(LOOK_INTERVAL);
-            } else {
+            if !balloon.is_done() {
                 balloon.step(target_bytes, |threads| self.tell_vcpus(&mut link, threads));
-                std::thread::sleep(BALLOON_INTERVAL);
+            } else if request_bytes.is_some_and(|request| request < target_bytes) {
+                if let Some(status) = self.tell_ballooned(&mut link) {
+                    target_bytes = status.target_bytes;
+                }
+            } else {
+                std::thread::sleep(LOOK_INTERVAL);
+                continue;
             }
+            std::thread::sleep(BALLOON_INTERVAL);
+        }
+    }
+
+    /// Another tool asked the balloon for less than the target: the target goes down with the
+    /// guest. QEMU that does not answer is asked again at the next look.
+    fn tell_ballooned(&self, link: &mut AgentLink) -> Option<Status> {
+        let actual_bytes = balloon::actual(&self.files).ok()?;
+        link.request(&self.files, Operation::Ballooned { actual_bytes }).ok()
+    }
+
+    /// The agent missed what the other tool said: better no limit than one that nobody asked for.
+    fn lift_first_target(&self, link: &mut AgentLink) {
+        let target_bytes = self.config.max_mem_bytes;
+        if link.request(&self.files, Operation::SetTarget { target_bytes }).is_ok() {
+            self.console.warn(&format!(
+                "guest {} runs, and no request to its balloon was seen; it may have all of its \
+                 {}. `zerosweep set-target {0} SIZE` sets a target",
+                self.config.name,
+                Size(target_bytes)
+            ));
         }
     }
 

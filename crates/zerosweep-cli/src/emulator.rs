@@ -1,0 +1,142 @@
+//! `zerosweep-qemu`: what a libvirt domain names in `<emulator>`. It becomes QEMU, with the agent
+//! preloaded, in the process that libvirt started.
+//!
+//! ```text
+//! libvirt ─exec─► zerosweep-qemu ─exec─► QEMU + agent      the same process: libvirt's pid, cgroup,
+//!                       │                  ▲               descriptors and log are QEMU's own
+//!                       └─starts─► companion               `run`'s supervisor; ends with QEMU
+//! ```
+//!
+//! | module | what |
+//! | --- | --- |
+//! | `settings` | target and the rest: environment, `/etc/zerosweep/qemu.toml` |
+//! | `companion` | the process beside QEMU |
+//!
+//! A command line that only asks what QEMU can do (libvirt's probing, `-version`) is passed on
+//! untouched. Of others, what `zerosweep run` refuses is refused, with the same words, before QEMU
+//! is started; libvirt shows them, and they are in `/var/log/libvirt/qemu/NAME.log`.
+//!
+//! **The target.** libvirt tells QEMU `<memory>` on the command line and `<currentMemory>` later: it
+//! starts QEMU stopped (`-S`), sends `balloon` with it over QMP, and lets the guest run (`cont`)
+//! after that. `virsh setmem` sends `balloon` again. QEMU has no word for what its balloon was asked
+//! for, and serves libvirt's socket to libvirt alone. So the agent inside QEMU reads along what
+//! comes in on that socket: the first request is the target before the guest has run at all, and a
+//! higher one raises the target before the balloon has heard of it. A lower one is followed by the
+//! companion, as the guest gives back. A target in the settings holds from the start, and the
+//! companion asks the balloon for it when the guest runs.
+//!
+//! Why a companion, and not more of the agent: it tells the agent which threads are virtual CPUs,
+//! checks guest RAM, tells troubles, and clears up after a QEMU that was killed, all of it with
+//! `run`'s own code, and nothing in it can harm the guest. Without it (it may be killed) the guest
+//! goes on, and its target still rises.
+
+mod companion;
+mod settings;
+
+use std::convert::Infallible;
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use zerosweep_linux::probe::Probe;
+use zerosweep_wire::runtime as wire;
+
+use self::settings::{Manage, Settings};
+use crate::commands::run::plan::{ManagedBy, Plan, Wanted};
+use crate::error::Failure;
+use crate::vmm::{args, queries};
+
+/// Becomes QEMU, or the companion of one.
+pub(crate) fn execute(arguments: Vec<OsString>) -> Result<ExitCode, Failure> {
+    if let Some(code) = companion::execute(&arguments)? {
+        return Ok(code);
+    }
+    let settings = Settings::read(args::name(&arguments).as_deref())?;
+    let never = if settings.manage == Manage::No || queries::only_asks(&arguments) {
+        Err(become_program(Command::new(&settings.qemu).args(&arguments)))
+    } else {
+        become_managed(&settings, arguments)
+    };
+    match never {
+        Err(failure) => Err(failure),
+        Ok(never) => match never {},
+    }
+}
+
+fn become_managed(settings: &Settings, arguments: Vec<OsString>) -> Result<Infallible, Failure> {
+    let mut vmm = vec![settings.qemu.clone()];
+    vmm.extend(arguments);
+    let wanted = Wanted {
+        name: None,
+        target: settings.target,
+        max_mem: None,
+        policy: &settings.policy,
+        on_exhaustion: settings.on_exhaustion,
+        return_mode: settings.return_mode,
+        vmm: &vmm,
+        managed_by: ManagedBy::AnotherTool,
+    };
+    let directory = directory();
+    let plan = Plan::new(&wanted, &directory)?;
+    check_machine()?;
+    companion::start(&plan)?;
+    Err(become_program(&mut plan.command()?))
+}
+
+fn become_program(command: &mut Command) -> Failure {
+    let error = command.exec();
+    Failure::work(format!("cannot start {}: {error}", Path::new(command.get_program()).display()))
+}
+
+/// Where the sockets go. A service has no runtime directory of its own: one is made for it.
+fn directory() -> PathBuf {
+    let is_set = std::env::var_os("XDG_RUNTIME_DIR").is_some_and(|value| !value.is_empty());
+    let uid = rustix::process::geteuid().as_raw();
+    directory_for(is_set, uid, |path| path.is_dir())
+}
+
+fn directory_for(is_set: bool, uid: u32, is_there: impl Fn(&Path) -> bool) -> PathBuf {
+    if is_set {
+        return wire::directory();
+    }
+    // A session's libvirt passes no XDG_RUNTIME_DIR on; its user's tools have one all the same.
+    let session = PathBuf::from(format!("/run/user/{uid}"));
+    match uid != 0 && is_there(&session) {
+        true => session.join("zerosweep"),
+        false => PathBuf::from(wire::SERVICE_DIRECTORY),
+    }
+}
+
+/// Refuses a machine on which the agent would fail inside QEMU, where it can say less.
+fn check_machine() -> Result<(), Failure> {
+    let probe = Probe::run();
+    let Some(check) = probe.first_failure() else { return Ok(()) };
+    let libvirt = match check.name.contains("userfaultfd") {
+        false => "",
+        true => {
+            ". Under libvirt: write \"/dev/userfaultfd\" into cgroup_device_acl in \
+             /etc/libvirt/qemu.conf (with the devices that the comment there lists), write \
+             KERNEL==\"userfaultfd\", GROUP=\"kvm\", MODE=\"0660\" into \
+             /etc/udev/rules.d/70-userfaultfd.rules, then `udevadm control --reload; udevadm trigger \
+             /dev/userfaultfd; systemctl restart libvirtd`; or set user = \"root\" there \
+             (docs/libvirt.md)"
+        }
+    };
+    Err(Failure::work(format!("this guest cannot be managed here: {check}{libvirt}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sockets_are_where_tools_look() {
+        let service = PathBuf::from("/run/zerosweep-qemu");
+        assert_eq!(directory_for(false, 64_055, |_| false), service);
+        assert_eq!(directory_for(false, 0, |_| true), service, "root's session is not libvirt's");
+        assert_eq!(directory_for(false, 1000, |_| true), PathBuf::from("/run/user/1000/zerosweep"));
+        assert_eq!(directory_for(true, 0, |_| true), wire::directory());
+        assert!(wire::directories().contains(&service));
+    }
+}

@@ -1,0 +1,201 @@
+//! `zerosweep-qemu` with fake VMMs: what is passed on untouched, what is refused, and the companion.
+
+#![expect(clippy::unwrap_used, reason = "test code; clippy does not see that in helpers")]
+
+mod support;
+
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::{Child, Command, Output, Stdio};
+
+use rustix::process::{Pid, Signal};
+use support::{FakeAgent, FakeQmp, Place, status, stderr, stdout, wait_until};
+use zerosweep_wire::{AgentConfig, BeforeStart, Operation, State};
+
+const GIB: u64 = 1 << 30;
+/// Says what it was given, and lives until it is told to end.
+const SAYS: &str = "for word; do echo \"[$word]\"; done; echo \"preload=$LD_PRELOAD\"; \
+                    echo \"config=$ZEROSWEEP_AGENT_CONFIG\"";
+const LIVES: &str = "echo \"$$\" > \"$0.pid\"; echo \"$ZEROSWEEP_AGENT_CONFIG\" > \"$0.config\"\n\
+                     while :; do sleep 0.05; done";
+
+fn command(place: &Place, qemu: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_zerosweep-qemu"));
+    command
+        .args(arguments)
+        .env("XDG_RUNTIME_DIR", place.path())
+        .env("ZEROSWEEP_AGENT", support::c_library())
+        .env("ZEROSWEEP_QEMU", qemu)
+        .env("ZEROSWEEP_QEMU_CONFIG", place.path().join("qemu.toml"))
+        .env_remove("LD_PRELOAD")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+fn output(place: &Place, arguments: &[&str]) -> Output {
+    let fake = place.script("fake-qemu", SAYS);
+    command(place, &fake, arguments).output().unwrap()
+}
+
+#[test]
+fn what_only_asks_is_passed_on_untouched() {
+    let place = Place::new();
+    let probe = ["-S", "-nodefaults", "-machine", "none,accel=kvm:tcg", "-daemonize"];
+    for arguments in [probe.as_slice(), &["-version"], &["-cpu", "help"]] {
+        let output = output(&place, arguments);
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        let words: String = arguments.iter().map(|word| format!("[{word}]\n")).collect();
+        assert_eq!(stdout(&output), format!("{words}preload=\nconfig=\n"));
+        assert!(!place.runtime().exists());
+    }
+}
+
+#[test]
+fn a_guest_that_the_settings_leave_alone_is_untouched() {
+    let place = Place::new();
+    let text = "[guest.vm]\nmanage = \"no\"\n";
+    std::fs::write(place.path().join("qemu.toml"), text).unwrap();
+    let output = output(&place, &["-name", "guest=vm,debug-threads=on", "-incoming", "defer"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(stdout(&output).ends_with("preload=\nconfig=\n"), "{}", stdout(&output));
+}
+
+#[test]
+fn what_cannot_be_managed_is_refused_with_the_reason() {
+    let place = Place::new();
+    let memfd = r#"{"qom-type":"memory-backend-memfd","id":"pc.ram","size":1073741824}"#;
+    for (arguments, reason) in [
+        (["-m", "1024", "-incoming", "defer"], "-incoming"),
+        (["-m", "1024", "-object", memfd], "memory-backend-memfd"),
+    ] {
+        let output = output(&place, &arguments);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(stderr(&output).contains(reason), "{}", stderr(&output));
+        assert!(stdout(&output).is_empty() && !place.runtime().exists());
+    }
+    std::fs::write(place.path().join("qemu.toml"), "target = 5").unwrap();
+    let output = output(&place, &["-version"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("qemu.toml"), "{}", stderr(&output));
+}
+
+#[test]
+fn without_userfaultfd_it_says_what_libvirt_needs() {
+    let said = support::without_userfaultfd(|| {
+        let place = Place::new();
+        let output = output(&place, &["-m", "1024"]);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(stdout(&output).is_empty() && place.left_behind().is_empty());
+        stderr(&output)
+    });
+    for part in ["cgroup_device_acl", "/etc/libvirt/qemu.conf", "MODE=\"0660\"", "user = \"root\""]
+    {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+}
+
+/// A guest "vm" of 1 GiB with libvirt's monitor, and what the agent was told.
+struct Running {
+    child: Child,
+    config: AgentConfig,
+}
+
+fn start(place: &Place, variables: &[(&str, &str)]) -> Running {
+    let fake = place.script("fake-qemu", LIVES);
+    let monitor = format!("socket,id=mon,path={},server=on", place.path().join("m").display());
+    let arguments = [
+        "-name",
+        "guest=vm,debug-threads=on",
+        "-m",
+        "1024",
+        "-chardev",
+        &monitor,
+        "-mon",
+        "chardev=mon,mode=control",
+        "-device",
+        r#"{"driver":"virtio-balloon-pci","id":"balloon0"}"#,
+    ];
+    let mut command = command(place, &fake, &arguments);
+    let child = command.envs(variables.iter().copied()).spawn().unwrap();
+    let file = |name: &str| place.path().join(format!("fake-qemu.{name}"));
+    let text = |name: &str| std::fs::read_to_string(file(name)).unwrap_or_default();
+    wait_until("the VMM runs", || text("config").ends_with('\n'));
+    assert_eq!(text("pid").trim(), child.id().to_string(), "it is the process that was started");
+    let config = serde_json::from_str(&text("config")).unwrap();
+    Running { child, config }
+}
+
+impl Running {
+    fn end(&mut self, signal: Signal, place: &Place) {
+        rustix::process::kill_process(Pid::from_child(&self.child), signal).unwrap();
+        assert_eq!(self.child.wait().unwrap().signal(), Some(signal.as_raw()));
+        wait_until("the companion has cleared up", || place.left_behind().is_empty());
+    }
+}
+
+#[test]
+#[ignore = "needs userfaultfd in kernel mode: root, CAP_SYS_PTRACE or /dev/userfaultfd"]
+fn it_becomes_the_vmm_and_a_companion_looks_after_it() {
+    let place = Place::new();
+    let mut running = start(&place, &[]);
+    let follow = running.config.follow.clone().unwrap();
+    assert_eq!(follow.monitors, [place.path().join("m")]);
+    assert_eq!(follow.before_start, BeforeStart::Target);
+    assert_eq!((running.config.name.as_str(), running.config.max_mem_bytes), ("vm", GIB));
+
+    // The balloon was asked for 128 MiB and is there; the target is still 256 MiB.
+    let mut figures = status("vm");
+    figures.balloon_request_bytes = Some(GIB / 8);
+    let agent = FakeAgent::new(running.config.socket.clone(), figures);
+    let qmp = FakeQmp::new(place.runtime().join("vm.qmp"), GIB, true);
+    let asked = |wanted: &Operation| agent.asked.lock().unwrap().contains(wanted);
+    wait_until("the agent knows the virtual CPUs", || {
+        asked(&Operation::Vcpus { thread_ids: vec![11, 12] })
+    });
+    wait_until("the agent knows how far the guest is", || {
+        asked(&Operation::Ballooned { actual_bytes: GIB })
+    });
+    let commands = qmp.asked.lock().unwrap().join("\n");
+    assert!(!commands.contains(r#""balloon""#), "the other tool asks the balloon: {commands}");
+
+    let second = output(&place, &["-name", "guest=vm", "-m", "1024"]);
+    assert_eq!(second.status.code(), Some(2));
+    assert!(stdout(&second).is_empty(), "no second VMM was started");
+    let said = stderr(&second);
+    assert!(said.contains("a guest named vm is running already"), "{said}");
+    running.end(Signal::KILL, &place);
+}
+
+#[test]
+#[ignore = "needs userfaultfd in kernel mode: root, CAP_SYS_PTRACE or /dev/userfaultfd"]
+fn a_given_target_is_asked_for_when_the_guest_runs() {
+    let place = Place::new();
+    let mut running = start(&place, &[("ZEROSWEEP_TARGET", "256M")]);
+    assert_eq!(running.config.target_bytes, GIB / 4);
+    assert_eq!(running.config.follow.as_ref().unwrap().before_start, BeforeStart::Nothing);
+    let _agent = FakeAgent::new(running.config.socket.clone(), status("vm"));
+    let qmp = FakeQmp::new(place.runtime().join("vm.qmp"), GIB, true);
+    wait_until("the balloon is asked", || {
+        qmp.asked.lock().unwrap().iter().any(|line| line.contains(r#"{"value":268435456}"#))
+    });
+    let commands = qmp.asked.lock().unwrap().join("\n");
+    let place_of = |word: &str| commands.find(word).unwrap();
+    assert!(place_of("query-status") < place_of(r#""balloon""#), "{commands}");
+    running.end(Signal::TERM, &place);
+}
+
+#[test]
+#[ignore = "needs userfaultfd in kernel mode: root, CAP_SYS_PTRACE or /dev/userfaultfd"]
+fn a_guest_that_cannot_be_managed_is_ended_and_the_log_says_why() {
+    let place = Place::new();
+    let running = start(&place, &[]);
+    let mut figures = status("vm");
+    figures.state = State::Failed;
+    figures.reason = Some("guest RAM is shared".into());
+    let _agent = FakeAgent::new(running.config.socket.clone(), figures);
+    let output = running.child.wait_with_output().unwrap();
+    assert_eq!(output.status.signal(), Some(Signal::TERM.as_raw()));
+    assert!(stderr(&output).contains("guest RAM is shared"), "{}", stderr(&output));
+    wait_until("the companion has cleared up", || place.left_behind().is_empty());
+}
