@@ -1,6 +1,7 @@
 //! The arguments of the program.
 
 use std::ffi::OsString;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -56,6 +57,8 @@ pub(crate) enum Command {
     Consolidate(GuestArguments),
     /// Recount all figures of a guest and compare
     Audit(GuestArguments),
+    /// Show all guests on a web page, and to Prometheus
+    Serve(ServeArguments),
     /// Boot a scrubbing guest with a quarter of its memory, and watch it
     Demo(DemoArguments),
     /// Run every policy on every guest model and compare
@@ -183,6 +186,30 @@ pub(crate) struct BalanceArguments {
 #[derive(Args, Debug)]
 pub(crate) struct ListArguments {
     /// Print one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Arguments of `serve`.
+#[derive(Args, Debug)]
+pub(crate) struct ServeArguments {
+    /// Where to listen
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:7300")]
+    #[arg(value_parser = parse_listen)]
+    pub(crate) listen: SocketAddr,
+    /// Let other machines connect; reading needs the token too then
+    #[arg(long)]
+    pub(crate) allow_remote: bool,
+    /// A name of this host that browsers may use, as behind a proxy; can be repeated
+    #[arg(long, value_name = "NAME")]
+    pub(crate) allow_host: Vec<String>,
+    /// Let nobody read without the token, also on this machine
+    #[arg(long)]
+    pub(crate) private: bool,
+    /// Take the token from a file instead of making one
+    #[arg(long, value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// Print the address as one JSON document
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -406,6 +433,16 @@ fn parse_interval(text: &str) -> Result<Duration, String> {
     }
 }
 
+fn parse_listen(text: &str) -> Result<SocketAddr, String> {
+    let local = text.strip_prefix("localhost:").and_then(|port| port.parse().ok());
+    match local {
+        Some(port) => Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, port))),
+        None => text.parse().map_err(|_| {
+            "not an address and a port, as 127.0.0.1:7300, [::1]:7300 or 0.0.0.0:7300".to_owned()
+        }),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -425,6 +462,17 @@ mod tests {
         assert_eq!(run.target, Size(1 << 30));
         assert_eq!(run.vmm, ["qemu", "-m", "2G", "-S"]);
         assert_eq!(run.wait_balloon, Duration::from_secs(60));
+    }
+
+    #[test]
+    fn addresses_to_listen_on() {
+        for text in ["127.0.0.1:7300", "localhost:7300"] {
+            assert_eq!(parse_listen(text).unwrap().to_string(), "127.0.0.1:7300");
+        }
+        assert!(parse_listen("[::1]:0").unwrap().is_ipv6());
+        for text in ["", "7300", "127.0.0.1", "localhost:", "localhost:99999", "example.org:80"] {
+            assert!(parse_listen(text).unwrap_err().contains("127.0.0.1:7300"), "{text}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Asks the agent inside a VMM, over its control socket.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
@@ -98,6 +98,40 @@ impl Client {
             Answer::Ok(status) => Ok(*status),
             Answer::Error(body) => Err(ClientError::Refused(body)),
         }
+    }
+}
+
+/// A connection to an agent that is made when it is needed, and again when it broke.
+#[derive(Debug)]
+pub(crate) struct Link {
+    socket: PathBuf,
+    timeout: Duration,
+    client: Option<Client>,
+}
+
+impl Link {
+    /// Nothing is connected yet. No request waits longer than twice `timeout`.
+    pub(crate) fn new(socket: PathBuf, timeout: Duration) -> Self {
+        Self { socket, timeout, client: None }
+    }
+
+    /// With a connection that is there already.
+    pub(crate) fn with(client: Client, socket: PathBuf, timeout: Duration) -> Self {
+        Self { socket, timeout, client: Some(client) }
+    }
+
+    /// Asks and waits for the answer.
+    pub(crate) fn request(&mut self, operation: Operation) -> Result<Status, ClientError> {
+        let mut client = match self.client.take() {
+            Some(client) => client,
+            None => Client::connect(&self.socket, self.timeout)?,
+        };
+        let answer = client.request(operation);
+        // After a timeout the next line would be the answer to this request: start afresh.
+        if matches!(answer, Ok(_) | Err(ClientError::Refused(_))) {
+            self.client = Some(client);
+        }
+        answer
     }
 }
 

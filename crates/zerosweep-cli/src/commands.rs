@@ -12,6 +12,7 @@ mod guest_image;
 mod ps;
 pub(crate) mod run;
 mod script;
+mod serve;
 mod set_target;
 mod status;
 mod trace;
@@ -41,6 +42,7 @@ pub(crate) fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Balance(arguments) => balance::execute(&arguments),
         Command::Sweep(arguments) => work::execute(work::Work::Sweep, &arguments),
         Command::Consolidate(arguments) => work::execute(work::Work::Consolidate, &arguments),
+        Command::Serve(arguments) => serve::execute(&arguments),
         Command::Demo(arguments) => demo::execute(&arguments),
         Command::Experiment(arguments) => experiment::execute(&arguments),
         Command::Script(arguments) => script::execute(&arguments),

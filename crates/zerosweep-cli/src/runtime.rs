@@ -67,7 +67,8 @@ pub(crate) fn find(name: &str) -> Result<GuestFiles, Failure> {
     find_in(&wire::directories(), name)
 }
 
-fn find_in(directories: &[PathBuf], name: &str) -> Result<GuestFiles, Failure> {
+/// As [`find`], in other directories.
+pub(crate) fn find_in(directories: &[PathBuf], name: &str) -> Result<GuestFiles, Failure> {
     let own = GuestFiles::new(&directories[0], name)?;
     if own.socket.exists() {
         return Ok(own);
@@ -83,8 +84,15 @@ fn find_in(directories: &[PathBuf], name: &str) -> Result<GuestFiles, Failure> {
 /// # Errors
 /// When this user's own directory cannot be read.
 pub(crate) fn every_guest() -> Result<Vec<(String, GuestFiles)>, Failure> {
+    every_guest_in(&wire::directories())
+}
+
+/// As [`every_guest`], in other directories.
+pub(crate) fn every_guest_in(
+    directories: &[PathBuf],
+) -> Result<Vec<(String, GuestFiles)>, Failure> {
     let mut guests: Vec<(String, GuestFiles)> = Vec::new();
-    for (at, directory) in wire::directories().iter().enumerate() {
+    for (at, directory) in directories.iter().enumerate() {
         let found = match names(directory) {
             Err(_) if at > 0 => continue,
             found => found.map_err(|error| {

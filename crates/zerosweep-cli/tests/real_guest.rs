@@ -22,6 +22,7 @@
 //! | `flood` | a control socket full of garbage and silent clients |
 //! | `migration` | migrated away by QEMU, and what QEMU refuses |
 //! | `resets` | a guest that is reset while its balloon inflates |
+//! | `serve` | a target that is set in the web page (needs Chromium too) |
 //! | `stops` | tool and clients that are stopped for a while |
 //! | `stress` | ballooning, churn, sweeps and consolidation all at once; longer by a variable |
 //! | `surroundings` | command lines, names and sockets that stand in the way |
@@ -33,6 +34,11 @@
 
 #[path = "real_guest/balance.rs"]
 mod balance;
+#[path = "support/browser.rs"]
+mod browser;
+#[path = "support/http.rs"]
+mod http;
+
 #[path = "real_guest/boot_time.rs"]
 mod boot_time;
 #[path = "real_guest/boots.rs"]
@@ -53,6 +59,8 @@ mod harness;
 mod migration;
 #[path = "real_guest/resets.rs"]
 mod resets;
+#[path = "real_guest/serve.rs"]
+mod serve;
 #[path = "real_guest/stops.rs"]
 mod stops;
 #[path = "real_guest/stress.rs"]

@@ -18,18 +18,25 @@ const NAME_COLUMNS: usize = 18;
 
 /// What `--json` prints.
 #[derive(Debug, Serialize)]
-struct List {
+pub(super) struct List {
     schema: u32,
     guests: Vec<Guest>,
 }
 
+impl List {
+    pub(super) fn new(guests: Vec<Guest>) -> Self {
+        Self { schema: 1, guests }
+    }
+}
+
+/// One guest.
 #[derive(Debug, Serialize)]
-struct Guest {
-    name: String,
+pub(super) struct Guest {
+    pub(super) name: String,
     /// The guest's figures, if its agent answers.
-    status: Option<Status>,
+    pub(super) status: Option<Status>,
     /// Why it does not.
-    error: Option<String>,
+    pub(super) error: Option<String>,
 }
 
 /// Prints all guests and removes what dead ones left.
@@ -46,7 +53,7 @@ pub(super) fn execute(arguments: &ListArguments) -> Result<ExitCode, Failure> {
     }
     wire::directories().iter().for_each(|directory| runtime::remove_free_locks(directory));
     match arguments.json {
-        true => output::json(&List { schema: 1, guests })?,
+        true => output::json(&List::new(guests))?,
         false => output::text(&render(&guests))?,
     }
     Ok(ExitCode::SUCCESS)

@@ -9,8 +9,8 @@ use std::time::Instant;
 use serde::Serialize;
 use zerosweep_wire::{Operation, Status};
 
-use super::ask;
 use crate::cli::GuestArguments;
+use crate::client::{Client, ClientError};
 use crate::console::{Console, Terminal, Verbosity};
 use crate::error::Failure;
 use crate::output;
@@ -26,7 +26,7 @@ pub(super) enum Work {
 
 /// What `--json` prints.
 #[derive(Debug, Serialize)]
-struct Report<'a> {
+pub(super) struct Report<'a> {
     name: &'a str,
     seconds: f64,
     superpages_reclaimed: u64,
@@ -43,31 +43,57 @@ struct Report<'a> {
 pub(super) fn execute(work: Work, arguments: &GuestArguments) -> Result<ExitCode, Failure> {
     let name = arguments.name.as_str();
     let mut client = super::connect(name)?;
-    let before = ask(&mut client, name, Operation::Status)?;
     let console = Console::new(Verbosity::Normal, Terminal::Ours);
-    let began = Instant::now();
-    let mut first = 0;
-    let after = loop {
-        console.waiting(&format!("guest {name}: {}", work.doing()));
-        let operation = match work {
-            Work::Sweep => Operation::Sweep { first },
-            Work::Consolidate => Operation::Consolidate { first },
-        };
-        let status = ask(&mut client, name, operation)?;
-        match status.next {
-            Some(next) => first = next,
-            None => break status,
-        }
-    };
+    let step = || console.waiting(&format!("guest {name}: {}", work.doing()));
+    let done = perform(work, &mut client, step)
+        .map_err(|error| Failure::work(format!("guest {name}: {error}")))?;
     console.clear();
-    let seconds = began.elapsed().as_secs_f64();
-    let report = Report::new(name, seconds, &before, &after);
+    let report = done.report(name);
     if arguments.json {
         output::json(&report)?;
     } else {
         output::text(&report.told(work))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Work that came to its end.
+#[derive(Debug)]
+pub(super) struct Done {
+    seconds: f64,
+    before: Status,
+    after: Status,
+}
+
+impl Done {
+    /// What came of it, for the guest `name`.
+    pub(super) fn report<'a>(&'a self, name: &'a str) -> Report<'a> {
+        Report::new(name, self.seconds, &self.before, &self.after)
+    }
+}
+
+/// Works until it is done; `step` is called before each request.
+pub(super) fn perform(
+    work: Work,
+    client: &mut Client,
+    mut step: impl FnMut(),
+) -> Result<Done, ClientError> {
+    let before = client.request(Operation::Status)?;
+    let began = Instant::now();
+    let mut first = 0;
+    let after = loop {
+        step();
+        let operation = match work {
+            Work::Sweep => Operation::Sweep { first },
+            Work::Consolidate => Operation::Consolidate { first },
+        };
+        let status = client.request(operation)?;
+        match status.next {
+            Some(next) => first = next,
+            None => break status,
+        }
+    };
+    Ok(Done { seconds: began.elapsed().as_secs_f64(), before, after })
 }
 
 impl Work {
@@ -95,7 +121,8 @@ impl<'a> Report<'a> {
         }
     }
 
-    fn told(&self, work: Work) -> String {
+    /// For a person.
+    pub(super) fn told(&self, work: Work) -> String {
         let Self { name, seconds, superpages_reclaimed, superpages_returned, .. } = self;
         let back = format!("{superpages_returned} superpages went back to the host");
         match work {

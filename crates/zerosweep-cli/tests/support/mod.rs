@@ -19,8 +19,9 @@ use seccompiler::{
 };
 use tempfile::TempDir;
 use zerosweep_wire::{
-    Answer, Counters, ErrorBody, ErrorKind, FaultLatency, Hello, HostMemory, OnExhaustion,
-    Operation, PROTOCOL, Pages, Request, Response, ReturnMode, State, Status, Superpages,
+    Answer, Counters, ErrorBody, ErrorKind, FaultLatency, Hello, HostMemory, MAP_SUPERPAGES, Map,
+    OnExhaustion, Operation, PROTOCOL, Pages, Request, Response, ReturnMode, State, Status,
+    Superpages,
 };
 
 /// `_IO(0xaa, 0)`: a userfaultfd from `/dev/userfaultfd`.
@@ -168,6 +169,8 @@ impl Drop for Server {
 pub struct FakeAgent {
     pub status: Arc<Mutex<Status>>,
     pub asked: Arc<Mutex<Vec<Operation>>>,
+    /// The superpage map.
+    pub letters: Arc<Mutex<String>>,
     _server: Server,
 }
 
@@ -175,7 +178,8 @@ impl FakeAgent {
     pub fn new(path: PathBuf, status: Status) -> Self {
         let status = Arc::new(Mutex::new(status));
         let asked = Arc::new(Mutex::new(Vec::new()));
-        let (shown, kept) = (Arc::clone(&status), Arc::clone(&asked));
+        let letters = Arc::new(Mutex::new(String::new()));
+        let (shown, kept, drawn) = (Arc::clone(&status), Arc::clone(&asked), Arc::clone(&letters));
         let server = Server::new(path, move |mut stream| {
             let Status { name, pid, protocol, .. } = shown.lock().unwrap().clone();
             let hello = Hello { protocol, version: "fake".into(), name, pid };
@@ -185,18 +189,28 @@ impl FakeAgent {
             let reader = BufReader::new(stream.try_clone().unwrap());
             for line in reader.lines().map_while(Result::ok) {
                 let request: Request = serde_json::from_str(&line).unwrap();
-                let response = Response {
-                    id: request.id,
-                    answer: answer(&request.operation, &shown.lock().unwrap()),
-                };
+                let mut status = shown.lock().unwrap().clone();
+                if let Operation::Map { first } = request.operation {
+                    status.map = Some(map(&drawn.lock().unwrap(), first));
+                }
+                let response =
+                    Response { id: request.id, answer: answer(&request.operation, &status) };
                 kept.lock().unwrap().push(request.operation);
                 if send(&mut stream, &serde_json::to_string(&response).unwrap()).is_err() {
                     return;
                 }
             }
         });
-        Self { status, asked, _server: server }
+        Self { status, asked, letters, _server: server }
     }
+}
+
+/// The superpages from `first` on that fit into one answer; what holds a frame, holds 512.
+fn map(letters: &str, first: u64) -> Map {
+    let rest = letters.get(usize::try_from(first).unwrap()..).unwrap_or_default();
+    let letters = &rest[..rest.len().min(usize::try_from(MAP_SUPERPAGES).unwrap())];
+    let live = letters.chars().map(|letter| if "Wrb".contains(letter) { "200" } else { "000" });
+    Map { first, letters: letters.to_owned(), live: live.collect() }
 }
 
 /// An audit fails when the status has a reason.

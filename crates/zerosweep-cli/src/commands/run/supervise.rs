@@ -17,7 +17,7 @@ use zerosweep_wire::{AgentConfig, Operation, State, Status};
 use super::Event;
 use super::alarms::Alarms;
 use super::balloon::{self, Balloon, Course, Told};
-use crate::client::{Client, ClientError};
+use crate::client::{Client, ClientError, Link};
 use crate::console::Console;
 use crate::error::Failure;
 use crate::runtime::GuestFiles;
@@ -195,7 +195,8 @@ impl<P: Process> Supervisor<P> {
 
     /// Balloons the guest to its target and tells troubles, until the VMM ends.
     fn follow(&self, client: Client) {
-        let mut link = AgentLink { client: Some(client), silent_looks: 0, told: false };
+        let link = Link::with(client, self.files.socket.clone(), AGENT_TIMEOUT);
+        let mut link = AgentLink { link, silent_looks: 0, told: false };
         let mut alarms = Alarms::default();
         let mut balloon = Balloon::new(&self.config, &self.files, &self.console, self.wait_balloon);
         let (mut target_bytes, mut request_bytes) = (self.config.target_bytes, None);
@@ -230,13 +231,13 @@ impl<P: Process> Supervisor<P> {
     /// guest. QEMU that does not answer is asked again at the next look.
     fn tell_ballooned(&self, link: &mut AgentLink) -> Option<Status> {
         let actual_bytes = balloon::actual(&self.files).ok()?;
-        link.request(&self.files, Operation::Ballooned { actual_bytes }).ok()
+        link.link.request(Operation::Ballooned { actual_bytes }).ok()
     }
 
     /// The agent missed what the other tool said: better no limit than one that nobody asked for.
     fn lift_first_target(&self, link: &mut AgentLink) {
         let target_bytes = self.config.max_mem_bytes;
-        if link.request(&self.files, Operation::SetTarget { target_bytes }).is_ok() {
+        if link.link.request(Operation::SetTarget { target_bytes }).is_ok() {
             self.console.warn(&format!(
                 "guest {} runs, and no request to its balloon was seen; it may have all of its \
                  {}. `zerosweep set-target {0} SIZE` sets a target",
@@ -248,7 +249,7 @@ impl<P: Process> Supervisor<P> {
 
     /// The guest's figures; an agent that stays silent is told once.
     fn look(&self, link: &mut AgentLink) -> Option<Status> {
-        match link.request(&self.files, Operation::Status) {
+        match link.link.request(Operation::Status) {
             Ok(status) => {
                 (link.silent_looks, link.told) = (0, false);
                 Some(status)
@@ -266,7 +267,7 @@ impl<P: Process> Supervisor<P> {
 
     fn tell_vcpus(&self, link: &mut AgentLink, thread_ids: Vec<u32>) -> Told {
         let count = thread_ids.len();
-        match link.request(&self.files, Operation::Vcpus { thread_ids }) {
+        match link.link.request(Operation::Vcpus { thread_ids }) {
             Ok(_) => {
                 self.console.verbose(&format!("the agent knows {count} vCPU threads"));
                 Told::Settled
@@ -285,24 +286,9 @@ impl<P: Process> Supervisor<P> {
     }
 }
 
-/// A connection to the agent that is made again when it breaks.
+/// The agent, and for how long it has been silent.
 struct AgentLink {
-    client: Option<Client>,
+    link: Link,
     silent_looks: u32,
     told: bool,
-}
-
-impl AgentLink {
-    fn request(&mut self, files: &GuestFiles, operation: Operation) -> Result<Status, ClientError> {
-        let mut client = match self.client.take() {
-            Some(client) => client,
-            None => Client::connect(&files.socket, AGENT_TIMEOUT)?,
-        };
-        let answer = client.request(operation);
-        // After a timeout the next line would be the answer to this request: start afresh.
-        if matches!(answer, Ok(_) | Err(ClientError::Refused(_))) {
-            self.client = Some(client);
-        }
-        answer
-    }
 }

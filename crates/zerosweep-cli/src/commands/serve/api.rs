@@ -1,0 +1,297 @@
+//! JSON: what is known of the guests, and what changes them. `openapi.json` describes it.
+//!
+//! What changes a guest does what the command of that name does, with the same code.
+
+use axum::Json;
+use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::task::{JoinSet, spawn_blocking};
+use zerosweep_wire::{ErrorKind, Status};
+
+use super::Server;
+use super::guests::{Pace, View};
+use super::look::{AGENT_TIMEOUT, MapPart, Unseen, map};
+use crate::client::{Client, ClientError, Link};
+use crate::commands::ps::{Guest, List};
+use crate::commands::work::Work;
+use crate::commands::{audit, set_target, work};
+use crate::lines::LineError;
+use crate::runtime::GuestFiles;
+use crate::size::Size;
+
+/// Superpages that one answer has at most.
+const MOST_SUPERPAGES: u64 = 1 << 18;
+
+/// Why a request was not done.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    status: StatusCode,
+    /// For programs.
+    kind: &'static str,
+    /// For people.
+    message: String,
+}
+
+impl Refusal {
+    pub(super) fn new(status: StatusCode, kind: &'static str, message: impl Into<String>) -> Self {
+        Self { status, kind, message: message.into() }
+    }
+
+    #[cfg(test)]
+    pub(super) fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    fn no_guest(name: &str) -> Self {
+        let shown: String = name.chars().take(64).collect();
+        Self::new(StatusCode::NOT_FOUND, "no_guest", format!("no guest named {shown} is running"))
+    }
+
+    fn by_agent(name: &str, error: &ClientError) -> Self {
+        if error.is_nobody_there() {
+            return Self::no_guest(name);
+        }
+        let (status, kind) = match error {
+            ClientError::Line(LineError::Timeout) => (StatusCode::GATEWAY_TIMEOUT, "no_answer"),
+            ClientError::Refused(body) => match body.kind {
+                ErrorKind::BadValue => (StatusCode::UNPROCESSABLE_ENTITY, "value"),
+                ErrorKind::NotManaging => (StatusCode::CONFLICT, "not_managing"),
+                ErrorKind::BadRequest | ErrorKind::AuditFailed => {
+                    (StatusCode::BAD_GATEWAY, "agent")
+                }
+            },
+            _ => (StatusCode::BAD_GATEWAY, "agent"),
+        };
+        Self::new(status, kind, format!("guest {name}: {error}"))
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let body = json!({ "error": { "kind": self.kind, "message": self.message } });
+        let mut response = (self.status, Json(body)).into_response();
+        if self.status == StatusCode::UNAUTHORIZED {
+            let scheme = HeaderValue::from_static("Bearer");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
+        }
+        response
+    }
+}
+
+impl From<QueryRejection> for Refusal {
+    fn from(rejection: QueryRejection) -> Self {
+        Self::new(rejection.status(), "request", rejection.body_text())
+    }
+}
+
+impl From<JsonRejection> for Refusal {
+    fn from(rejection: JsonRejection) -> Self {
+        Self::new(rejection.status(), "request", rejection.body_text())
+    }
+}
+
+/// All guests, as `zerosweep ps --json` has them.
+pub(super) async fn guests(State(server): State<Server>) -> Result<Json<List>, Refusal> {
+    let guests = look_at_all(&server).await?.into_iter();
+    let guests = guests.filter_map(|(name, view)| match &*view {
+        Ok(seen) => Some(Guest { name, status: Some(seen.status.clone()), error: None }),
+        Err(Unseen::Gone) => None,
+        Err(Unseen::Failed(error)) => {
+            Some(Guest { name, status: None, error: Some(error.clone()) })
+        }
+    });
+    Ok(Json(List::new(guests.collect())))
+}
+
+/// The figures of all guests, each asked by itself.
+pub(super) async fn look_at_all(server: &Server) -> Result<Vec<(String, View)>, Refusal> {
+    let names = server.guests.names().await.map_err(|error| {
+        Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "directory", error.to_string())
+    })?;
+    let mut looks = JoinSet::new();
+    for name in names {
+        if let Some(mut watch) = server.guests.watch(&name, Pace::Figures) {
+            looks.spawn(async move { (name, watch.first().await) });
+        }
+    }
+    let mut views = looks.join_all().await;
+    views.sort_by(|one, other| one.0.cmp(&other.0));
+    Ok(views)
+}
+
+/// One guest's figures, as `zerosweep status --json` has them.
+pub(super) async fn guest(
+    State(server): State<Server>,
+    Path(name): Path<String>,
+) -> Result<Json<Status>, Refusal> {
+    let watch = server.guests.watch(&name, Pace::Figures);
+    let view = watch.ok_or_else(|| Refusal::no_guest(&name))?.first().await;
+    match &*view {
+        Ok(seen) => Ok(Json(seen.status.clone())),
+        Err(Unseen::Gone) => Err(Refusal::no_guest(&name)),
+        Err(Unseen::Failed(error)) => {
+            let message = format!("guest {name}: {error}");
+            Err(Refusal::new(StatusCode::GATEWAY_TIMEOUT, "no_answer", message))
+        }
+    }
+}
+
+/// Which superpages are asked for.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Part {
+    #[serde(default)]
+    first: u64,
+    #[serde(default = "most_superpages")]
+    count: u64,
+}
+
+fn most_superpages() -> u64 {
+    MOST_SUPERPAGES
+}
+
+/// A part of one guest's superpage map.
+pub(super) async fn superpages(
+    State(server): State<Server>,
+    Path(name): Path<String>,
+    part: Result<Query<Part>, QueryRejection>,
+) -> Result<Json<MapPart>, Refusal> {
+    let Query(part) = part?;
+    let asked = name.clone();
+    ask(&server, &name, move |files| {
+        let mut link = Link::new(files.socket.clone(), AGENT_TIMEOUT);
+        map(&mut link, part.first, part.count.min(MOST_SUPERPAGES))
+            .map(Json)
+            .map_err(|error| Refusal::by_agent(&asked, &error))
+    })
+    .await
+}
+
+/// What was seen of one guest while somebody watched it.
+pub(super) async fn history(
+    State(server): State<Server>,
+    Path(name): Path<String>,
+) -> Result<Json<Value>, Refusal> {
+    server.guests.files(&name).ok_or_else(|| Refusal::no_guest(&name))?;
+    Ok(Json(json!({ "name": name, "samples": server.guests.history(&name) })))
+}
+
+/// A new target.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Target {
+    target_bytes: u64,
+}
+
+/// Sets a guest's target, and has its balloon follow.
+pub(super) async fn target(
+    State(server): State<Server>,
+    Path(name): Path<String>,
+    target: Result<Json<Target>, JsonRejection>,
+) -> Result<Json<Status>, Refusal> {
+    let size = Size(target?.0.target_bytes);
+    let asked = name.clone();
+    ask(&server, &name, move |files| {
+        let set = connect(&asked, files)
+            .map(|mut client| set_target::set(&mut client, files, &asked, size))?;
+        set.map(|change| Json(change.after)).map_err(|error| Refusal::of_target(&asked, &error))
+    })
+    .await
+}
+
+impl Refusal {
+    fn of_target(name: &str, error: &set_target::TargetError) -> Self {
+        use set_target::TargetError;
+        let (status, kind) = match error {
+            TargetError::Agent { error, .. } => return Self::by_agent(name, error),
+            TargetError::Value { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "value"),
+            TargetError::Balloon { .. } => (StatusCode::BAD_GATEWAY, "balloon"),
+        };
+        Self::new(status, kind, error.to_string())
+    }
+}
+
+/// What came of a sweep or a consolidation.
+#[derive(Debug, Serialize)]
+pub(super) struct Told {
+    /// For people, as the command says it.
+    text: String,
+    #[serde(flatten)]
+    report: Value,
+}
+
+/// Looks at all superpages of a guest.
+pub(super) async fn sweep(
+    State(server): State<Server>,
+    Path(name): Path<String>,
+) -> Result<Json<Told>, Refusal> {
+    long_work(&server, &name, Work::Sweep).await
+}
+
+/// Moves a guest's single pages together.
+pub(super) async fn consolidate(
+    State(server): State<Server>,
+    Path(name): Path<String>,
+) -> Result<Json<Told>, Refusal> {
+    long_work(&server, &name, Work::Consolidate).await
+}
+
+async fn long_work(server: &Server, name: &str, what: Work) -> Result<Json<Told>, Refusal> {
+    server.guests.files(name).ok_or_else(|| Refusal::no_guest(name))?;
+    let turn = server.guests.begin_work(name).ok_or_else(|| {
+        let message = format!("guest {name} is being swept or consolidated already");
+        Refusal::new(StatusCode::CONFLICT, "busy", message)
+    })?;
+    let asked = name.to_owned();
+    ask(server, name, move |files| {
+        let _turn = turn;
+        let mut client = connect(&asked, files)?;
+        let done = work::perform(what, &mut client, || {})
+            .map_err(|error| Refusal::by_agent(&asked, &error))?;
+        let report = done.report(&asked);
+        let text = report.told(what).trim_end().to_owned();
+        Ok(Json(Told { text, report: document(&report)? }))
+    })
+    .await
+}
+
+/// Has a guest's agent recount everything.
+pub(super) async fn recount(
+    State(server): State<Server>,
+    Path(name): Path<String>,
+) -> Result<Json<Value>, Refusal> {
+    let asked = name.clone();
+    ask(&server, &name, move |files| {
+        let mut client = connect(&asked, files)?;
+        let counted =
+            audit::perform(&mut client).map_err(|error| Refusal::by_agent(&asked, &error))?;
+        document(&counted.report(&asked)).map(Json)
+    })
+    .await
+}
+
+fn document(report: &impl Serialize) -> Result<Value, Refusal> {
+    serde_json::to_value(report).map_err(|error| broken(&error))
+}
+
+fn broken(error: &dyn std::error::Error) -> Refusal {
+    Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "server", error.to_string())
+}
+
+fn connect(name: &str, files: &GuestFiles) -> Result<Client, Refusal> {
+    Client::connect(&files.socket, AGENT_TIMEOUT).map_err(|error| Refusal::by_agent(name, &error))
+}
+
+/// Runs what blocks in a thread of its own.
+async fn ask<R: Send + 'static>(
+    server: &Server,
+    name: &str,
+    work: impl FnOnce(&GuestFiles) -> Result<R, Refusal> + Send + 'static,
+) -> Result<R, Refusal> {
+    let files = server.guests.files(name).ok_or_else(|| Refusal::no_guest(name))?;
+    spawn_blocking(move || work(&files)).await.map_err(|error| broken(&error))?
+}

@@ -1,0 +1,316 @@
+//! All guests, and one poller for each that somebody watches.
+//!
+//! ```text
+//! viewer ─┐                    ┌─ poller of vm1 ── look ── agent
+//! viewer ─┼─ Watch ── watch::  ┤
+//! scrape ─┘          channel   └─ poller of vm2 ── look ── agent
+//! ```
+//!
+//! A poller starts with the first [`Watch`] and ends with the last. How often it looks is the
+//! greatest of the wishes; an agent that answers slowly is asked less often, so that at most a
+//! third of one CPU's time goes into its answers.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio::sync::{Mutex as AsyncMutex, Notify, OwnedMutexGuard, watch};
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::look::{AGENT_TIMEOUT, Seen, Unseen, What, look};
+use crate::client::Link;
+use crate::error::Failure;
+use crate::runtime::{self, GuestFiles};
+
+/// A first look takes at most a connect, a hello and an answer.
+const FIRST_LOOK: Duration = Duration::from_secs(5);
+/// An agent rests so many times as long as it has worked.
+const REST: u32 = 2;
+/// Samples of a guest that are kept: ten minutes, one a second.
+const HISTORY: usize = 600;
+const SAMPLE_INTERVAL_MS: u64 = 1000;
+
+/// How closely a guest is watched. The order is that of their costs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Pace {
+    /// The figures, once a second: a scrape, or one answer.
+    Figures,
+    /// With the map, once a second.
+    Overview,
+    /// With the map, at least ten times a second.
+    Live,
+}
+
+impl Pace {
+    const ALL: [Self; 3] = [Self::Live, Self::Overview, Self::Figures];
+
+    fn interval(self) -> Duration {
+        match self {
+            Self::Figures | Self::Overview => Duration::from_secs(1),
+            Self::Live => Duration::from_millis(80),
+        }
+    }
+
+    fn what(self) -> What {
+        match self {
+            Self::Figures => What::Figures,
+            Self::Overview | Self::Live => What::Map,
+        }
+    }
+}
+
+/// What the last look gave.
+pub(super) type View = Arc<Result<Seen, Unseen>>;
+
+/// A point of the timeline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct Sample {
+    /// Milliseconds since 1970.
+    at_ms: u64,
+    total_bytes: u64,
+    populated_bytes: u64,
+    cache_bytes: u64,
+    entries_bytes: u64,
+    target_bytes: u64,
+}
+
+/// All guests of this user.
+#[derive(Debug)]
+pub(super) struct Guests {
+    directories: Vec<PathBuf>,
+    known: Mutex<BTreeMap<String, Arc<Guest>>>,
+}
+
+/// One guest, watched or not.
+#[derive(Debug)]
+struct Guest {
+    files: GuestFiles,
+    watched: Mutex<Watched>,
+    /// Somebody came or went.
+    changed: Notify,
+    views: watch::Sender<Option<View>>,
+    history: Mutex<History>,
+    work: Arc<AsyncMutex<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Watched {
+    /// So many at each [`Pace`].
+    watches: [usize; 3],
+    has_poller: bool,
+}
+
+#[derive(Debug, Default)]
+struct History {
+    /// Whose it is: a new VMM may have an old name.
+    pid: u32,
+    samples: VecDeque<Sample>,
+}
+
+impl Guests {
+    /// Those that have their sockets in `directories`; of two of one name that in the first.
+    pub(super) fn new(directories: Vec<PathBuf>) -> Arc<Self> {
+        Arc::new(Self { directories, known: Mutex::default() })
+    }
+
+    /// The names of all guests that have a socket. What of others is remembered, is forgotten.
+    pub(super) async fn names(&self) -> Result<Vec<String>, Failure> {
+        let directories = self.directories.clone();
+        let guests = spawn_blocking(move || runtime::every_guest_in(&directories)).await;
+        let guests = guests.map_err(Failure::work)??;
+        let names: Vec<String> = guests.into_iter().map(|(name, _)| name).collect();
+        lock(&self.known).retain(|name, guest| {
+            names.binary_search(name).is_ok() || lock(&guest.watched).has_poller
+        });
+        Ok(names)
+    }
+
+    /// Watches a guest at a pace, until what is given is dropped. `None`: no guest has that name.
+    pub(super) fn watch(&self, name: &str, pace: Pace) -> Option<Watch> {
+        Some(Guest::watch(self.guest(name)?, pace))
+    }
+
+    /// A guest's files; `None`: no guest has that name.
+    pub(super) fn files(&self, name: &str) -> Option<GuestFiles> {
+        Some(self.guest(name)?.files.clone())
+    }
+
+    /// The right to have a guest's agent do long work: for one at a time.
+    pub(super) fn begin_work(&self, name: &str) -> Option<OwnedMutexGuard<()>> {
+        Arc::clone(&self.guest(name)?.work).try_lock_owned().ok()
+    }
+
+    fn guest(&self, name: &str) -> Option<Arc<Guest>> {
+        let mut known = lock(&self.known);
+        if let Some(guest) = known.get(name) {
+            return Some(Arc::clone(guest));
+        }
+        let files = runtime::find_in(&self.directories, name).ok()?;
+        files.socket.exists().then_some(())?;
+        let guest = Arc::new(Guest::new(files));
+        known.insert(name.to_owned(), Arc::clone(&guest));
+        Some(guest)
+    }
+
+    /// What was seen of a guest while somebody watched.
+    pub(super) fn history(&self, name: &str) -> Vec<Sample> {
+        let guest = lock(&self.known).get(name).cloned();
+        guest.map_or_else(Vec::new, |guest| lock(&guest.history).samples.iter().copied().collect())
+    }
+}
+
+impl Guest {
+    fn new(files: GuestFiles) -> Self {
+        Self {
+            files,
+            watched: Mutex::default(),
+            changed: Notify::new(),
+            views: watch::Sender::new(None),
+            history: Mutex::default(),
+            work: Arc::default(),
+        }
+    }
+
+    fn watch(guest: Arc<Self>, pace: Pace) -> Watch {
+        let views = guest.views.subscribe();
+        let mut watched = lock(&guest.watched);
+        watched.watches[pace as usize] += 1;
+        match std::mem::replace(&mut watched.has_poller, true) {
+            true => guest.changed.notify_one(),
+            false => drop(tokio::spawn(poll(Arc::clone(&guest)))),
+        }
+        drop(watched);
+        Watch { guest, pace, views }
+    }
+
+    /// The quickest pace that somebody wishes for.
+    fn pace(&self) -> Option<Pace> {
+        let watched = lock(&self.watched);
+        Pace::ALL.into_iter().find(|&pace| watched.watches[pace as usize] > 0)
+    }
+
+    /// Like [`pace`](Self::pace); when nobody watches, there is no poller from here on.
+    fn pace_or_end(&self) -> Option<Pace> {
+        let mut watched = lock(&self.watched);
+        let pace = Pace::ALL.into_iter().find(|&pace| watched.watches[pace as usize] > 0);
+        if pace.is_none() {
+            watched.has_poller = false;
+            // What was seen is old when the next one comes.
+            self.views.send_replace(None);
+        }
+        pace
+    }
+}
+
+/// Looks at a guest for as long as somebody watches.
+async fn poll(guest: Arc<Guest>) {
+    let mut link = Link::new(guest.files.socket.clone(), AGENT_TIMEOUT);
+    while let Some(pace) = guest.pace_or_end() {
+        let began = Instant::now();
+        let looked = spawn_blocking(move || {
+            let view = look(&mut link, pace.what());
+            (link, view)
+        });
+        let view;
+        (link, view) = match looked.await {
+            Ok(looked) => looked,
+            Err(error) => (
+                Link::new(guest.files.socket.clone(), AGENT_TIMEOUT),
+                Err(Unseen::Failed(error.to_string())),
+            ),
+        };
+        if let Ok(seen) = &view {
+            lock(&guest.history).add(seen);
+        }
+        guest.views.send_replace(Some(Arc::new(view)));
+        let rested = Instant::now() + began.elapsed() * REST;
+        rest(&guest, pace, began, rested).await;
+    }
+}
+
+/// Waits until the guest is to be looked at again: sooner if somebody comes who wishes for more.
+async fn rest(guest: &Guest, looked: Pace, began: Instant, rested: Instant) {
+    while let Some(pace) = guest.pace() {
+        let lacks_map = pace.what() == What::Map && looked.what() == What::Figures;
+        let next = if lacks_map { rested } else { rested.max(began + pace.interval()) };
+        tokio::select! {
+            () = sleep_until(next) => return,
+            () = guest.changed.notified() => {}
+        }
+    }
+}
+
+impl History {
+    fn add(&mut self, seen: &Seen) {
+        let status = &seen.status;
+        if std::mem::replace(&mut self.pid, status.pid) != status.pid {
+            self.samples.clear();
+        }
+        let last = self.samples.back().map_or(0, |sample| sample.at_ms);
+        if seen.at_ms < last.saturating_add(SAMPLE_INTERVAL_MS) {
+            return;
+        }
+        if self.samples.len() == HISTORY {
+            self.samples.pop_front();
+        }
+        self.samples.push_back(Sample::new(seen));
+    }
+}
+
+impl Sample {
+    fn new(seen: &Seen) -> Self {
+        let pages = &seen.status.pages;
+        let bytes = |count: u64| count.saturating_mul(crate::size::PAGE_BYTES);
+        Self {
+            at_ms: seen.at_ms,
+            total_bytes: bytes(pages.total),
+            populated_bytes: bytes(pages.populated),
+            cache_bytes: bytes(pages.cache),
+            entries_bytes: bytes(pages.entries),
+            target_bytes: seen.status.target_bytes,
+        }
+    }
+}
+
+/// Somebody who watches a guest.
+pub(super) struct Watch {
+    guest: Arc<Guest>,
+    pace: Pace,
+    views: watch::Receiver<Option<View>>,
+}
+
+impl Watch {
+    /// What is known now, or with the first look.
+    pub(super) async fn first(&mut self) -> View {
+        let seen = timeout(FIRST_LOOK, self.views.wait_for(Option::is_some)).await;
+        let view = seen.ok().and_then(|view| view.ok()?.clone());
+        view.unwrap_or_else(|| Arc::new(Err(Unseen::Failed("no answer in time".to_owned()))))
+    }
+
+    /// What the next look gives.
+    pub(super) async fn next(&mut self) -> View {
+        loop {
+            // The sender lives as long as the guest, and that as long as this.
+            if self.views.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+            if let Some(view) = self.views.borrow_and_update().clone() {
+                return view;
+            }
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        lock(&self.guest.watched).watches[self.pace as usize] -= 1;
+        self.guest.changed.notify_one();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,168 @@
+//! One look at a guest. It blocks: run it in a thread of its own.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::Serialize;
+use zerosweep_wire::{ErrorKind, MAP_SUPERPAGES, Operation, Status};
+
+use crate::client::{ClientError, Link};
+
+/// Longest wait for one answer of an agent.
+pub(super) const AGENT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Bytes of a superpage.
+pub(super) const SUPERPAGE_BYTES: u64 = 2 << 20;
+
+/// What is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum What {
+    /// The figures.
+    Figures,
+    /// The figures and the superpage map.
+    Map,
+}
+
+/// What was seen of one guest at one moment.
+#[derive(Debug)]
+pub(super) struct Seen {
+    /// Milliseconds since 1970.
+    pub(super) at_ms: u64,
+    pub(super) status: Status,
+    /// One letter a superpage, if it was looked at and the guest has memory.
+    pub(super) letters: Option<Arc<str>>,
+}
+
+/// Why nothing was seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Unseen {
+    /// Nobody listens on its socket: it is not there any more.
+    Gone,
+    /// For people.
+    Failed(String),
+}
+
+impl From<ClientError> for Unseen {
+    fn from(error: ClientError) -> Self {
+        match error.is_nobody_there() {
+            true => Self::Gone,
+            false => Self::Failed(error.to_string()),
+        }
+    }
+}
+
+/// Looks at the guest at the other end of `link`.
+pub(super) fn look(link: &mut Link, what: What) -> Result<Seen, Unseen> {
+    let seen = match what {
+        What::Figures => (link.request(Operation::Status)?, None),
+        What::Map => match map(link, 0, u64::MAX) {
+            Ok(part) => (part.status, Some(part.letters.into())),
+            // It has no memory yet, or has lost its cap.
+            Err(ClientError::Refused(body)) if body.kind == ErrorKind::NotManaging => {
+                (link.request(Operation::Status)?, None)
+            }
+            Err(error) => return Err(error.into()),
+        },
+    };
+    Ok(Seen { at_ms: now_ms(), status: seen.0, letters: seen.1 })
+}
+
+/// Superpages of a guest.
+#[derive(Debug, Serialize)]
+pub(super) struct MapPart {
+    /// Number of the first one.
+    pub(super) first: u64,
+    /// All that the guest has.
+    pub(super) superpages: u64,
+    /// A letter each.
+    pub(super) letters: String,
+    /// Three hexadecimal digits each.
+    pub(super) live: String,
+    #[serde(skip)]
+    status: Status,
+}
+
+/// `count` superpages from number `first` on, or as many as there are.
+pub(super) fn map(link: &mut Link, first: u64, count: u64) -> Result<MapPart, ClientError> {
+    let mut status = link.request(Operation::Map { first })?;
+    let superpages = status.max_mem_bytes.div_ceil(SUPERPAGE_BYTES);
+    let end = first.saturating_add(count).min(superpages);
+    let (mut letters, mut live) = (String::new(), String::new());
+    let mut part = status.map.take();
+    while let Some(map) = part {
+        letters += &map.letters;
+        live += &map.live;
+        let next = map.first + map.letters.len() as u64;
+        if map.letters.is_empty() || next >= end {
+            break;
+        }
+        debug_assert!(map.letters.len() as u64 <= MAP_SUPERPAGES);
+        part = link.request(Operation::Map { first: next })?.map;
+    }
+    let wanted = usize::try_from(end.saturating_sub(first)).unwrap_or(usize::MAX);
+    letters.truncate(wanted);
+    live.truncate(wanted.saturating_mul(3));
+    Ok(MapPart { first, superpages, letters, live, status })
+}
+
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use zerosweep_wire::{Answer, ErrorBody, Map, PROTOCOL, Request, Response};
+
+    use super::*;
+    use crate::test_support::{FakeServer, Peer, hello_line, sample_status};
+
+    fn answer(peer: &mut Peer, letters: &str) {
+        let request: Request = serde_json::from_str(&peer.receive()).unwrap();
+        let Operation::Map { first } = request.operation else { panic!("{request:?}") };
+        let map = Map { first, letters: letters.into(), live: "1ff".repeat(letters.len()) };
+        let status = Status { map: Some(map), ..sample_status("vm") };
+        let response = Response { id: request.id, answer: Answer::Ok(Box::new(status)) };
+        peer.send(&serde_json::to_string(&response).unwrap());
+    }
+
+    #[test]
+    fn a_map_is_put_together_from_parts() {
+        // The sample guest has 2 GiB: 1024 superpages.
+        let server = FakeServer::new(|peer| {
+            peer.send(&hello_line("vm", 42, PROTOCOL));
+            answer(peer, &"W".repeat(600));
+            answer(peer, &"p".repeat(424));
+            answer(peer, &"b".repeat(500));
+        });
+        let mut link = Link::new(server.path().to_owned(), AGENT_TIMEOUT);
+        let seen = look(&mut link, What::Map).unwrap();
+        let letters = seen.letters.unwrap();
+        assert_eq!((letters.len(), letters.find('p')), (1024, Some(600)));
+        assert!(seen.status.map.is_none() && seen.at_ms > 0);
+        let part = map(&mut link, 7, 10).unwrap();
+        assert_eq!((part.letters.as_str(), part.live.len()), ("bbbbbbbbbb", 30));
+    }
+
+    #[test]
+    fn a_guest_without_memory_has_figures_and_no_map() {
+        let server = FakeServer::new(|peer| {
+            peer.send(&hello_line("vm", 42, PROTOCOL));
+            peer.receive();
+            let body = ErrorBody { kind: ErrorKind::NotManaging, message: "not yet".into() };
+            let answer = Answer::Error(body);
+            peer.send(&serde_json::to_string(&Response { id: 1, answer }).unwrap());
+            assert!(peer.receive().contains("status"));
+            let answer = Answer::Ok(Box::new(sample_status("vm")));
+            peer.send(&serde_json::to_string(&Response { id: 2, answer }).unwrap());
+        });
+        let mut link = Link::new(server.path().to_owned(), AGENT_TIMEOUT);
+        let seen = look(&mut link, What::Map).unwrap();
+        assert!(seen.letters.is_none());
+    }
+
+    #[test]
+    fn nobody_there_is_gone() {
+        let mut link = Link::new("/nowhere/vm.sock".into(), AGENT_TIMEOUT);
+        assert_eq!(look(&mut link, What::Figures).unwrap_err(), Unseen::Gone);
+    }
+}

@@ -1,0 +1,115 @@
+//! The token that allows changes.
+
+use std::fmt::{self, Write as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+use rustix::rand::{GetRandomFlags, getrandom};
+use subtle::ConstantTimeEq as _;
+
+use crate::error::Failure;
+
+/// Random bytes of a token that is made here.
+const MADE_BYTES: usize = 16;
+/// A token from a file has so many characters at least.
+const LEAST_CHARS: usize = 16;
+/// And at most.
+const MOST_CHARS: usize = 256;
+
+/// A secret; it is not shown by `{:?}`.
+pub(super) struct Token(String);
+
+impl Token {
+    /// A new one, from the kernel's random numbers.
+    pub(super) fn make() -> Result<Self, Failure> {
+        let mut bytes = [0_u8; MADE_BYTES];
+        let got = getrandom(&mut bytes, GetRandomFlags::empty())
+            .map_err(|error| Failure::work(format!("no random numbers for a token: {error}")))?;
+        if got != MADE_BYTES {
+            return Err(Failure::work("no random numbers for a token"));
+        }
+        let mut text = String::new();
+        for byte in bytes {
+            // Writing to a string cannot fail.
+            let _ = write!(text, "{byte:02x}");
+        }
+        Ok(Self(text))
+    }
+
+    /// The one in `file`, which nobody else may read.
+    pub(super) fn read(file: &Path) -> Result<Self, Failure> {
+        let shown = file.display();
+        let cannot = |error| {
+            Failure::work(format!(
+                "cannot read the token: {shown}: {error}. To make one: (umask 077; head -c 16 \
+                 /dev/urandom | od -An -tx1 | tr -d ' \\n' > {shown})"
+            ))
+        };
+        let data = std::fs::metadata(file).map_err(cannot)?;
+        if data.mode() & 0o077 != 0 {
+            return Err(Failure::work(format!(
+                "other users may read or write the token in {shown}; chmod 600 {shown}"
+            )));
+        }
+        let text = std::fs::read_to_string(file).map_err(cannot)?;
+        let text = text.trim();
+        let fits = (LEAST_CHARS..=MOST_CHARS).contains(&text.len());
+        if !fits || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(Failure::work(format!(
+                "{shown} holds no token: one line of {LEAST_CHARS} to {MOST_CHARS} letters, digits \
+                 or signs"
+            )));
+        }
+        Ok(Self(text.to_owned()))
+    }
+
+    /// For the one who starts the server.
+    pub(super) fn shown(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether `given` is it; how long that takes says nothing of how much of it is right.
+    pub(super) fn is(&self, given: &[u8]) -> bool {
+        self.0.as_bytes().ct_eq(given).into()
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(…)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn each_is_new_and_only_itself() {
+        let (one, other) = (Token::make().unwrap(), Token::make().unwrap());
+        assert_eq!(one.shown().len(), 32);
+        assert!(one.is(one.shown().as_bytes()));
+        assert!(!one.is(other.shown().as_bytes()));
+        assert!(!one.is(b"") && !one.is(&one.shown().as_bytes()[..31]));
+        assert!(!format!("{one:?}").contains(one.shown()));
+    }
+
+    #[test]
+    fn from_a_file_of_the_users_own() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("token");
+        let error = |file| Token::read(file).unwrap_err().to_string();
+        assert!(error(&file).contains("umask 077"), "{}", error(&file));
+        std::fs::write(&file, "0123456789abcdef\n").unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o640)).unwrap();
+        assert!(error(&file).contains("chmod 600"), "{}", error(&file));
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+        assert!(Token::read(&file).unwrap().is(b"0123456789abcdef"));
+        for text in ["", "short", "0123456789 abcdef", "0123456789abcdeü"] {
+            std::fs::write(&file, text).unwrap();
+            assert!(error(&file).contains("holds no token"), "{text}");
+        }
+    }
+}
