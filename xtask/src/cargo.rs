@@ -2,7 +2,7 @@
 
 use std::env;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result};
 
@@ -34,14 +34,26 @@ pub(crate) enum Outcome {
 /// Runs cargo with `arguments`; prints the command first, as a person would type it.
 pub(crate) fn cargo(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Outcome> {
     eprintln!("\n=== {}", shown(arguments, variables));
-    let status = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+    let status = command(arguments, variables).status().context("starting cargo")?;
+    Ok(if status.success() { Outcome::Passed } else { Outcome::Failed })
+}
+
+/// Starts cargo and does not wait for it: a build that something later needs. What it says comes
+/// when it is done again.
+pub(crate) fn start(arguments: &[&str]) -> Result<Child> {
+    eprintln!("\n=== {} &", shown(arguments, &[]));
+    let mut command = command(arguments, &[]);
+    command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().context("starting cargo")
+}
+
+fn command(arguments: &[&str], variables: &[(&str, &str)]) -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command
         .args(arguments)
         .envs(variables.iter().copied())
         .current_dir(workspace())
-        .stdin(Stdio::null())
-        .status()
-        .context("starting cargo")?;
-    Ok(if status.success() { Outcome::Passed } else { Outcome::Failed })
+        .stdin(Stdio::null());
+    command
 }
 
 /// The command as a person would type it.

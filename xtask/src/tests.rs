@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use crate::cargo::{CHECKED, Outcome, RELEASE, cargo, shown, workspace};
+use crate::cargo::{CHECKED, Outcome, RELEASE, cargo, shown, start, workspace};
 use crate::{machine, setup};
 
 /// Whether tests on real guests are wanted.
@@ -40,7 +40,15 @@ pub(crate) fn run(real_guests: RealGuests) -> Result<bool> {
     let [profile, checked] = CHECKED;
     let ordinary = ["test", profile, checked, "--workspace", "--no-fail-fast"];
     groups.push(("ordinary tests", Verdict::from(cargo(&ordinary, &[])?)));
+    // Most of these wait for something: the build for real guests goes on meanwhile.
+    let build = match real_guests {
+        RealGuests::Run => {
+            Some(start(&[&BUILD[..], &["--bins", "--test", "real_guest"]].concat())?)
+        }
+        RealGuests::LeftOut => None,
+    };
     groups.push(("userfaultfd tests", userfaultfd()?));
+    build.map(|mut build| build.wait()).transpose()?;
     groups.push(("tests in a browser", browser()?));
     // Someone may be at work on a tree that has none yet.
     if workspace().join(REAL_GUEST).is_file() {
@@ -62,6 +70,8 @@ pub(crate) fn run(real_guests: RealGuests) -> Result<bool> {
 
 /// The module of the tests on real guests that compare times.
 const TIMED: &str = "boot_time::";
+/// What they start.
+const BUILD: [&str; 6] = ["build", RELEASE, "-p", "zerosweep-cli", "-p", "zerosweep-agent"];
 const REAL_GUEST: &str = "crates/zerosweep-cli/tests/real_guest.rs";
 
 fn on_real_guests(wanted: RealGuests) -> Result<Verdict> {
@@ -81,8 +91,7 @@ fn on_real_guests(wanted: RealGuests) -> Result<Verdict> {
         return Ok(Verdict::LeftOut { why, how: "the above, then cargo xtask test".to_owned() });
     }
     // The tests start the program, which preloads the agent: both have to be there.
-    let build = ["build", RELEASE, "-p", "zerosweep-cli", "-p", "zerosweep-agent"];
-    if cargo(&build, &[])? == Outcome::Failed {
+    if cargo(&BUILD, &[])? == Outcome::Failed {
         return Ok(Verdict::Failed);
     }
     // Those that compare times have the machine to themselves.

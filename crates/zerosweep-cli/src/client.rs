@@ -11,6 +11,10 @@ use zerosweep_wire::{
 
 use crate::lines::{LineError, LineStream};
 
+/// So long an agent may work before it answers. It stops when its time is over, but a host that is
+/// busy may have it wait, and what it has come to free goes back to the host page by page.
+const WORK_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// Why the agent did not answer as asked.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ClientError {
@@ -80,9 +84,16 @@ impl Client {
         &self.hello
     }
 
-    /// Asks and waits for the answer.
+    /// Asks and waits for the answer: for what is work, longer than for what is a question.
     pub(crate) fn request(&mut self, operation: Operation) -> Result<Status, ClientError> {
-        let deadline = Instant::now() + self.timeout;
+        let timeout = match operation {
+            Operation::Sweep { .. }
+            | Operation::Consolidate { .. }
+            | Operation::SetTarget { .. }
+            | Operation::Audit => self.timeout.max(WORK_TIMEOUT),
+            _ => self.timeout,
+        };
+        let deadline = Instant::now() + timeout;
         self.last_id += 1;
         let request = Request { id: self.last_id, operation };
         let line = serde_json::to_string(&request)

@@ -314,7 +314,7 @@ fn a_target_that_is_given_counts_before_libvirts_first_request() {
 
     libvirt.virsh_ok(&["setmem", name, "600M"]);
     assert_eq!(libvirt.status(name).target_bytes, 600 * MIB, "the last word counts");
-    let set = libvirt.zerosweep(&["set-target", name, "350M", "--wait"]);
+    let set = libvirt.zerosweep(&["set-target", name, "350M"]);
     assert!(set.status.success(), "{}", said(&set));
     libvirt.wait_until("libvirt knows", || (libvirt.actual_bytes(name) == 350 * MIB).then_some(()));
     assert_eq!(libvirt.status(name).target_bytes, 350 * MIB);

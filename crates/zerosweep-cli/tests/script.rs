@@ -20,7 +20,8 @@ fn script<'a>(text: &str, arguments: impl IntoIterator<Item = &'a str>) -> Outpu
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    // It may have ended already: wrong usage needs no script.
+    let _ = child.stdin.take().unwrap().write_all(text.as_bytes());
     child.wait_with_output().unwrap()
 }
 

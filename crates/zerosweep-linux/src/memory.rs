@@ -37,8 +37,10 @@ use crate::upkeep::UpkeepState;
 /// Superpages that are looked at under the lock at a time: some microseconds.
 const SNAPSHOT_STEP: u64 = 1024;
 
-/// Superpages that a sweep or a consolidation looks at before it asks whether its time is over.
-const WORK_STEP: u64 = 16;
+/// Superpages that a sweep looks at before it asks whether its time is over.
+const WORK_STEP: u64 = 4;
+/// As many for a consolidation, which may move each of a superpage's pages: tens of milliseconds.
+const CONSOLIDATION_STEP: u64 = 1;
 
 /// Runs that the cache is filled with at a time.
 const FILL_STEPS: u64 = 1024;
@@ -443,8 +445,9 @@ impl GuestMemory {
             *work = Consolidation::default();
         }
         loop {
-            let step =
-                |session: &mut Session<LinuxHost<'_>>| session.consolidate(&mut work, WORK_STEP);
+            let step = |session: &mut Session<LinuxHost<'_>>| {
+                session.consolidate(&mut work, CONSOLIDATION_STEP)
+            };
             match self.operate_and_keep_up(step).transpose()? {
                 None => return Ok(None),
                 Some(Progress::Done) => return Ok(Some(None)),

@@ -2,9 +2,9 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 use zerosweep::{
-    BuildError, Config, ConfigError, DecreaseError, Domain, Entry, Event, Fault, FaultError, Gate,
-    Gfn, Hold, Host, InvalidTouch, Life, Mfn, Order, Policy, Progress, Session, Superpage,
-    TargetError, Upkeep,
+    BuildError, Config, ConfigError, Consolidation, DecreaseError, Domain, Entry, Event, Fault,
+    FaultError, Gate, Gfn, Hold, Host, InvalidTouch, Life, Mfn, Order, Policy, Progress, Session,
+    Superpage, TargetError, Upkeep,
 };
 use zerosweep_sim::{SoftwareGuest, SoftwareMachine, TouchError};
 
@@ -878,4 +878,77 @@ fn r15_an_instruction_gets_many_zero_superpages_at_once() {
     let (end, _) = instruction(&mut guest, &far_apart);
     assert!(matches!(end, Fault::Present { .. }), "{end:?}");
     guest.domain.audit().unwrap();
+}
+
+/// A host that counts everything anew each time the machine is asked for something: while it works,
+/// other threads may look.
+struct Auditor<'a>(&'a mut SoftwareGuest);
+
+impl Host for Auditor<'_> {
+    type Machine = SoftwareMachine;
+
+    fn domain(&mut self) -> &mut Domain {
+        &mut self.0.domain
+    }
+
+    fn machine<R>(&mut self, work: impl FnOnce(&mut SoftwareMachine) -> R) -> R {
+        self.0.domain.audit().unwrap();
+        let result = work(&mut self.0.machine);
+        self.0.domain.audit().unwrap();
+        result
+    }
+}
+
+#[test]
+fn r19_the_books_are_right_whenever_the_machine_works() {
+    for policy in Policy::ALL {
+        let mut guest = guest(2048, 1100, policy);
+        let mut random = 1_u64;
+        for step in 0..600 {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let (gfn, what) = (Gfn::new(random >> 40 & 2047), random >> 20 & 15);
+            audited_step(&mut guest, gfn, what, step);
+        }
+        while Session::new(Auditor(&mut guest)).teardown(1) == Progress::More {}
+        guest.domain.audit().unwrap();
+        assert_eq!(guest.domain.quantities().total(), 0);
+    }
+}
+
+fn audited_step(guest: &mut SoftwareGuest, gfn: Gfn, what: u64, step: u64) {
+    let mut session = Session::new(Auditor(guest));
+    match what {
+        0..=6 => audited_write(guest, gfn, if what < 3 { 0 } else { step }),
+        7..=9 => drop(session.decrease(gfn, Order::PAGE)),
+        10 => drop(session.decrease(gfn, order(4))),
+        11 => drop(session.discard(gfn, 1)),
+        12 => drop(session.set_target(700 + step)),
+        13 => {
+            let mut next = 0;
+            while session.sweep_full(&mut next, 1) == Progress::More {}
+        }
+        14 => {
+            let mut work = Consolidation::default();
+            while session.consolidate(&mut work, 1).unwrap() == Progress::More {}
+        }
+        _ => drop(session.populate_on_demand(gfn, Order::PAGE)),
+    }
+    guest.domain.audit().unwrap();
+}
+
+/// The guest writes a word, if it can.
+fn audited_write(guest: &mut SoftwareGuest, gfn: Gfn, value: u64) {
+    guest.domain.allow_sweep();
+    loop {
+        if let Some((mfn, _)) = guest.machine.translate(gfn) {
+            if !guest.domain.p2m().is_out(gfn) {
+                guest.machine.set_word(mfn, 3, value);
+            }
+            return;
+        }
+        match Session::new(Auditor(guest)).fault(gfn) {
+            Ok(Fault::Exhausted) | Err(_) => return,
+            Ok(_) => {}
+        }
+    }
 }

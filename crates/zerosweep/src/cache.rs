@@ -463,6 +463,55 @@ mod tests {
     }
 
     #[test]
+    fn a_single_of_a_certain_superframe_is_found_there() {
+        for mut cache in [Cache::fifo(), Cache::joining()] {
+            for mfn in [1024, 2047, 513, 1535, 700] {
+                assert_eq!(cache.put(Mfn::new(mfn), Order::PAGE), None);
+            }
+            let mut found: Vec<_> =
+                core::iter::from_fn(|| cache.take_single_in(Mfn::new(1024))).collect();
+            found.sort_unstable();
+            assert_eq!(found, [Mfn::new(1024), Mfn::new(1535)]);
+            assert_eq!(cache.take_single_in(Mfn::new(4096)), None);
+            assert_eq!(cache.singles(), 3);
+        }
+    }
+
+    #[test]
+    fn what_is_to_be_cleared_comes_back_superpages_first() {
+        let mut cache = Cache::joining();
+        let dirty = |mfn, order| Dirty { mfn: Mfn::new(mfn), order, flushed: true };
+        cache.put_dirty(dirty(3, Order::PAGE));
+        assert!(!cache.has_dirty_superpage());
+        cache.put_dirty(dirty(512, Order::SUPERPAGE));
+        assert!(cache.has_dirty_superpage());
+        assert_eq!(cache.dirty_pages(), 513);
+        assert_eq!(cache.take_dirty().map(|dirty| dirty.mfn), Some(Mfn::new(512)));
+        assert_eq!((cache.has_dirty_superpage(), cache.dirty_pages()), (false, 1));
+    }
+
+    #[test]
+    fn what_was_reserved_needs_no_growth() {
+        for mut cache in [Cache::fifo(), Cache::joining()] {
+            cache.reserve(4, Mfn::new(5 * 512), 700).unwrap();
+            assert!(cache.superpages.capacity() >= 5 && cache.dirty.capacity() >= 700);
+            match &cache.singles {
+                Singles::Fifo(list) => assert!(list.capacity() >= 700),
+                Singles::Joining(partials) => {
+                    assert_eq!((partials.places.len(), partials.partials.len()), (7, 0));
+                    assert!(partials.partials.capacity() >= 1);
+                }
+            }
+        }
+        let mut cache = Cache::joining();
+        cache.expect_frames(10 * 512).unwrap();
+        assert!(cache.superpages.capacity() >= 11 && cache.dirty.capacity() >= EXPECTED_DIRTY);
+        let Singles::Joining(partials) = &cache.singles else { unreachable!() };
+        assert_eq!(partials.places.len(), 10);
+        assert!(partials.partials.capacity() >= 10);
+    }
+
+    #[test]
     fn one_frame_is_taken_out_and_the_others_stay() {
         let superpage = |n| Dirty { mfn: Mfn::new(n), order: Order::SUPERPAGE, flushed: true };
         for mut cache in [Cache::fifo(), Cache::joining()] {

@@ -499,3 +499,150 @@ impl fmt::Debug for Domain {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn domain(target: u64) -> Domain {
+        Domain::new(Config::new(1 << 20, target, Policy::Xen2012)).unwrap()
+    }
+
+    fn with_cache(domain: &mut Domain, superpages: u64) {
+        for n in 0..superpages {
+            assert_eq!(domain.put(Mfn::new(n * 512), Order::SUPERPAGE), None);
+        }
+    }
+
+    #[test]
+    fn quantities_are_what_their_equations_say() {
+        let quantities = |target, populated, entries, cache, retained| Quantities {
+            max: 100,
+            target,
+            populated,
+            entries,
+            cache,
+            retained,
+        };
+        let in_debt = quantities(40, 20, 30, 12, 5);
+        assert_eq!((in_debt.total(), in_debt.guest(), in_debt.debt()), (37, 50, 13));
+        assert_eq!((in_debt.excess(), in_debt.above_target(), in_debt.owed()), (0, 0, 10));
+        let in_excess = quantities(24, 20, 10, 12, 5);
+        assert_eq!((in_excess.debt(), in_excess.excess()), (-7, 7));
+        assert_eq!((in_excess.above_target(), in_excess.owed()), (6, 6));
+        let all_of_the_cache = quantities(80, 20, 3, 12, 5);
+        assert_eq!((all_of_the_cache.excess(), all_of_the_cache.owed()), (12, -57));
+    }
+
+    #[test]
+    fn old_finds_count_for_less() {
+        let mut finds = Finds::default();
+        finds.note(4096, 100, 0);
+        assert_eq!((finds.looked, finds.found), (4096, 100));
+        finds.note(2, 2, 0);
+        assert_eq!((finds.looked, finds.found), (2049, 51));
+        // A large guest's are remembered for longer.
+        let mut finds = Finds::default();
+        finds.note(10_000, 100, 80_000);
+        assert_eq!((finds.looked, finds.found), (10_000, 100));
+        finds.note(1, 0, 80_000);
+        assert_eq!((finds.looked, finds.found), (5000, 50));
+    }
+
+    #[test]
+    fn a_forecast_is_made_of_the_cache_and_of_what_checks_found() {
+        let mut domain = domain(2048);
+        with_cache(&mut domain, 1);
+        (domain.populated, domain.entries) = (600, 1000);
+        let forecast = domain.forecast();
+        assert_eq!(forecast, Forecast { certain: 512, likely: 0, short: 488 });
+        domain.note_finds(400, 100);
+        let forecast = domain.forecast();
+        assert_eq!(forecast, Forecast { certain: 512, likely: 150, short: 338 });
+        domain.entries = 100;
+        let forecast = domain.forecast();
+        assert_eq!(forecast, Forecast { certain: 100, likely: 0, short: 0 });
+    }
+
+    #[test]
+    fn a_low_forecast_is_told_once_until_it_was_twice_as_good() {
+        let mut domain = domain(16_384);
+        (domain.populated, domain.entries) = (8192, 100_000);
+        with_cache(&mut domain, 3);
+        assert_eq!(domain.low_forecast(), None, "1,536 pages are more than a sixteenth");
+        assert!(domain.cache.take_superpage().is_some() && domain.cache.take_superpage().is_some());
+        let told = domain.low_forecast().unwrap();
+        assert_eq!((told.certain, told.likely, told.short), (512, 0, 99_488));
+        assert_eq!(domain.low_forecast(), None, "told already");
+        with_cache(&mut domain, 2);
+        assert_eq!((domain.cache.pages(), domain.low_forecast()), (1536, None));
+        assert!(domain.cache.take_superpage().is_some() && domain.cache.take_superpage().is_some());
+        assert_eq!(domain.low_forecast(), None, "it was not twice as good");
+        with_cache(&mut domain, 3);
+        assert_eq!((domain.cache.pages(), domain.low_forecast()), (2048, None));
+        for _ in 0..3 {
+            assert!(domain.cache.take_superpage().is_some());
+        }
+        assert!(domain.low_forecast().is_some(), "it was twice as good meanwhile");
+        assert_eq!(domain.statistics.low_forecasts, 2);
+        // A guest all of whose memory is backed runs out of nothing.
+        domain.is_low = false;
+        domain.entries = 512;
+        assert_eq!(domain.low_forecast(), None);
+    }
+
+    #[test]
+    fn what_checks_find_keeps_a_forecast_from_being_low() {
+        let mut domain = domain(16_384);
+        (domain.populated, domain.entries) = (8192, 100_000);
+        domain.note_finds(4, 1);
+        assert_eq!(domain.forecast().likely, 2048);
+        assert_eq!(domain.low_forecast(), None);
+    }
+
+    #[test]
+    fn the_cache_wants_what_is_promised_and_may_be_held() {
+        let mut domain = domain(2000);
+        with_cache(&mut domain, 1);
+        (domain.populated, domain.entries, domain.flight.incoming) = (600, 1000, 8);
+        assert_eq!(domain.wants_fill(), 480);
+        domain.entries = 5000;
+        assert_eq!(domain.wants_fill(), 880);
+    }
+
+    #[test]
+    fn the_cache_is_low_below_an_eighth_of_the_target() {
+        let mut domain = domain(8192);
+        assert!(domain.is_cache_low());
+        with_cache(&mut domain, 1);
+        assert!(domain.is_cache_low());
+        with_cache(&mut domain, 1);
+        assert!(!domain.is_cache_low());
+    }
+
+    #[test]
+    fn what_is_borrowed_is_counted_while_it_is_held() {
+        let mut domain = domain(100);
+        domain.populated = 103;
+        domain.note_borrowed();
+        domain.note_borrowed();
+        assert_eq!(domain.borrowed(), 2);
+        domain.populated = 101;
+        assert_eq!(domain.borrowed(), 1);
+        domain.populated = 100;
+        assert_eq!(domain.borrowed(), 0);
+        domain.note_borrowed();
+        domain.populated = 110;
+        assert_eq!((domain.borrowed(), domain.statistics.borrowed), (1, 3));
+    }
+
+    #[test]
+    fn it_is_of_the_policy_that_it_was_made_for_and_remembers_its_peak() {
+        let mut domain = domain(100);
+        assert_eq!(domain.policy(), Policy::Xen2012);
+        domain.entries = 30;
+        domain.count_populate(20);
+        domain.count_unpopulate(5);
+        assert_eq!((domain.statistics.peak_total, domain.total(), domain.entries), (20, 15, 15));
+    }
+}

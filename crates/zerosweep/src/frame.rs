@@ -203,5 +203,11 @@ mod tests {
     fn debug_carries_the_unit() {
         assert_eq!(format!("{:?}", Gfn::new(31)), "g0x1f");
         assert_eq!(format!("{:?}", Mfn::new(31)), "m0x1f");
+        assert_eq!(format!("{:?} {:?}", Order::SUPERPAGE, Superpage::new(31)), "o9 s0x1f");
+    }
+
+    #[test]
+    fn a_superpage_has_two_megabytes() {
+        assert_eq!(SUPERPAGE_BYTES, 2 << 20);
     }
 }

@@ -608,6 +608,67 @@ mod tests {
     }
 
     #[test]
+    fn an_entry_is_what_it_was_written_as() {
+        let holds = [Hold::Free, Hold::Pinned, Hold::Detached];
+        let rams = holds.map(|hold| Entry::Ram { mfn: Mfn::new(FRAME_LIMIT - 1), hold });
+        for entry in rams.into_iter().chain([Entry::Invalid, Entry::Pod, Entry::Special]) {
+            assert_eq!(decode(encode(entry)), entry);
+        }
+    }
+
+    #[test]
+    fn a_superpage_has_the_letter_of_what_it_is() {
+        let mut p2m = P2m::new(2048).unwrap();
+        let superpage = |n| Superpage::new(n);
+        p2m.set_whole(superpage(0), ram(512));
+        p2m.set_whole(superpage(1), Entry::Pod);
+        p2m.set_whole(superpage(2), Entry::Special);
+        let letters = |p2m: &P2m| (0..4).map(|n| p2m.letter(superpage(n))).collect::<Vec<_>>();
+        assert_eq!(letters(&p2m), b"Wp..");
+        assert_eq!(p2m.retain(Gfn::new(3)), Ok(true));
+        p2m.set_whole(superpage(3), Entry::Pod);
+        p2m.split(superpage(1)).unwrap();
+        p2m.split(superpage(2)).unwrap();
+        p2m.split(superpage(3)).unwrap();
+        p2m.set_page(Gfn::new(512), Entry::Special);
+        assert_eq!(letters(&p2m), b"rp.p");
+        p2m.set_page(Gfn::new(513), ram(7));
+        assert_eq!(letters(&p2m), b"rb.p");
+    }
+
+    #[test]
+    fn notes_of_a_superpage_do_not_disturb_each_other() {
+        let mut p2m = P2m::new(1300).unwrap();
+        let (first, last) = (Superpage::new(0), Superpage::new(2));
+        assert!(p2m.is_full_superpage(first) && !p2m.is_full_superpage(last));
+        p2m.set_whole(first, ram(512));
+        p2m.claim(first).unwrap();
+        assert_eq!((p2m.hint(first), p2m.is_dense(first)), (None, false));
+        p2m.set_hint(first, Some(0x3_ffff));
+        assert_eq!((p2m.hint(first), p2m.is_dense(first)), (Some(0x3_ffff), false));
+        p2m.set_hint(first, Some(0x1234));
+        p2m.set_dense(first);
+        assert_eq!((p2m.hint(first), p2m.is_dense(first)), (Some(0x1234), true));
+        assert!(p2m.in_transit(first) && p2m.claim(first).is_err());
+        p2m.set_hint(first, Some(0x1235));
+        assert_eq!((p2m.hint(first), p2m.is_dense(first)), (Some(0x1235), false));
+        p2m.set_hint(first, None);
+        p2m.release(first);
+        assert_eq!((p2m.hint(first), p2m.in_transit(first)), (None, false));
+    }
+
+    #[test]
+    fn the_end_of_memory_is_no_page() {
+        let mut p2m = P2m::new(1300).unwrap();
+        let last = Superpage::new(2);
+        p2m.split(last).unwrap();
+        p2m.set_page(Gfn::new(1299), Entry::Pod);
+        assert_eq!(p2m.tally(last).pod, 1);
+        assert_eq!(p2m.get(Gfn::new(1299)).0, Entry::Pod);
+        assert_eq!(p2m.get(Gfn::new(1300)).0, Entry::Invalid);
+    }
+
+    #[test]
     fn a_whole_superpage_costs_16_bytes() {
         let mut p2m = P2m::new(1 << 20).unwrap();
         for n in 0..p2m.superpages() {

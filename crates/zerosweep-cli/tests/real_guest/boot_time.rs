@@ -22,7 +22,8 @@ fn boot_time_is_within_ten_percent() {
 #[test]
 #[ignore = "needs QEMU, a guest image and userfaultfd: cargo xtask test sets them up"]
 fn boot_time_is_within_ten_percent_init_on_free() {
-    check("init_on_free=1", 3);
+    // It boots in about half the time: one pair tells.
+    check("init_on_free=1", 1);
 }
 
 fn check(append: &str, pairs: usize) {

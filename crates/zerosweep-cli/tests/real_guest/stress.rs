@@ -135,8 +135,10 @@ fn work(place: &Place, done: &AtomicBool) -> usize {
     let mut works = 0;
     while !done.load(Relaxed) {
         for command in ["sweep", "consolidate"] {
+            let began = Instant::now();
             let output = place.output([command, "vm"]);
-            assert!(output.status.success(), "{}", stderr(&output));
+            let time = began.elapsed();
+            assert!(output.status.success(), "{command}, {time:?}: {}", stderr(&output));
         }
         check_audit(place);
         works += 1;
