@@ -774,7 +774,7 @@ fn r13_consolidation_holds_no_more_superframes_than_it_must() {
         let target = (0..64 * 512).filter(|&page| live(page)).count() as u64;
         guest.session().set_target(target).unwrap();
         let before = superpages_held(&guest);
-        let mut work = zerosweep::Consolidation::default();
+        let mut work = Consolidation::default();
         while guest.session().consolidate(&mut work, 5).unwrap() == Progress::More {
             guest.domain.audit().unwrap();
             assert!(guest.domain.quantities().total() <= target);
@@ -796,7 +796,7 @@ fn r13_pinned_pages_stay_and_a_range_that_is_all_live_is_a_superpage_again() {
     guest.session().pin(Gfn::new(600), Hold::Pinned).unwrap();
     guest.session().pin(Gfn::new(600), Hold::Free).unwrap();
     let pinned = guest.domain.p2m().get(Gfn::new(5)).0;
-    let mut work = zerosweep::Consolidation::default();
+    let mut work = Consolidation::default();
     while guest.session().consolidate(&mut work, 100).unwrap() == Progress::More {}
     assert_eq!(guest.domain.p2m().get(Gfn::new(5)).0, pinned);
     assert!(guest.domain.p2m().whole(Superpage::new(0)).is_none());
