@@ -121,7 +121,8 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    /// Nothing is connected yet. No request waits longer than twice `timeout`.
+    /// Nothing is connected yet. No question waits longer than twice `timeout`; what is work may
+    /// take longer ([`Client::request`]).
     pub(crate) fn new(socket: PathBuf, timeout: Duration) -> Self {
         Self { socket, timeout, client: None }
     }

@@ -9,6 +9,7 @@ mod doctor;
 mod documents;
 pub(crate) mod experiment;
 mod guest_image;
+mod look;
 mod ps;
 pub(crate) mod run;
 mod script;

@@ -29,6 +29,11 @@ const SUPERPAGE_PAGES: u64 = zerosweep::SUPERPAGE_PAGES;
 /// Superframes that the host has beyond twice what the guest may hold.
 const SPARE_SUPERFRAMES: u64 = 64;
 
+/// Superframes of a host whose guest may hold `pages`: enough, however its singles lie.
+pub(crate) fn superframes_for(pages: u64) -> u64 {
+    pages.div_ceil(SUPERPAGE_PAGES) * 2 + SPARE_SUPERFRAMES
+}
+
 /// A step of a script.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
@@ -474,7 +479,7 @@ impl Runner {
         policy: Policy,
     ) -> Result<Self, NewRunnerError> {
         let highest = script.highest_target(target).min(max_pages);
-        let superframes = highest.div_ceil(SUPERPAGE_PAGES) * 2 + SPARE_SUPERFRAMES;
+        let superframes = superframes_for(highest);
         let bytes = superframes.checked_mul(zerosweep::SUPERPAGE_BYTES);
         let bytes = bytes.and_then(|bytes| usize::try_from(bytes).ok());
         if bytes.is_none_or(|bytes| Vec::<u8>::new().try_reserve_exact(bytes).is_err()) {

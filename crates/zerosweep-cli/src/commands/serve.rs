@@ -21,7 +21,6 @@ mod api;
 mod events;
 mod guests;
 mod listen;
-mod look;
 mod metrics;
 mod routes;
 mod token;

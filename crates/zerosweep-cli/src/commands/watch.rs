@@ -11,14 +11,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use zerosweep_wire::{Operation, Status};
-
+use super::look::{AGENT_TIMEOUT, Seen, What, look};
 use super::status::state_word;
 use crate::cli::WatchArguments;
-use crate::client::{Client, ClientError};
+use crate::client::{ClientError, Link};
 use crate::error::Failure;
 use crate::map::{self, LEGEND};
 use crate::output;
+use crate::runtime;
 use crate::size::{Size, pages, signed_pages};
 
 /// The terminal that everything must fit on, where none can be asked.
@@ -36,13 +36,15 @@ const NAP: Duration = Duration::from_millis(50);
 pub(super) fn execute(arguments: &WatchArguments) -> Result<ExitCode, Failure> {
     let stop = Arc::new(AtomicBool::new(false));
     super::stop_on_signals(&stop)?;
-    let mut client = super::connect(&arguments.name)?;
+    let client = super::connect(&arguments.name)?;
+    let socket = runtime::find(&arguments.name)?.socket;
+    let mut link = Link::with(client, socket, AGENT_TIMEOUT);
     let mut view = View::new(arguments);
     let mut last = None;
     let mut looks = 0;
     while !stop.load(Ordering::SeqCst) {
         let began = Instant::now();
-        let look = match Look::take(&mut client, last.as_ref(), view.wants_map()) {
+        let look = match Look::take(&mut link, last.as_ref(), view.what()) {
             Ok(look) => look,
             // The guest has ended, as guests do.
             Err(error) if error.is_gone() => {
@@ -68,33 +70,21 @@ pub(super) fn execute(arguments: &WatchArguments) -> Result<ExitCode, Failure> {
 /// What one look at the guest says.
 struct Look {
     at: Instant,
-    status: Status,
-    letters: Vec<u8>,
+    seen: Seen,
     faults_per_second: f64,
 }
 
 impl Look {
-    fn take(client: &mut Client, last: Option<&Self>, map: bool) -> Result<Self, ClientError> {
+    fn take(link: &mut Link, last: Option<&Self>, what: What) -> Result<Self, ClientError> {
         let at = Instant::now();
-        let mut letters = Vec::new();
-        let status = loop {
-            if !map {
-                break client.request(Operation::Status)?;
-            }
-            let mut status = client.request(Operation::Map { first: letters.len() as u64 })?;
-            let part = status.map.take().unwrap_or_default().letters;
-            letters.extend_from_slice(part.as_bytes());
-            if status.next.is_none() || part.is_empty() {
-                break status;
-            }
-        };
-        let faults = |status: &Status| status.counters.faults;
+        let seen = look(link, what)?;
+        let faults = |seen: &Seen| seen.status.counters.faults;
         let rate = |last: &Self| {
-            let new = faults(&status).saturating_sub(faults(&last.status));
+            let new = faults(&seen).saturating_sub(faults(&last.seen));
             new as f64 / at.duration_since(last.at).as_secs_f64().max(1e-3)
         };
         let faults_per_second = last.map_or(0.0, rate);
-        Ok(Self { at, status, letters, faults_per_second })
+        Ok(Self { at, seen, faults_per_second })
     }
 }
 
@@ -114,8 +104,11 @@ impl View {
         }
     }
 
-    fn wants_map(&self) -> bool {
-        matches!(self, Self::Screen(_))
+    fn what(&self) -> What {
+        match self {
+            Self::Screen(_) => What::Map,
+            Self::Lines(_) | Self::Json => What::Figures,
+        }
     }
 
     fn show(&mut self, look: &Look) -> Result<(), Failure> {
@@ -126,7 +119,7 @@ impl View {
                 *shown += 1;
                 output::text(&format!("{heading}{}", line(look)))
             }
-            Self::Json => output::json_line(&look.status),
+            Self::Json => output::json_line(&look.seen.status),
         }
     }
 }
@@ -136,7 +129,7 @@ const HEADING: &str =
 
 /// A look on a line of 80 columns.
 fn line(look: &Look) -> String {
-    let Look { status, faults_per_second, .. } = look;
+    let Look { seen: Seen { status, .. }, faults_per_second, .. } = look;
     let figures = &status.pages;
     format!(
         "{:>7}{:>7}{:>8}{:>8}{:>7}{:>8}{:>8}{:>6}{:>7}{faults_per_second:>8.0}{:>6}\n",
@@ -196,17 +189,18 @@ impl Picture {
         if self.held.len() == HISTORY {
             self.held.pop_front();
         }
-        self.held.push_back(look.status.pages.total);
+        self.held.push_back(look.seen.status.pages.total);
     }
 
     /// Lines that fit.
     fn lines(&self, look: &Look, columns: usize, rows: usize) -> Vec<String> {
-        let status = &look.status;
+        let status = &look.seen.status;
         let plain = |line: String| line.chars().take(columns).collect::<String>();
         let mut lines: Vec<_> = self.figures(look).into_iter().map(plain).collect();
         let cells = [128, 64, 32].into_iter().find(|&cells| cells + 2 <= columns).unwrap_or(16);
         let most = rows.saturating_sub(OTHER_LINES).max(1);
-        let map = map::rows(&look.letters, cells, most, self.colours);
+        let letters = look.seen.letters.as_deref().unwrap_or_default().as_bytes();
+        let map = map::rows(letters, cells, most, self.colours);
         lines.extend(map.into_iter().map(|row| format!("  {row}")));
         lines.push(plain(format!("  {LEGEND}")));
         let max = status.pages.max.max(1);
@@ -216,7 +210,7 @@ impl Picture {
     }
 
     fn figures(&self, look: &Look) -> Vec<String> {
-        let status = &look.status;
+        let status = &look.seen.status;
         let figures = &status.pages;
         let latency = &status.fault_latency;
         let time = |ns| format!("{:.1?}", Duration::from_nanos(ns));
@@ -297,8 +291,9 @@ mod tests {
     fn look(superpages: usize) -> Look {
         let mut status = sample_status("a-guest-with-a-name");
         status.superpages.in_guest_by_kernel = Some(288);
-        let letters = [b'W', b'r', b'b', b'p', b'.'].into_iter().cycle().take(superpages).collect();
-        Look { at: Instant::now(), status, letters, faults_per_second: 12_345.6 }
+        let letters: String = "Wrbp.".chars().cycle().take(superpages).collect();
+        let seen = Seen { at_ms: 0, status, letters: Some(letters.into()) };
+        Look { at: Instant::now(), seen, faults_per_second: 12_345.6 }
     }
 
     fn picture() -> Picture {

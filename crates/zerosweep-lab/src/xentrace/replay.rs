@@ -25,9 +25,8 @@ use zerosweep_sim::{NewGuestError, SoftwareGuest, SoftwareMachine, TouchError};
 
 use super::reader::{Broken, Reader, Reason};
 use super::{Event, Layout, PageKind};
+use crate::script::superframes_for;
 
-/// Superframes that the host has beyond twice what the guest may hold.
-const SPARE_SUPERFRAMES: u64 = 64;
 const WORDS: usize = SUPERPAGE_PAGES as usize / 64;
 
 /// What pages are taken for of which the trace says nothing.
@@ -281,8 +280,7 @@ impl Recording {
     /// # Errors
     /// When there can be no such guest, or a step cannot be done.
     pub fn replay(&self, policy: Policy, target: u64) -> Result<Replay, ReplayError> {
-        let superframes = target.div_ceil(SUPERPAGE_PAGES) * 2 + SPARE_SUPERFRAMES;
-        let machine = SoftwareMachine::new(superframes * SUPERPAGE_PAGES);
+        let machine = SoftwareMachine::new(superframes_for(target) * SUPERPAGE_PAGES);
         let config = Config {
             invalid_touch: InvalidTouch::Refuse,
             ..Config::new(self.max_pages, target, policy)

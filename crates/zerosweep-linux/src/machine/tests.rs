@@ -14,12 +14,15 @@ use crate::{
     Uffd,
 };
 
+#[path = "../../tests/one_guest/mod.rs"]
+mod one_guest;
 #[path = "../../tests/memory/pin.rs"]
 mod pin;
 
+use one_guest::as_guest;
+
 const MIB: u64 = 1 << 20;
 const PAGES: u64 = 2048;
-const LIMIT: Duration = Duration::from_secs(30);
 
 fn memory(policy: Policy) -> Arc<GuestMemory> {
     let options = Options {
@@ -36,17 +39,6 @@ fn memory(policy: Policy) -> Arc<GuestMemory> {
         });
     });
     memory
-}
-
-fn as_guest(memory: &Arc<GuestMemory>, work: impl FnOnce(&GuestMemory) + Send + 'static) {
-    let memory = Arc::clone(memory);
-    let thread = std::thread::spawn(move || work(&memory));
-    let end = Instant::now() + LIMIT;
-    while !thread.is_finished() {
-        assert!(Instant::now() < end, "the guest hangs");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    thread.join().unwrap();
 }
 
 /// Every page but `out` holds what the guest wrote.

@@ -14,8 +14,8 @@ use zerosweep_wire::{ErrorKind, Status};
 
 use super::Server;
 use super::guests::{Pace, View};
-use super::look::{AGENT_TIMEOUT, MapPart, Unseen, map};
 use crate::client::{Client, ClientError, Link};
+use crate::commands::look::{AGENT_TIMEOUT, MapPart, Unseen, map};
 use crate::commands::ps::{Guest, List};
 use crate::commands::work::Work;
 use crate::commands::{audit, set_target, work};

@@ -28,7 +28,7 @@ use zerosweep_wire::Status;
 use super::Server;
 use super::api::Refusal;
 use super::guests::{Guests, Pace, View, Watch};
-use super::look::Unseen;
+use crate::commands::look::Unseen;
 
 /// Streams at the same time.
 const MOST_STREAMS: usize = 32;

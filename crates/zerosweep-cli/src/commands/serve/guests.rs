@@ -20,8 +20,8 @@ use tokio::sync::{Mutex as AsyncMutex, Notify, OwnedMutexGuard, watch};
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::look::{AGENT_TIMEOUT, Seen, Unseen, What, look};
 use crate::client::Link;
+use crate::commands::look::{AGENT_TIMEOUT, Seen, Unseen, What, look};
 use crate::error::Failure;
 use crate::runtime::{self, GuestFiles};
 
@@ -211,7 +211,7 @@ async fn poll(guest: Arc<Guest>) {
     while let Some(pace) = guest.pace_or_end() {
         let began = Instant::now();
         let looked = spawn_blocking(move || {
-            let view = look(&mut link, pace.what());
+            let view = look(&mut link, pace.what()).map_err(Unseen::from);
             (link, view)
         });
         let view;

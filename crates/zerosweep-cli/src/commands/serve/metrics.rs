@@ -19,7 +19,7 @@ use zerosweep_wire::{State as GuestState, Status};
 
 use super::Server;
 use super::api::{Refusal, look_at_all};
-use super::look::Unseen;
+use crate::commands::look::Unseen;
 use crate::size::PAGE_BYTES;
 
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";

@@ -51,7 +51,7 @@ impl From<ClientError> for Unseen {
 }
 
 /// Looks at the guest at the other end of `link`.
-pub(super) fn look(link: &mut Link, what: What) -> Result<Seen, Unseen> {
+pub(super) fn look(link: &mut Link, what: What) -> Result<Seen, ClientError> {
     let seen = match what {
         What::Figures => (link.request(Operation::Status)?, None),
         What::Map => match map(link, 0, u64::MAX) {
@@ -60,7 +60,7 @@ pub(super) fn look(link: &mut Link, what: What) -> Result<Seen, Unseen> {
             Err(ClientError::Refused(body)) if body.kind == ErrorKind::NotManaging => {
                 (link.request(Operation::Status)?, None)
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(error),
         },
     };
     Ok(Seen { at_ms: now_ms(), status: seen.0, letters: seen.1 })
@@ -163,6 +163,6 @@ mod tests {
     #[test]
     fn nobody_there_is_gone() {
         let mut link = Link::new("/nowhere/vm.sock".into(), AGENT_TIMEOUT);
-        assert_eq!(look(&mut link, What::Figures).unwrap_err(), Unseen::Gone);
+        assert_eq!(Unseen::from(look(&mut link, What::Figures).unwrap_err()), Unseen::Gone);
     }
 }
