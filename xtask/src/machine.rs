@@ -41,6 +41,20 @@ pub(crate) fn userfaultfd() -> Result<(), String> {
         .to_owned())
 }
 
+/// Whether a process may start virtual machines.
+///
+/// # Errors
+/// Why not, and how to get it.
+pub(crate) fn kvm() -> Result<(), String> {
+    match OpenOptions::new().read(true).write(true).open("/dev/kvm") {
+        Ok(_) => Ok(()),
+        Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => {
+            Err("/dev/kvm is not allowed: run as root, or `sudo usermod -aG kvm $USER`".to_owned())
+        }
+        Err(e) => Err(format!("/dev/kvm: {e}")),
+    }
+}
+
 /// What the CPU calls itself, fit for a file name.
 pub(crate) fn slug() -> String {
     let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();

@@ -49,6 +49,7 @@ pub(crate) fn run(real_guests: RealGuests) -> Result<bool> {
     };
     groups.push(("userfaultfd tests", userfaultfd()?));
     build.map(|mut build| build.wait()).transpose()?;
+    groups.push(("tests with KVM", with_kvm()?));
     groups.push(("tests in a browser", browser()?));
     // Someone may be at work on a tree that has none yet.
     if workspace().join(REAL_GUEST).is_file() {
@@ -124,6 +125,11 @@ fn with_libvirt(wanted: RealGuests) -> Result<Verdict> {
 /// Runs the tests that need userfaultfd.
 fn userfaultfd() -> Result<Verdict> {
     ignored("needs userfaultfd", machine::userfaultfd)
+}
+
+/// Runs the tests that start virtual machines of their own.
+fn with_kvm() -> Result<Verdict> {
+    ignored("needs KVM", || machine::userfaultfd().and_then(|()| machine::kvm()))
 }
 
 /// Runs the tests that need a browser. It is used where it is, and never installed: it is big.

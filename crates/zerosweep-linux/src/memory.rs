@@ -77,6 +77,19 @@ pub struct Options {
 impl Options {
     /// As many threads answer faults: one that takes long does not hold up the others.
     pub const DEFAULT_FAULT_THREADS: usize = 2;
+
+    /// Our policy, virtual CPUs that wait when no frame can be found, memory that comes and goes
+    /// as it is needed, [`Options::DEFAULT_FAULT_THREADS`].
+    #[must_use]
+    pub const fn new(target_bytes: u64) -> Self {
+        Self {
+            target_bytes,
+            policy: Policy::Zerosweep,
+            on_exhaustion: OnExhaustion::Stall,
+            parking: Parking::Lazy,
+            fault_threads: Self::DEFAULT_FAULT_THREADS,
+        }
+    }
 }
 
 /// Why a range is not managed. It is as it was.
@@ -150,6 +163,30 @@ pub struct Snapshot {
 }
 
 /// A guest's memory under the engine. See the module's text.
+///
+/// Its threads keep it alive: call [`GuestMemory::stop`] when the guest is gone.
+///
+/// ```
+/// use zerosweep::{Gfn, Order};
+/// use zerosweep_linux::{GuestMemory, Options, PAGE_BYTES, Region};
+///
+/// # if zerosweep_linux::Uffd::open().is_err() { return Ok(()) }
+/// // Told that it has 64 MiB; may hold 8.
+/// let memory = GuestMemory::new(Region::new(64 << 20)?, &Options::new(8 << 20))?;
+/// // What the guest does: it writes something, and clears more than it may hold.
+/// let ram = memory.guest();
+/// ram.store_word(0, 7)?;
+/// for page in 512..16_384 {
+///     ram.store_word(page * PAGE_BYTES, 0)?;
+/// }
+/// assert_eq!(ram.load_word(0)?, 7);
+/// assert!(memory.quantities().total() <= (8 << 20) / PAGE_BYTES);
+/// // Its balloon gives a page back: gfns count pages from the beginning of the memory.
+/// memory.decrease(Gfn::new(1000), Order::PAGE);
+/// memory.audit()?;
+/// memory.stop();
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct GuestMemory {
     pub(crate) machine: LinuxMachine,
     pub(crate) domain: Mutex<Domain>,

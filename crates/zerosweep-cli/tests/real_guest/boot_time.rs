@@ -1,7 +1,9 @@
 //! What the guest loses by it: boot and ballooning against plain QEMU, in pairs, because the
 //! machine is noisy.
 
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{scope, sleep};
+use std::time::{Duration, Instant};
 
 use super::harness::{GUEST_BYTES, Guest, Place, Spec, median, value};
 
@@ -24,6 +26,49 @@ fn boot_time_is_within_ten_percent() {
 fn boot_time_is_within_ten_percent_init_on_free() {
     // It boots in about half the time: one pair tells.
     check("init_on_free=1", 1);
+}
+
+/// Of a hundred times that somebody asks, 99 are answered within so long.
+const ANSWER_MAX: Duration = Duration::from_millis(50);
+
+/// Process and all: `zerosweep status`, asked again and again from the first moment on.
+#[test]
+#[ignore = "needs QEMU, a guest image and userfaultfd: cargo xtask test sets them up"]
+fn status_answers_at_once_while_the_guest_boots() {
+    let place = Place::new();
+    let spec = Spec { append: "init_on_free=1 zs.end=idle", ..Spec::default() };
+    let guest = Guest::managed(&place, &spec);
+    let settled = AtomicBool::new(false);
+    let mut answers: Vec<(Duration, Duration)> = scope(|scope| {
+        let asker = scope.spawn(|| {
+            let mut answers = Vec::new();
+            while !settled.load(Ordering::Relaxed) {
+                let start = Instant::now();
+                if place.command(["status", spec.name, "--json"]).output().unwrap().status.success()
+                {
+                    answers.push((start.elapsed(), start - guest.started));
+                }
+                sleep(Duration::from_millis(10));
+            }
+            answers
+        });
+        guest.marker("balloon settled");
+        settled.store(true, Ordering::Relaxed);
+        asker.join().unwrap()
+    });
+    answers.sort_unstable();
+    let at = |percent: usize| answers[(answers.len() - 1) * percent / 100].0.as_secs_f64() * 1e3;
+    println!(
+        "\n  status while the guest boots and balloons: {} answers, median {:.1} ms, 99 % {:.1} ms, \
+         longest {:.1} ms, {:.2} s after the start",
+        answers.len(),
+        at(50),
+        at(99),
+        at(100),
+        answers[answers.len() - 1].1.as_secs_f64()
+    );
+    assert!(answers.len() > 100, "{} answers", answers.len());
+    assert!(at(99) <= ANSWER_MAX.as_secs_f64() * 1e3, "{:.1} ms", at(99));
 }
 
 fn check(append: &str, pairs: usize) {

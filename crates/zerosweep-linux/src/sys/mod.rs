@@ -2,6 +2,8 @@
 //! crate with unsafe code; what they offer outside is safe, but for taking over memory that
 //! someone else mapped ([`region::Region::adopt`]) and the bare calls of [`raw`].
 
+#[cfg(feature = "vm-memory")]
+pub mod guest_ram;
 pub mod pagemap;
 pub mod poll;
 pub mod raw;
