@@ -407,7 +407,7 @@ pub enum ShownEvent {
 }
 
 impl ShownEvent {
-    /// `None` for what is a forecast and not a change.
+    /// `None` for what is not told: a forecast is no change.
     fn of(event: Event) -> Option<Self> {
         let superpage = Order::SUPERPAGE.raw();
         Some(match event {
@@ -429,7 +429,7 @@ impl ShownEvent {
             Event::Return { order, .. } => Self::Return { order: order.raw() },
             Event::Exhausted { gfn } => Self::Exhausted { gfn: gfn.raw() },
             Event::Sweep { gfn, reclaimed } => Self::Sweep { gfn: gfn.raw(), reclaimed },
-            Event::Low { .. } => return None,
+            _ => return None,
         })
     }
 }

@@ -95,6 +95,7 @@ pub enum SpanError {
 
 /// Why there is no region. Nothing stays mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum RegionError {
     /// The length or the address is not usable.
     #[error(transparent)]
@@ -122,6 +123,7 @@ pub enum RegionError {
 
 /// Why userfaultfd cannot be used here. Nothing stays open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum OpenError {
     /// The kernel cannot move pages.
     #[error(
@@ -157,6 +159,7 @@ pub enum OpenError {
 
 /// Why memory that someone else mapped cannot be managed. The texts speak to users of QEMU.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum Unsuitable {
     /// Part of the range is not mapped.
     #[error("guest RAM at {at} is not mapped: the range given is wrong, or was unmapped since")]

@@ -47,6 +47,7 @@ pub enum Parking {
 
 /// Counters of the machine; each only grows.
 #[derive(Debug, Default)]
+#[non_exhaustive]
 pub struct MachineCounters {
     /// Moves that the kernel refused because a page was in use.
     pub busy: AtomicU64,

@@ -59,7 +59,8 @@ pub enum OnExhaustion {
     Kill,
 }
 
-/// How a range is managed.
+/// How a range is managed. Fields may be added: begin with [`Options::new`], as in
+/// `Options { fault_threads: 4, ..Options::new(target) }`.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// What the guest may hold, in bytes; a multiple of 4 KiB.
@@ -94,6 +95,7 @@ impl Options {
 
 /// Why a range is not managed. It is as it was.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum AdoptError {
     /// It is not memory of the right kind.
     #[error(transparent)]
@@ -135,6 +137,7 @@ pub enum AdoptError {
 
 /// Figures of one moment.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Snapshot {
     /// The engine's quantities.
     pub quantities: Quantities,

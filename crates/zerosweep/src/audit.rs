@@ -9,6 +9,7 @@ use crate::p2m::{Entry, Tally};
 
 /// The first difference that an audit found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum AuditError {
     /// A counter is not what the tables say.
     Counter {

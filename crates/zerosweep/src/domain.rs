@@ -12,7 +12,8 @@ use crate::ring::Rings;
 use crate::session::Session;
 use crate::sweep::Cursors;
 
-/// How a domain is made.
+/// How a domain is made. Fields may be added: begin with [`Config::new`], as in
+/// `Config { upkeep: Upkeep::Host, ..Config::new(pages, target, policy) }`.
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
     /// Pages that the guest is told of: gfns 0 to `max_pages`.
@@ -69,6 +70,7 @@ pub enum InvalidTouch {
 
 /// A domain that cannot be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ConfigError {
     /// No pages, or more than frame numbers can tell.
     MaxPages(u64),
@@ -102,6 +104,7 @@ impl core::error::Error for ConfigError {}
 /// `populated + entries` is B, what the guest has; `populated + cache + retained` is the total,
 /// what the domain holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Quantities {
     /// M.
     pub max: u64,
@@ -215,6 +218,7 @@ impl Finds {
 
 /// Before it happens: what the guest can still touch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Forecast {
     /// Pages that can be touched without a scan.
     pub certain: u64,

@@ -7,6 +7,7 @@ use crate::frame::{Gfn, Mfn, Order};
 
 /// Something that the engine did. An event's `gfn` is the first of its range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Event {
     /// A PoD range got a frame.
     Populate {

@@ -8,6 +8,7 @@ use core::str::FromStr;
 
 /// How a domain decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum Policy {
     /// Steals under debt, and never looks at memory.
     None,
@@ -29,6 +30,7 @@ pub enum Policy {
 
 /// When `rfc-2011` checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Gate {
     /// While there is debt: Tim Deegan's condition.
     Debt,
