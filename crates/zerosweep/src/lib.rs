@@ -17,6 +17,32 @@
 //!                                   └───────────┘                      └──────────────────┘
 //! ```
 //!
+//! ```
+//! use zerosweep::{Config, Domain, Fault, Gfn, Order, Policy};
+//! use zerosweep_sim::SoftwareMachine;
+//!
+//! // Told that it has 64 MiB; may hold 16. The host has no more.
+//! let (pages, target) = (64 * 256, 16 * 256);
+//! let mut machine = SoftwareMachine::new(target);
+//! let mut domain = Domain::new(Config::new(pages, target, Policy::Zerosweep))?;
+//! for first in (0..pages).step_by(512) {
+//!     domain.with(&mut machine).populate_on_demand(Gfn::new(first), Order::SUPERPAGE)?;
+//! }
+//! domain.with(&mut machine).set_target(target)?;
+//!
+//! // A touch of a page that has no frame.
+//! let fault = domain.with(&mut machine).fault(Gfn::new(5))?;
+//! assert_eq!(fault, Fault::Present { gfn: Gfn::new(0), order: Order::SUPERPAGE });
+//! // The balloon gives it back. Its superpage stays whole, until its frames are needed.
+//! assert_eq!(domain.with(&mut machine).decrease(Gfn::new(5), Order::PAGE)?, 1);
+//! assert_eq!(domain.quantities().retained, 1);
+//! assert_eq!(domain.quantities().total(), target);
+//! domain.audit()?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! `examples/machine.rs` has a machine from scratch; the crate `zerosweep-linux` is real memory.
+//!
 //! Under our policy pages move: the few live pages of a superpage are copied elsewhere so that its
 //! frame comes free whole (*evacuate*), and back into one when memory allows (*refill*); pages that
 //! are given back one by one keep their frames in a superpage that stays whole until the frames are
