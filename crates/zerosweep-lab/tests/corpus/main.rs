@@ -1,0 +1,21 @@
+//! What the fuzz targets `xentrace` and `script` (`fuzz/`) found worth keeping, and what is near it.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
+#[path = "../../../../fuzz/corpus.rs"]
+mod corpus;
+mod scripts;
+mod traces;
+
+#[test]
+fn traces_are_read() {
+    let told = corpus::each("xentrace", traces::check, |input| input.escape_ascii().to_string());
+    println!("{told}");
+}
+
+#[test]
+fn scripts_are_done() {
+    let told = corpus::each("script", scripts::check, |input| {
+        String::from_utf8_lossy(input).into_owned()
+    });
+    println!("{told}");
+}
