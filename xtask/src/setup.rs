@@ -112,6 +112,33 @@ pub(crate) fn libvirt() -> Result<()> {
     Ok(())
 }
 
+/// The packages with what the tests of the C interface need, and a program of each.
+const C_TOOLS: [(&str, &str); 2] = [("g++", "c++"), ("valgrind", "valgrind")];
+
+/// Gets a C++ compiler and valgrind.
+///
+/// # Errors
+/// As [`find_c_tools`].
+pub(crate) fn c_tools() -> Result<()> {
+    if find_c_tools().is_err() && can_install() {
+        apt::install(&C_TOOLS.map(|(package, _)| package))?;
+    }
+    find_c_tools()
+}
+
+/// Looks for a C++ compiler and valgrind.
+///
+/// # Errors
+/// When one of them is not there, with the command that gets it.
+pub(crate) fn find_c_tools() -> Result<()> {
+    for (package, program) in C_TOOLS {
+        if machine::program(program).is_none() {
+            bail!("{program} is not on the PATH: `apt-get install {package}`");
+        }
+    }
+    Ok(())
+}
+
 /// The installed kernel if it can be a guest, else one from the distribution's packages; nothing
 /// where neither is to be had.
 fn kernel(apt_works: bool) -> Result<Option<Kernel>> {

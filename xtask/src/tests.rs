@@ -51,6 +51,7 @@ pub(crate) fn run(real_guests: RealGuests) -> Result<bool> {
     build.map(|mut build| build.wait()).transpose()?;
     groups.push(("tests with KVM", with_kvm()?));
     groups.push(("tests in a browser", browser()?));
+    groups.push(("tests in C", in_c(real_guests)?));
     // Someone may be at work on a tree that has none yet.
     if workspace().join(REAL_GUEST).is_file() {
         groups.push(("tests on real guests", on_real_guests(real_guests)?));
@@ -138,6 +139,17 @@ fn browser() -> Result<Verdict> {
     ignored("needs Chromium", || match names.iter().find_map(|name| machine::program(name)) {
         Some(_) => Ok(()),
         None => Err("Chromium is not on the PATH: `apt-get install chromium`".to_owned()),
+    })
+}
+
+/// Runs the tests of the C interface that need more than the C compiler that rustc links with.
+fn in_c(real_guests: RealGuests) -> Result<Verdict> {
+    ignored("needs C tools", || {
+        match real_guests {
+            RealGuests::Run => setup::c_tools(),
+            RealGuests::LeftOut => setup::find_c_tools(),
+        }
+        .map_err(|e| format!("{e:#}"))
     })
 }
 

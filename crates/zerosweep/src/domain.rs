@@ -70,7 +70,6 @@ pub enum InvalidTouch {
 
 /// A domain that cannot be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum ConfigError {
     /// No pages, or more than frame numbers can tell.
     MaxPages(u64),

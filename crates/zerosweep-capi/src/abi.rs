@@ -1,0 +1,395 @@
+//! What both sides of the border see: constants, structures, the machine's table of functions.
+//! These have their C names here, and what is said about them is what the header says.
+//!
+//! Invariant: a structure that begins with `size` only grows, at its end, by fields for which zero
+//! means what was so before. Numbers of enumerations stay.
+
+use core::ffi::{c_char, c_void};
+
+use zerosweep::{Order, PAGE_BYTES, SUPERPAGE_PAGES};
+
+/// The version of this interface. It changes only when a program that was compiled with an older
+/// header would not work any more; zs_abi_version() says which one the library has.
+pub const ZS_ABI_VERSION: u32 = 1;
+
+/// Bytes in a page: gfns and mfns count these.
+pub const ZS_PAGE_BYTES: u64 = 4096;
+
+/// Pages in a superpage: 2 MiB, order 9.
+pub const ZS_SUPERPAGE_PAGES: u64 = 512;
+
+/// The largest order of a range: 1 GiB.
+pub const ZS_ORDER_MAX: u32 = 18;
+
+/// What a zero check returns when it found no word that is not zero.
+pub const ZS_ALL_ZERO: u32 = u32::MAX;
+
+const _: () = assert!(ZS_PAGE_BYTES == PAGE_BYTES && ZS_SUPERPAGE_PAGES == SUPERPAGE_PAGES);
+const _: () = assert!(ZS_ORDER_MAX == Order::MAX.raw() as u32);
+
+/// What may be in a frame.
+#[repr(u32)]
+#[derive(Clone, Copy)]
+pub enum zs_content {
+    /// Anything.
+    Unknown = 0,
+    /// Zeros only.
+    Zero = 1,
+}
+
+/// How zs_machine.map mapped a run.
+#[repr(u32)]
+#[derive(Clone, Copy)]
+pub enum zs_mapped {
+    /// As one mapping of the order that was asked for.
+    Whole = 0,
+    /// As that many single pages.
+    Pieces = 1,
+    /// Not at all; the run is where it was.
+    Failed = 2,
+}
+
+/// What came of zs_machine.unmap.
+#[repr(u32)]
+#[derive(Clone, Copy)]
+pub enum zs_unmapped {
+    /// The guest cannot reach the run any more, once flushed.
+    Done = 0,
+    /// Someone outside uses it, such as a device. It is mapped as before, though perhaps as single
+    /// pages.
+    Busy = 1,
+}
+
+/// Whether the machine's functions are called by several threads at once.
+#[repr(u32)]
+#[derive(Clone, Copy)]
+pub enum zs_machine_calls {
+    /// They are, by as many threads as call this library, never for the same pages or frames at
+    /// once; allocate, allocate_in, free and flush too.
+    Concurrent = 0,
+    /// One after the other: nothing in the machine needs a lock because of this library. A fault
+    /// may then wait while another thread's call checks, clears or copies a superpage.
+    Serial = 1,
+}
+
+/// What a touch of a page means that is ballooned out.
+#[repr(u32)]
+#[derive(Clone, Copy)]
+pub enum zs_invalid_touch {
+    /// An error of the guest's, as under Xen: ZS_STATUS_UNMAPPED.
+    Refuse = 0,
+    /// The guest takes the page back without a word, as under QEMU: it is promised and populated at
+    /// once.
+    Increase = 1,
+}
+
+/// Who does what can wait: clearing frames, breaking superpages of which pages are retained.
+#[repr(u32)]
+#[derive(Clone, Copy)]
+pub enum zs_upkeep_by {
+    /// The operation that brings it about, before it returns.
+    Operation = 0,
+    /// The program, in a thread of its own: zs_wants_upkeep() and zs_upkeep().
+    Caller = 1,
+}
+
+/// What zs_event says.
+#[repr(u32)]
+#[derive(Clone, Copy)]
+pub enum zs_event_kind {
+    /// A promised range got a frame: gfn, mfn, order; fault: the page that was touched.
+    Populate = 0,
+    /// A zero range is promised again, its frame is in the cache: gfn, mfn, order.
+    Reclaim = 1,
+    /// The entry of a promised superpage was broken because no superpage was cached: gfn, fault.
+    Splinter = 2,
+    /// The entry of a populated superpage was broken: gfn.
+    Shatter = 3,
+    /// A superpage with few live pages gave up its frames: gfn, mfn; pages: how many were live.
+    Evacuate = 4,
+    /// A range is not the guest's any more: gfn, order.
+    Remove = 5,
+    /// The frame of a range that was given back went to the cache: gfn, mfn, order.
+    Steal = 6,
+    /// A frame went back to the host: mfn, order.
+    Return = 7,
+    /// The guest can soon touch no more: pages that it can still touch without a scan; likely: more
+    /// that a scan should find.
+    Low = 8,
+    /// No frame could be found: gfn, the page that was touched.
+    Exhausted = 9,
+    /// A step of a sweep ended: gfn where it began; pages that it brought.
+    Sweep = 10,
+}
+
+/// Something that the engine did. Fields that zs_event_kind does not name are 0.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct zs_event {
+    /// Bytes in this structure, by the library.
+    pub size: usize,
+    /// A zs_event_kind. Pass over those that you do not know.
+    pub kind: u32,
+    /// Size of the range: 2^order pages.
+    pub order: u32,
+    /// First page of the range.
+    pub gfn: u64,
+    /// First frame.
+    pub mfn: u64,
+    /// The page that was touched.
+    pub fault: u64,
+    /// A number of pages.
+    pub pages: u64,
+    /// Another one.
+    pub likely: u64,
+}
+
+/// The machine: what moves frames. A table of functions of yours.
+///
+/// Runs have order 0 (a page) or 9 (a superpage, aligned to 512), unless it says otherwise. A
+/// function that fails has changed nothing. Every function gets `opaque`.
+///
+/// None of them may call this library (zs_first_nonzero() excepted; others answer
+/// ZS_STATUS_REENTRANT), throw, or leave by longjmp. They are called without any lock of the
+/// library's but the one that ZS_MACHINE_CALLS_SERIAL asks for. The range that they work on is
+/// claimed meanwhile: who touches it waits, in zs_fault().
+///
+/// An answer that cannot be, such as a frame that is not aligned, breaks the domain:
+/// ZS_STATUS_BROKEN.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct zs_machine {
+    /// sizeof(zs_machine).
+    pub size: usize,
+    /// Given to every function.
+    pub opaque: *mut c_void,
+
+    /// Takes a run from the host. Returns 0 and the first frame, aligned to its order; anything else
+    /// if the host has none of that order. `content` is a zs_content, ZS_CONTENT_UNKNOWN unless it
+    /// is written.
+    pub allocate: Option<
+        unsafe extern "C" fn(
+            opaque: *mut c_void,
+            order: u32,
+            mfn: *mut u64,
+            content: *mut u32,
+        ) -> i32,
+    >,
+
+    /// Gives a run back to the host. Its content is of no interest any more.
+    pub free: Option<unsafe extern "C" fn(opaque: *mut c_void, mfn: u64, order: u32)>,
+
+    /// Lets the guest have a run at `gfn`, where nothing is mapped. Returns a zs_mapped.
+    pub map:
+        Option<unsafe extern "C" fn(opaque: *mut c_void, gfn: u64, mfn: u64, order: u32) -> u32>,
+
+    /// Takes a run out of the guest's view. Returns a zs_unmapped. Of a run that was mapped whole,
+    /// single pages may be unmapped: the others stay. A run that was mapped in pieces may be
+    /// unmapped whole.
+    pub unmap:
+        Option<unsafe extern "C" fn(opaque: *mut c_void, gfn: u64, mfn: u64, order: u32) -> u32>,
+
+    /// Waits until no CPU and no device can reach what was unmapped before, by any thread.
+    pub flush: Option<unsafe extern "C" fn(opaque: *mut c_void)>,
+
+    /// Looks at the first 16 words of 8 bytes of each page of a mapped run, while the guest may
+    /// write: a hint. Returns the offset, in words from the run's first one, of a word that is not
+    /// zero, or ZS_ALL_ZERO.
+    pub quick_check:
+        Option<unsafe extern "C" fn(opaque: *mut c_void, gfn: u64, mfn: u64, order: u32) -> u32>,
+
+    /// Reads one word of 8 bytes, `word` words into a mapped superpage or page, while the guest may
+    /// write.
+    pub peek:
+        Option<unsafe extern "C" fn(opaque: *mut c_void, gfn: u64, mfn: u64, word: u32) -> u64>,
+
+    /// Looks at all of `pages` frames, of one superframe, which are not mapped. Returns the offset
+    /// in words of the first one that is not zero, or ZS_ALL_ZERO. zs_first_nonzero() is made for
+    /// it.
+    pub zero_check: Option<unsafe extern "C" fn(opaque: *mut c_void, mfn: u64, pages: u64) -> u32>,
+
+    /// Fills a run that is not mapped with zeros.
+    pub clear: Option<unsafe extern "C" fn(opaque: *mut c_void, mfn: u64, order: u32)>,
+
+    /// Copies a frame to another; neither is mapped.
+    pub copy: Option<unsafe extern "C" fn(opaque: *mut c_void, from: u64, to: u64)>,
+
+    /// Makes a page zero that is mapped and that the guest has given back. Returns a zs_content:
+    /// what was in it before.
+    pub scrub: Option<unsafe extern "C" fn(opaque: *mut c_void, gfn: u64, mfn: u64) -> u32>,
+
+    /// May be NULL: the host never has one. As allocate, a single page, of the 512 frames from
+    /// `superframe` on: pages that are in use come together there.
+    pub allocate_in: Option<
+        unsafe extern "C" fn(
+            opaque: *mut c_void,
+            superframe: u64,
+            mfn: *mut u64,
+            content: *mut u32,
+        ) -> i32,
+    >,
+
+    /// May be NULL: nothing is done. A superpage that is all zero goes to the cache: until it is
+    /// mapped again nobody looks at it, and the machine may take back what stands behind it.
+    pub park: Option<unsafe extern "C" fn(opaque: *mut c_void, mfn: u64)>,
+
+    /// May be NULL: nothing is done. A frame that zs_offline() named is nobody's from now on; it
+    /// must never be given out again.
+    pub retire: Option<unsafe extern "C" fn(opaque: *mut c_void, mfn: u64)>,
+}
+
+/// How a domain is made. Set `size`, `max_pages` and `target`; zero is a good value for the others.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct zs_config {
+    /// sizeof(zs_config).
+    pub size: usize,
+    /// Pages that the guest is told of: gfns 0 to max_pages.
+    pub max_pages: u64,
+    /// Pages that the domain may hold: 1 to max_pages.
+    pub target: u64,
+    /// A policy's name: "zerosweep" (also for NULL), "none", "hypercall-2011",
+    /// "rfc-2011:gate=debt", "rfc-2011:gate=always", "xen-2012", "xen-2016". Read during the call
+    /// only.
+    pub policy: *const c_char,
+    /// A zs_invalid_touch.
+    pub invalid_touch: u32,
+    /// A zs_upkeep_by.
+    pub upkeep_by: u32,
+    /// A zs_machine_calls.
+    pub machine_calls: u32,
+    /// 0.
+    pub reserved: u32,
+    /// How many bytes one zs_fault() may scan before it returns ZS_STATUS_MORE; 0: 8 MiB.
+    pub fault_budget_bytes: u64,
+    /// If the machine's frames are 0 to some number: that number, so that room for them is made
+    /// beforehand. 0: not known.
+    pub expect_frames: u64,
+    /// Told of each event; NULL: nobody is. It is called by the thread that works, one event at a
+    /// time, in order, under the domain's lock: write it down and return. It may not call this
+    /// library, nor wait for a thread that does.
+    pub event: Option<unsafe extern "C" fn(opaque: *mut c_void, event: *const zs_event)>,
+    /// Given to `event`.
+    pub event_opaque: *mut c_void,
+}
+
+/// A range that is populated.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct zs_range {
+    /// First page.
+    pub gfn: u64,
+    /// Size: 2^order pages.
+    pub order: u32,
+    /// 0.
+    pub reserved: u32,
+}
+
+/// The quantities of a domain, in pages.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct zs_quantities {
+    /// sizeof(zs_quantities), by the caller.
+    pub size: usize,
+    /// Pages that the guest was told of.
+    pub max: u64,
+    /// Pages that the domain may hold.
+    pub target: u64,
+    /// Pages with a frame.
+    pub populated: u64,
+    /// Pages promised without one.
+    pub entries: u64,
+    /// Frames that back nothing.
+    pub cache: u64,
+    /// Pages given back whose frame stays in its superpage until it is needed.
+    pub retained: u64,
+    /// What the domain holds: populated + cache + retained.
+    pub total: u64,
+    /// What the guest has not given back: populated + entries.
+    pub guest: u64,
+    /// What must be found before all that is promised is backed: entries - cache - retained.
+    pub debt: i64,
+    /// What the guest has still to give back: guest - target.
+    pub owed: i64,
+    /// Pages held beyond the target because no frame could be found.
+    pub borrowed: u64,
+    /// Superpages in the cache.
+    pub cached_superpages: u64,
+    /// Forecast: pages that can be touched without a scan.
+    pub certain: u64,
+    /// Forecast: more pages that are retained or that a sweep should find.
+    pub likely: u64,
+    /// Forecast: pages promised beyond both.
+    pub missing: u64,
+}
+
+/// What a domain has done since it was made: bytes where it says so, else pages or times.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct zs_statistics {
+    /// sizeof(zs_statistics), by the caller.
+    pub size: usize,
+    pub populates_2m: u64,
+    pub populates_4k: u64,
+    pub zero_checks_2m: u64,
+    pub zero_checks_2m_hit: u64,
+    pub zero_checks_4k: u64,
+    pub zero_checks_4k_hit: u64,
+    pub bytes_scanned: u64,
+    pub bytes_cleared: u64,
+    pub bytes_copied: u64,
+    pub eager_checks: u64,
+    pub emergency_sweeps: u64,
+    pub splinters: u64,
+    pub shatters: u64,
+    pub superpages_reclaimed: u64,
+    pub singles_reclaimed: u64,
+    pub pages_stolen: u64,
+    pub superpages_returned: u64,
+    pub pages_returned_4k: u64,
+    pub pages_given_back: u64,
+    pub exhaustions: u64,
+    pub unmap_flushes: u64,
+    pub busy: u64,
+    pub borrowed: u64,
+    pub rejoined: u64,
+    pub evacuations: u64,
+    pub refills: u64,
+    pub pages_retained: u64,
+    pub pages_retaken: u64,
+    pub pages_consolidated: u64,
+    pub peak_total: u64,
+    pub low_forecasts: u64,
+}
+
+/// What stands behind a page.
+#[repr(u32)]
+#[derive(Clone, Copy)]
+pub enum zs_entry_kind {
+    /// Nothing: given back, or never there.
+    Invalid = 0,
+    /// It is promised and has no frame yet.
+    Pod = 1,
+    /// A frame.
+    Ram = 2,
+    /// It is never reclaimed, and not the engine's.
+    Special = 3,
+}
+
+/// The entry of a page.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct zs_entry {
+    /// sizeof(zs_entry), by the caller.
+    pub size: usize,
+    /// A zs_entry_kind.
+    pub kind: u32,
+    /// 9 where one entry stands for the superpage, else 0.
+    pub order: u32,
+    /// The frame of this page, of ram.
+    pub mfn: u64,
+    /// 1 if the frame is pinned.
+    pub is_pinned: u32,
+    /// 1 while an operation is at work on the superpage around the page.
+    pub is_in_transit: u32,
+}
