@@ -1,6 +1,7 @@
 //! Runs every test that this machine allows, in groups, and says at the end which groups ran, which
 //! were left out, why, and how to get them.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -106,7 +107,7 @@ fn on_real_guests(wanted: RealGuests) -> Result<Verdict> {
 fn real_guests(arguments: &[&str]) -> Result<Outcome> {
     #[rustfmt::skip]
     let test = [
-        "test", RELEASE, "-p", "zerosweep-cli", "--test", "real_guest",
+        "test", RELEASE, "-p", "zerosweep-cli", "-p", "zerosweep-agent", "--test", "real_guest",
         "--", "--include-ignored", "--nocapture",
     ];
     cargo(&[&test, arguments].concat(), &[])
@@ -157,16 +158,15 @@ fn in_c(real_guests: RealGuests) -> Result<Verdict> {
 /// what they need.
 fn ignored(reason: &str, needed: impl FnOnce() -> Result<(), String>) -> Result<Verdict> {
     let targets = ignored_targets(&workspace().join("crates"), reason)?;
-    let mut packages: Vec<_> = targets.iter().map(|target| target.package.as_str()).collect();
-    packages.dedup();
     let [profile, checked] = CHECKED;
-    let mut arguments = vec!["test", profile, checked, "--no-fail-fast"];
-    arguments.extend(packages.iter().flat_map(|package| ["-p", package]));
-    if targets.iter().any(|target| target.test.is_none()) {
-        arguments.extend(["--lib", "--bins"]);
+    // Of a part of the packages others would have other features, and be built again.
+    let mut arguments = vec!["test", profile, checked, "--workspace", "--no-fail-fast"];
+    for target in &targets {
+        match target {
+            Some(test) => arguments.extend(["--test", test]),
+            None => arguments.extend(["--lib", "--bins"]),
+        }
     }
-    let tests = targets.iter().filter_map(|target| target.test.as_deref());
-    arguments.extend(tests.flat_map(|test| ["--test", test]));
     arguments.extend(["--", "--ignored"]);
     if targets.is_empty() {
         let (why, how) = ("there are none".to_owned(), "nothing to do".to_owned());
@@ -178,33 +178,22 @@ fn ignored(reason: &str, needed: impl FnOnce() -> Result<(), String>) -> Result<
     }
 }
 
-/// Where a package has tests: in an integration test, or (`None`) in its sources.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Target {
-    package: String,
-    test: Option<String>,
-}
-
-/// The targets in which an ignored test's reason starts with `reason`, in order, each once. A
-/// package has the name of its directory here.
-fn ignored_targets(crates: &Path, reason: &str) -> Result<Vec<Target>> {
+/// The integration tests in which an ignored test's reason starts with `reason`; `None` stands for
+/// the tests in sources.
+fn ignored_targets(crates: &Path, reason: &str) -> Result<BTreeSet<Option<String>>> {
     let marker = format!("ignore = \"{reason}");
-    let mut targets = Vec::new();
+    let mut targets = BTreeSet::new();
     for package in entries(crates)? {
         for directory in ["src", "tests"].map(|name| package.join(name)) {
             for path in entries(&directory)? {
                 if holds(&path, &marker)? {
-                    let name = |path: &Path| Some(path.file_stem()?.to_str()?.to_owned());
-                    targets.push(Target {
-                        package: name(&package).context("a package without a name")?,
-                        test: if directory.ends_with("tests") { name(&path) } else { None },
-                    });
+                    let name = path.file_stem().and_then(|name| name.to_str());
+                    let test = name.filter(|_| directory.ends_with("tests"));
+                    targets.insert(test.map(str::to_owned));
                 }
             }
         }
     }
-    targets.sort();
-    targets.dedup();
     Ok(targets)
 }
 
@@ -252,14 +241,8 @@ mod unit_tests {
         file("b/tests/slow.rs", "#[ignore = \"takes an hour\"]\nfn f() {}\n");
         file("b/tests/uffd.rs", needing);
         let found = ignored_targets(&root, "needs userfaultfd").unwrap();
-        let target = |package: &str, test: Option<&str>| Target {
-            package: package.to_owned(),
-            test: test.map(str::to_owned),
-        };
-        assert_eq!(
-            found,
-            [target("a", None), target("a", Some("memory")), target("b", Some("uffd"))]
-        );
+        let expected = [None, Some("memory"), Some("uffd")].map(|test| test.map(str::to_owned));
+        assert_eq!(found, BTreeSet::from(expected));
         fs::remove_dir_all(&root).unwrap();
     }
 }

@@ -14,8 +14,7 @@ fn traces_are_read() {
 
 #[test]
 fn scripts_are_done() {
-    let told = corpus::each("script", scripts::check, |input| {
-        String::from_utf8_lossy(input).into_owned()
-    });
+    let told =
+        corpus::each("script", scripts::check, |input| String::from_utf8_lossy(input).into_owned());
     println!("{told}");
 }
