@@ -53,6 +53,7 @@ pub(crate) fn run(real_guests: RealGuests) -> Result<bool> {
     groups.push(("tests with KVM", with_kvm()?));
     groups.push(("tests in a browser", browser()?));
     groups.push(("tests in C", in_c(real_guests)?));
+    groups.push(("tests with Xen's xenalyze", xenalyze()?));
     // Someone may be at work on a tree that has none yet.
     if workspace().join(REAL_GUEST).is_file() {
         groups.push(("tests on real guests", on_real_guests(real_guests)?));
@@ -151,6 +152,14 @@ fn in_c(real_guests: RealGuests) -> Result<Verdict> {
             RealGuests::LeftOut => setup::find_c_tools(),
         }
         .map_err(|e| format!("{e:#}"))
+    })
+}
+
+/// Runs the tests that have Xen's own reader look at traces. It is used where it is.
+fn xenalyze() -> Result<Verdict> {
+    ignored("needs xenalyze", || match machine::program("xenalyze") {
+        Some(_) => Ok(()),
+        None => Err("xenalyze is not on the PATH: `apt-get install xen-utils-4.17`".to_owned()),
     })
 }
 

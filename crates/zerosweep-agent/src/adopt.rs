@@ -114,6 +114,7 @@ extern "C" fn at_exit() {
     if OWNER.load(Ordering::Acquire) != std::process::id() {
         return;
     }
+    let _ = catch_unwind(crate::events::end);
     let _ = catch_unwind(|| {
         for path in config().into_iter().flat_map(|config| &config.unlink_at_exit) {
             let _ = std::fs::remove_file(path);
@@ -232,7 +233,8 @@ fn take_over(start: usize, bytes: usize) -> Result<Arc<GuestMemory>, String> {
         fault_threads: Options::DEFAULT_FAULT_THREADS,
     };
     let region = interpose::region(start, bytes).map_err(|error| error.to_string())?;
-    GuestMemory::new(region, &options).map_err(|error| error.to_string())
+    let journal = crate::events::begin(config);
+    GuestMemory::recorded(region, &options, journal).map_err(|error| error.to_string())
 }
 
 /// Takes us out of the environment that children get.

@@ -15,6 +15,7 @@
 //! | `control` | the control socket |
 //! | `clients` | who is connected to it |
 //! | `report` | figures as messages |
+//! | `events` | a trace of what happens, if one is wanted |
 //! | `follow` | the target follows what another tool asks the guest's balloon for |
 //!
 //! A process that finds no [configuration](zerosweep_wire::CONFIG_VARIABLE) in its environment is
@@ -30,6 +31,7 @@
 mod adopt;
 mod clients;
 mod control;
+mod events;
 mod follow;
 mod interpose;
 mod report;

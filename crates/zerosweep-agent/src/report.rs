@@ -52,6 +52,7 @@ fn status(config: &AgentConfig) -> Status {
         stalled_threads: 0,
         borrowed_pages: 0,
         balloon_request_bytes: None,
+        events: crate::events::figures(),
         next: None,
         map: None,
     };

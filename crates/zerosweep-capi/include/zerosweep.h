@@ -257,6 +257,8 @@ enum zs_event_kind
     ZS_EVENT_KIND_EXHAUSTED = 9,
     // A step of a sweep ended: gfn where it began; pages that it brought.
     ZS_EVENT_KIND_SWEEP = 10,
+    // The guest has a page again that was out and whose frame had stayed: gfn.
+    ZS_EVENT_KIND_RETAKE = 11,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L

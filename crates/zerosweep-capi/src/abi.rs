@@ -120,6 +120,8 @@ pub enum zs_event_kind {
     Exhausted = 9,
     /// A step of a sweep ended: gfn where it began; pages that it brought.
     Sweep = 10,
+    /// The guest has a page again that was out and whose frame had stayed: gfn.
+    Retake = 11,
 }
 
 /// Something that the engine did. Fields that zs_event_kind does not name are 0.

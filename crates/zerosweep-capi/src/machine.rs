@@ -316,6 +316,10 @@ fn flat(event: Event) -> Option<zs_event> {
             (flat.gfn, flat.pages) = (gfn.raw(), reclaimed);
             zs_event_kind::Sweep
         }
+        Event::Retake { gfn } => {
+            flat.gfn = gfn.raw();
+            zs_event_kind::Retake
+        }
         _ => return None,
     };
     flat.kind = kind as u32;

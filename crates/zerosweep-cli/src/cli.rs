@@ -65,7 +65,7 @@ pub(crate) enum Command {
     Experiment(Box<ExperimentArguments>),
     /// Drive the engine on the software machine, a step a line; JSON lines come out
     Script(ScriptArguments),
-    /// Read and replay traces of Xen hosts
+    /// Read, draw and replay traces, of Xen hosts or of --events
     #[command(subcommand)]
     Trace(TraceCommand),
     /// Say what this machine allows, and the command that mends each gap
@@ -99,6 +99,9 @@ pub(crate) struct RunArguments {
     /// When cached memory goes back to the host
     #[arg(long = "return", value_name = "WHEN", value_enum, default_value_t)]
     pub(crate) return_mode: Return,
+    /// Record what happens to the guest's memory, as a trace of Xen's; FILE is written anew
+    #[arg(long, value_name = "FILE")]
+    pub(crate) events: Option<PathBuf>,
     /// Warn when the guest has given nothing back for so many seconds
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = parse_seconds)]
     pub(crate) wait_balloon: Duration,
@@ -280,6 +283,8 @@ pub(crate) struct ScriptArguments {
 pub(crate) enum TraceCommand {
     /// Count what populate on demand did to each domain
     Read(TraceReadArguments),
+    /// Draw how a domain's memory changed: one HTML page
+    Report(TraceReportArguments),
     /// Do again what the guest did, under every policy, and compare
     Replay(TraceReplayArguments),
 }
@@ -302,6 +307,23 @@ pub(crate) struct TraceReadArguments {
     /// Print one JSON document
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Arguments of `trace report`.
+#[derive(Args, Debug)]
+pub(crate) struct TraceReportArguments {
+    #[command(flatten)]
+    pub(crate) trace: TraceFile,
+    /// Where the page goes
+    #[arg(short, long, value_name = "PAGE")]
+    pub(crate) output: PathBuf,
+    /// Whose memory [default: the only domain in it]
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) domain: Option<u32>,
+    /// How fast the time stamps count, as 2.4G; traces of `--events` have 1G. Without it there are
+    /// no seconds on the page
+    #[arg(long, value_name = "HZ", value_parser = parse_hertz)]
+    pub(crate) cpu_hz: Option<f64>,
 }
 
 /// Arguments of `trace replay`.
@@ -424,6 +446,15 @@ fn parse_seconds(text: &str) -> Result<Duration, String> {
         Ok(time) if time <= Duration::from_secs(86_400) => Ok(time),
         _ => Err("not a number of seconds from 0 to 86400".into()),
     }
+}
+
+fn parse_hertz(text: &str) -> Result<f64, String> {
+    let units = [("G", 1e9), ("M", 1e6), ("K", 1e3), ("", 1.0)];
+    let value = units
+        .iter()
+        .find_map(|(unit, factor)| Some(text.strip_suffix(unit)?.parse::<f64>().ok()? * factor));
+    let value = value.filter(|hertz| hertz.is_finite() && *hertz >= 1.0);
+    value.ok_or_else(|| "not a rate, as 2.4G or 2400M".to_owned())
 }
 
 fn parse_interval(text: &str) -> Result<Duration, String> {

@@ -74,6 +74,7 @@ fn become_managed(settings: &Settings, arguments: Vec<OsString>) -> Result<Infal
         policy: &settings.policy,
         on_exhaustion: settings.on_exhaustion,
         return_mode: settings.return_mode,
+        events: None,
         vmm: &vmm,
         managed_by: ManagedBy::AnotherTool,
     };

@@ -108,5 +108,6 @@ pub(crate) fn sample_status(name: &str) -> Status {
         stalled_threads: 0,
         borrowed_pages: 0,
         balloon_request_bytes: None,
+        events: None,
     }
 }

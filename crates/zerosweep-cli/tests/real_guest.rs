@@ -18,6 +18,7 @@
 //! | `churn` | what is in use after churn stays on superpages; deflating, re-use and reset |
 //! | `endings` | whoever of VMM and tool is killed, nothing is left and no guest is lost |
 //! | `experiment` | `zerosweep experiment --machine qemu` |
+//! | `events` | what happens, recorded by `run --events` |
 //! | `exhaustion` | a guest that needs more than its target: rule R15 |
 //! | `flood` | a control socket full of garbage and silent clients |
 //! | `migration` | migrated away by QEMU, and what QEMU refuses |
@@ -47,6 +48,8 @@ mod boots;
 mod churn;
 #[path = "real_guest/endings.rs"]
 mod endings;
+#[path = "real_guest/events.rs"]
+mod events;
 #[path = "real_guest/exhaustion.rs"]
 mod exhaustion;
 #[path = "real_guest/experiment.rs"]

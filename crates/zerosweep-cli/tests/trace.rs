@@ -105,3 +105,62 @@ fn a_trace_that_is_cut_is_read_up_to_there() {
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("cannot read /no/such/trace: No such file"));
 }
+
+/// The end of the last point of a line, in pages, where the plot's height is `most` pages.
+fn last_point(page: &str, class: &str, most: f64) -> f64 {
+    let line = page.split(&format!("<polyline class=\"line {class}\" points=\"")).nth(1).unwrap();
+    let last = line.split('"').next().unwrap().split(' ').next_back().unwrap();
+    let y: f64 = last.split_once(',').unwrap().1.parse().unwrap();
+    (200.0 - y) / 200.0 * most
+}
+
+#[test]
+fn a_report_draws_what_the_counts_say() {
+    let directory = tempfile::tempdir().unwrap();
+    let page = directory.path().join("boot.html");
+    let output = trace(&["report", BOOT, "-o", page.to_str().unwrap()]);
+    assert!(output.status.success() && output.stdout.is_empty(), "{}", stderr(&output));
+    let text = fs::read_to_string(&page).unwrap();
+    assert!(text.contains("441 populates of 2 MiB, 171721 of 4 KiB"), "{}", &text[..3000]);
+    assert!(!text.contains("<script") && !text.contains("src=") && !text.contains("href="));
+    // The largest figure is that of the promised pages at the start: 246,272 pages, 962 MiB.
+    let most = 246_272.0;
+    assert!(text.contains("up to 962 MiB"));
+    for (class, pages) in [("entries", 45_830.0), ("populated", 19_722.0), ("total", 196_608.0)] {
+        let drawn = last_point(&text, class, most);
+        assert!((drawn - pages).abs() < most / 1000.0, "{class}: {drawn}, not {pages}");
+    }
+    for class in ["whole", "broken", "retained", "pod", "out"] {
+        let path = text.split(&format!("<path class=\"cell-{class}\" d=\"")).nth(1).unwrap();
+        assert!(path.starts_with('M'), "nothing in the map is {class}");
+    }
+    let seconds = ["report", BOOT, "--cpu-hz", "2.4G", "-o", page.to_str().unwrap()];
+    assert!(trace(&seconds).status.success());
+    let text = fs::read_to_string(&page).unwrap();
+    assert!(text.contains(" s from left to right") && text.contains(" a second"));
+}
+
+#[test]
+fn a_report_of_a_trace_that_is_cut_says_so() {
+    let directory = tempfile::tempdir().unwrap();
+    let (file, page) = (directory.path().join("<cut>.gz"), directory.path().join("cut.html"));
+    let whole = fs::read(OUT_OF_MEMORY).unwrap();
+    fs::write(&file, &whole[..whole.len() / 2]).unwrap();
+    let arguments = ["report", file.to_str().unwrap(), "-o", page.to_str().unwrap()];
+    let output = trace(&[&arguments[..], &["--domain", "2"]].concat());
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(stderr(&output).contains("what comes before it is drawn"), "{}", stderr(&output));
+    let text = fs::read_to_string(&page).unwrap();
+    assert!(text.contains("<b>Cut or damaged.</b> byte ") && text.contains("Its superpages"));
+    assert!(text.contains("&lt;cut&gt;.gz") && !text.contains("<cut>"));
+    for (more, part) in
+        [(&["--domain", "77"][..], "there is no domain 77"), (&["--cpu-hz", "fast"], "not a rate")]
+    {
+        let output = trace(&[&["report", BOOT, "-o", page.to_str().unwrap()], more].concat());
+        assert_eq!(output.status.code(), Some(2));
+        assert!(stderr(&output).contains(part), "{}", stderr(&output));
+    }
+    let output = trace(&["report", BOOT, "-o", "/no/such/page.html"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("cannot write /no/such/page.html"), "{}", stderr(&output));
+}

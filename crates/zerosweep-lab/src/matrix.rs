@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 use std::ops::ControlFlow;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -102,9 +103,11 @@ pub struct Matrix<G = Guest, P = Policy> {
     pub costs: CostModel,
     /// Whether timelines are wanted.
     pub timeline: bool,
+    /// The directory that gets a trace of what happens in each run.
+    pub events: Option<PathBuf>,
 }
 
-impl<G: Clone, P: Copy> Matrix<G, P> {
+impl<G: Clone + Display, P: Copy + Display> Matrix<G, P> {
     /// The runs of a shard, in the order of the results.
     #[must_use]
     pub fn experiments(&self, shard: Shard) -> Vec<Experiment<G, P>> {
@@ -136,6 +139,9 @@ impl<G: Clone, P: Copy> Matrix<G, P> {
             seed: self.seed.wrapping_add(n),
             costs: self.costs,
             timeline: self.timeline,
+            events: self.events.as_ref().map(|directory| {
+                directory.join(trace_name(guest, policy, self.stage, self.seed.wrapping_add(n)))
+            }),
         }
     }
 
@@ -150,6 +156,15 @@ impl<G: Clone, P: Copy> Matrix<G, P> {
         let tables = (self.max_mem_bytes / PAGE_BYTES).saturating_mul(BYTES_PER_PAGE);
         self.target_bytes.saturating_add(tables).saturating_add(16 << 20)
     }
+}
+
+/// What the trace of a run is called: `GUEST.POLICY.MACHINE.SEED.bin`, with a dash for what does not
+/// belong into the name of a file.
+#[must_use]
+pub fn trace_name(guest: &impl Display, policy: impl Display, stage: Stage, seed: u64) -> String {
+    let name = format!("{guest}.{policy}.{}.{seed}.bin", stage.name());
+    let belongs = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | '=');
+    name.chars().map(|c| if belongs(c) { c } else { '-' }).collect()
 }
 
 /// Whether `run` is what came of `experiment`.
@@ -292,6 +307,7 @@ mod tests {
             repeat: 1,
             costs: CostModel::default(),
             timeline: true,
+            events: None,
         }
     }
 
@@ -367,6 +383,7 @@ mod tests {
             stage: Stage::Qemu,
             repeat: 2,
             timeline: false,
+            events: None,
             max_mem_bytes,
             target_bytes,
             vcpus,

@@ -8,8 +8,10 @@ mod heatmap;
 mod lines;
 mod page;
 mod table;
+mod trace;
 
 pub use page::html;
+pub use trace::{TraceReport, trace_html};
 
 use crate::result::{Run, TimeKind};
 

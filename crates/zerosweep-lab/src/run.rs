@@ -1,9 +1,11 @@
 //! Runs of a guest model: on the software machine, and on real memory.
 
 mod linux;
+mod recorded;
 mod software;
 
 use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 
 pub use linux::on_linux;
 pub use software::on_software;
@@ -35,6 +37,9 @@ pub struct Experiment<G = Guest, P = Policy> {
     pub costs: CostModel,
     /// Whether the timeline is wanted.
     pub timeline: bool,
+    /// The file that what happens is recorded in, as a trace of Xen's. Where it cannot be written
+    /// the run goes on without, and says so on standard error.
+    pub events: Option<PathBuf>,
 }
 
 /// Called from time to time with the superpage map, a letter each; may end the run.
@@ -56,6 +61,11 @@ impl Experiment {
             seed: self.seed,
         })
     }
+}
+
+/// A trace ends before the run does.
+fn tell_unrecorded(file: &Path, error: &dyn std::fmt::Display) {
+    eprintln!("zerosweep: warning: events are missing from {}: {error}", file.display());
 }
 
 /// What both machines can tell of a run that is under way or over.

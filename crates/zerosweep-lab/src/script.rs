@@ -582,7 +582,7 @@ struct Recorder<'a> {
     events: Vec<Event>,
 }
 
-impl Host for &mut Recorder<'_> {
+impl Host for Recorder<'_> {
     type Machine = SoftwareMachine;
 
     fn domain(&mut self) -> &mut Domain {

@@ -12,9 +12,10 @@
 //! they take. Windows of several CPUs come in the order in which they were written, not in that of
 //! time. A record without a time stamp has its CPU's last one.
 //!
-//! [`Reader`] takes a trace apart in constant memory, [`Event`] is what populate on demand says in
-//! it, [`Summary`] counts, and [`guess`] finds out which of two layouts its records have.
+//! [`Writer`] writes one. [`Reader`] takes a trace apart in constant memory, [`Event`] is what populate on demand says in
+//! it, [`Summary`] counts, [`Course`] says how it went, and [`guess`] finds out which of two layouts its records have.
 
+mod course;
 mod event;
 mod guess;
 mod pages;
@@ -22,16 +23,14 @@ mod reader;
 mod replay;
 mod summary;
 
+pub use course::{COLUMNS, Column, Course, Extent};
 pub use event::{Event, EventError, Layout, PageKind};
 pub use guess::{Guess, guess};
 pub use pages::{PageStates, Tally};
 pub use reader::{Broken, Reader, Reason, Record, open};
 pub use replay::{Recording, RecordingError, Replay, ReplayError, Unknown};
 pub use summary::{ByOrder, DomainSummary, Summary};
+pub use zerosweep_events::Writer;
 
-/// Whose records follow.
-const CPU_CHANGE: u32 = 0x001_f003;
-/// So many records were lost.
-const LOST_RECORDS: u32 = 0x001_f001;
 /// What the largest order is.
 const MAX_ORDER: u32 = 18;

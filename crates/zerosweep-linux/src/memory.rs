@@ -8,7 +8,7 @@
 //! Locks: the domain's mutex is the only one that a fault needs, and nothing slow happens under it:
 //! [`LinuxHost::machine`](zerosweep::Host::machine) drops it around every system call, scan and
 //! clear. The frame pool's and the histogram's are held for a few instructions. Order: domain, then
-//! either of the others.
+//! either of the others; the journal's, where events are noted, is the third of that kind.
 //!
 //! Failure (INV-10): when something of ours cannot go on, [`GuestMemory::lift`] lets the kernel
 //! handle the range alone. The guest keeps every byte and goes on, without the cap.
@@ -18,10 +18,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use zerosweep::{
-    AuditError, Config, ConfigError, Consolidation, DecreaseError, Domain, Entry, FillError,
+    AuditError, Config, ConfigError, Consolidation, DecreaseError, Domain, Entry, Event, FillError,
     Forecast, FramePool, Gfn, Host, InvalidTouch, Order, OutOfTableMemory, Policy, Progress,
     Quantities, Session, Statistics, Superpage, TargetError, Upkeep,
 };
+
+use zerosweep_events::Journal;
 
 use crate::addr::{PAGE_BYTES, SUPERPAGE_BYTES};
 use crate::error::{OpenError, RegionError, SysError, Unsuitable};
@@ -201,6 +203,7 @@ pub struct GuestMemory {
     lifted: AtomicBool,
     lift_reason: Mutex<Option<String>>,
     pub(crate) running: AtomicU32,
+    journal: Option<Arc<Journal>>,
 }
 
 impl GuestMemory {
@@ -210,9 +213,21 @@ impl GuestMemory {
     /// # Errors
     /// See [`AdoptError`]; the range is as it was.
     pub fn new(guest: Region, options: &Options) -> Result<Arc<Self>, AdoptError> {
+        Self::recorded(guest, options, None)
+    }
+
+    /// As [`GuestMemory::new`]; what happens from then on is noted in `journal`.
+    ///
+    /// # Errors
+    /// See [`AdoptError`]; the range is as it was.
+    pub fn recorded(
+        guest: Region,
+        options: &Options,
+        journal: Option<Arc<Journal>>,
+    ) -> Result<Arc<Self>, AdoptError> {
         // The first choice reads the environment and allocates: not in the fault thread.
         let _ = zerosweep_scan::Kernel::chosen();
-        let memory = Arc::new(Self::prepare(guest, options)?);
+        let memory = Arc::new(Self::prepare(guest, options, journal)?);
         memory.watch()?;
         let started = memory.promise(options).and_then(|()| memory.start());
         if let Err(error) = started {
@@ -223,7 +238,11 @@ impl GuestMemory {
         Ok(memory)
     }
 
-    fn prepare(guest: Region, options: &Options) -> Result<Self, AdoptError> {
+    fn prepare(
+        guest: Region,
+        options: &Options,
+        journal: Option<Arc<Journal>>,
+    ) -> Result<Self, AdoptError> {
         if !options.target_bytes.is_multiple_of(PAGE_BYTES) {
             return Err(AdoptError::OddTarget(options.target_bytes));
         }
@@ -273,6 +292,7 @@ impl GuestMemory {
             lifted: AtomicBool::new(false),
             lift_reason: Mutex::new(None),
             running: AtomicU32::new(0),
+            journal,
         })
     }
 
@@ -718,5 +738,11 @@ impl<'a> Host for LinuxHost<'a> {
     fn machine<R>(&mut self, work: impl FnOnce(&mut MachineRef<'a>) -> R) -> R {
         self.guard = None;
         work(&mut self.machine)
+    }
+
+    fn event(&mut self, event: Event) {
+        if let Some(journal) = &self.memory.journal {
+            journal.record(event, self.domain());
+        }
     }
 }

@@ -3,8 +3,8 @@
 use std::fmt;
 
 use zerosweep::{
-    BuildError, Config, ConfigError, Domain, Exclusive, Fault, FaultError, Gfn, InvalidTouch,
-    Order, Session, TargetError,
+    BuildError, Config, ConfigError, Domain, Exclusive, Fault, FaultError, Gfn, Host, InvalidTouch,
+    Mfn, Order, Session, TargetError,
 };
 
 use crate::SoftwareMachine;
@@ -122,23 +122,35 @@ impl SoftwareGuest {
     /// A page that was given back may still be mapped (rule R12). A guest that may take it again
     /// without a word ([`InvalidTouch::Increase`]) then does so unseen; another would be an error
     /// of the guest's that the hardware does not show, and is one here.
-    pub fn touch(&mut self, gfn: Gfn) -> Result<zerosweep::Mfn, TouchError> {
-        // There is no clock: every touch may find what the guest has zeroed since the last one.
-        self.domain.allow_sweep();
-        loop {
-            if let Some((mfn, _)) = self.machine.translate(gfn) {
-                let refuses = self.domain.invalid_touch() == InvalidTouch::Refuse;
-                if refuses && self.domain.p2m().is_out(gfn) {
-                    return Err(TouchError::Fault(FaultError::Unmapped));
-                }
-                return Ok(mfn);
+    pub fn touch(&mut self, gfn: Gfn) -> Result<Mfn, TouchError> {
+        touch(&mut Exclusive::new(&mut self.domain, &mut self.machine), gfn)
+    }
+}
+
+/// As [`SoftwareGuest::touch`], for a host of any kind with the software machine.
+///
+/// # Errors
+/// See there.
+pub fn touch<H: Host<Machine = SoftwareMachine>>(
+    host: &mut H,
+    gfn: Gfn,
+) -> Result<Mfn, TouchError> {
+    // There is no clock: every touch may find what the guest has zeroed since the last one.
+    host.domain().allow_sweep();
+    loop {
+        if let Some((mfn, _)) = host.machine(|machine| machine.translate(gfn)) {
+            let domain = host.domain();
+            let refuses = domain.invalid_touch() == InvalidTouch::Refuse;
+            if refuses && domain.p2m().is_out(gfn) {
+                return Err(TouchError::Fault(FaultError::Unmapped));
             }
-            match self.session().fault(gfn) {
-                Ok(Fault::Exhausted) => return Err(TouchError::Exhausted),
-                // With one thread nothing is in transit between two operations.
-                Ok(Fault::Present { .. } | Fault::InTransit | Fault::Again) => {}
-                Err(error) => return Err(TouchError::Fault(error)),
-            }
+            return Ok(mfn);
+        }
+        match Session::new(&mut *host).fault(gfn) {
+            Ok(Fault::Exhausted) => return Err(TouchError::Exhausted),
+            // With one thread nothing is in transit between two operations.
+            Ok(Fault::Present { .. } | Fault::InTransit | Fault::Again) => {}
+            Err(error) => return Err(TouchError::Fault(error)),
         }
     }
 }

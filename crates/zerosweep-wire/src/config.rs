@@ -34,6 +34,10 @@ pub struct AgentConfig {
     /// [`SetTarget`](crate::Operation::SetTarget) changes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub follow: Option<Follow>,
+    /// The file that what happens to the guest's memory is recorded in, as a trace of Xen's. It is
+    /// there and empty; its path is absolute.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub events: Option<PathBuf>,
 }
 
 /// Whose requests to the guest's balloon the target follows.

@@ -23,7 +23,8 @@ pub use config::{AgentConfig, BeforeStart, CONFIG_VARIABLE, Follow, OnExhaustion
 pub use line::read_line;
 pub use message::{Answer, ErrorBody, ErrorKind, Hello, Operation, Request, Response};
 pub use status::{
-    Counters, FaultLatency, HostMemory, MAP_SUPERPAGES, Map, Pages, State, Status, Superpages,
+    Counters, FaultLatency, HostMemory, MAP_SUPERPAGES, Map, Pages, Recorded, State, Status,
+    Superpages,
 };
 
 /// Version of the messages in this crate.

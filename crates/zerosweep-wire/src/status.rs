@@ -1,5 +1,7 @@
 //! One guest's figures.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{OnExhaustion, ReturnMode};
@@ -45,6 +47,9 @@ pub struct Status {
     /// `None` where it follows nobody's, or nothing was asked for yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub balloon_request_bytes: Option<u64>,
+    /// How what happens is recorded; `None` where it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub events: Option<Recorded>,
     /// Where to go on with what was asked for; `None` when it is done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<u64>,
@@ -129,6 +134,22 @@ pub struct Map {
     pub letters: String,
     /// Three hexadecimal digits each: how many of its pages the guest has and that hold a frame.
     pub live: String,
+}
+
+/// A trace of what happens to a guest's memory.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recorded {
+    /// The file.
+    pub file: PathBuf,
+    /// Records that were written.
+    pub records: u64,
+    /// Length of the file in bytes.
+    pub bytes: u64,
+    /// Records that are missing because they came too fast.
+    pub lost: u64,
+    /// Why nothing is written any more; for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 /// What has been done since the start. Pages are of 4 KiB.

@@ -58,6 +58,11 @@ pub enum Event {
         /// Size.
         order: Order,
     },
+    /// The guest has a page again that was out and whose frame had stayed in its superpage.
+    Retake {
+        /// The page.
+        gfn: Gfn,
+    },
     /// The frame of a range that was given back went to the cache.
     Steal {
         /// First gfn.

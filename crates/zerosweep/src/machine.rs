@@ -143,6 +143,22 @@ pub trait Host {
     }
 }
 
+impl<H: Host> Host for &mut H {
+    type Machine = H::Machine;
+
+    fn domain(&mut self) -> &mut Domain {
+        (**self).domain()
+    }
+
+    fn machine<R>(&mut self, work: impl FnOnce(&mut H::Machine) -> R) -> R {
+        (**self).machine(work)
+    }
+
+    fn event(&mut self, event: Event) {
+        (**self).event(event);
+    }
+}
+
 /// The simplest host: one thread owns domain and machine.
 pub struct Exclusive<'a, M> {
     domain: &'a mut Domain,

@@ -112,6 +112,7 @@ impl Demo {
             seed: DEFAULT_SEED,
             costs: CostModel::default(),
             timeline: false,
+            events: None,
         };
         let title = format!("policy {policy}");
         let map = &mut self.map;

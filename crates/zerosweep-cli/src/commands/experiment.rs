@@ -5,7 +5,7 @@
 
 pub(crate) mod arguments;
 mod costs;
-mod documents;
+pub(crate) mod documents;
 mod plan;
 mod progress;
 mod qemu;

@@ -20,6 +20,7 @@ mod process;
 mod signals;
 pub(crate) mod supervise;
 
+use std::fs::File;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{ExitCode, ExitStatus};
 use std::sync::Arc;
@@ -60,6 +61,11 @@ pub(crate) fn execute(arguments: &RunArguments) -> Result<ExitCode, Failure> {
     let claim = Claim::take(&plan.config.name, plan.files.clone(), |file| {
         console.verbose(&format!("removed {}, left by a dead guest", file.display()));
     })?;
+
+    if let Some(file) = &plan.config.events {
+        File::create(file)
+            .map_err(|error| Failure::work(format!("cannot write {}: {error}", file.display())))?;
+    }
 
     let (sender, events) = mpsc::channel();
     // Before the VMM is there, so that no signal can end this process and leave it behind.

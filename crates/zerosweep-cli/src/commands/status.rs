@@ -180,10 +180,19 @@ fn work(table: &mut Table, status: &Status) {
             pages(done.peak_total_pages),
         ),
     );
+    if let Some(events) = &status.events {
+        let (records, length, lost) = (events.records, bytes(events.bytes), events.lost);
+        table.row("events", format_args!("{records} records, {length}, {lost} lost"));
+        if let Some(error) = &events.error {
+            table.row("events ended", error);
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use zerosweep_wire::Recorded;
+
     use super::*;
     use crate::test_support::sample_status;
 
@@ -193,6 +202,13 @@ mod tests {
         status.stalled_threads = 2;
         status.borrowed_pages = 256;
         status.superpages.in_guest_by_kernel = Some(288);
+        status.events = Some(Recorded {
+            file: "/tmp/a".into(),
+            records: 1_234_567,
+            bytes: 45 << 20,
+            lost: 12,
+            error: Some("No space left on device (os error 28)".into()),
+        });
         let text = render(&status);
         for line in text.lines() {
             assert!(line.chars().count() <= 80, "{line}");
@@ -203,6 +219,8 @@ mod tests {
             "held         765.6M = 585.9M populated + 156.3M cache + 23.4M retained",
             "superpages   290 in the guest (288 by the kernel), 78 in the cache, 12 broken",
             "borrowed     1M beyond the target",
+            "events       1234567 records, 45M, 12 lost",
+            "events ended No space left on device (os error 28)",
             "fault time   median 52.0µs, 99 % 92.0µs, longest 4.3ms",
         ] {
             assert!(text.contains(part), "{part}\n{text}");

@@ -5,11 +5,12 @@
 
 mod read;
 mod replay;
+mod report;
 
 use std::path::Path;
 use std::process::ExitCode;
 
-use zerosweep_lab::xentrace::{self, Guess, Reader};
+use zerosweep_lab::xentrace::{self, Guess, Reader, Summary};
 
 use crate::cli::{TraceCommand, TraceFile};
 use crate::error::Failure;
@@ -18,6 +19,7 @@ use crate::error::Failure;
 pub(super) fn execute(command: &TraceCommand) -> Result<ExitCode, Failure> {
     match command {
         TraceCommand::Read(arguments) => read::execute(arguments),
+        TraceCommand::Report(arguments) => report::execute(arguments),
         TraceCommand::Replay(arguments) => replay::execute(arguments),
     }
 }
@@ -36,4 +38,19 @@ fn layout(trace: &TraceFile) -> Result<Guess, Failure> {
         return Ok(Guess { layout: layout.into(), reason: "--layout".to_owned() });
     }
     xentrace::guess(&mut open(&trace.file)?).map_err(|error| cannot_read(&trace.file, &error))
+}
+
+/// The domain that the user named, else the only one.
+fn domain(wanted: Option<u32>, summary: &Summary) -> Result<u32, Failure> {
+    let numbers: Vec<u32> = summary.domains.keys().copied().collect();
+    match (wanted, numbers.as_slice()) {
+        (Some(domain), numbers) if numbers.contains(&domain) => Ok(domain),
+        (None, &[domain]) => Ok(domain),
+        (Some(domain), _) => Err(Failure::usage(format!(
+            "there is no domain {domain} in the trace; those in it are {numbers:?}"
+        ))),
+        (None, _) => {
+            Err(Failure::usage(format!("--domain is needed: those in the trace are {numbers:?}")))
+        }
+    }
 }

@@ -292,6 +292,7 @@ pub fn status(name: &str) -> Status {
         stalled_threads: 0,
         borrowed_pages: 0,
         balloon_request_bytes: None,
+        events: None,
         next: None,
         map: None,
     }

@@ -7,7 +7,7 @@ use super::table::table;
 use super::{Group, escape, heatmap, kind, lines, size};
 use crate::result::{Outcome, Report, Run, TimeKind};
 
-const STYLE: &str = include_str!("style.css");
+pub(super) const STYLE: &str = include_str!("style.css");
 
 const READING: &str = "<p>A guest is told that it has more memory than it may hold. Pages get a \
 frame when the guest touches them; frames behind zeros are found by scans and taken back, until \
@@ -209,7 +209,7 @@ fn timelines(page: &mut String, group: &Group<'_>) {
     page.push_str("</div>");
 }
 
-fn key(items: &[(&str, &str)]) -> String {
+pub(super) fn key(items: &[(&str, &str)]) -> String {
     let mut text = String::from("<ul class=key>");
     for (colour, what) in items {
         let _ = write!(text, "<li><i style=\"background:var(--{colour})\"></i>{what}</li>");

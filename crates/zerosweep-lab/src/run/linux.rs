@@ -1,5 +1,6 @@
 //! A run on real memory: the guest is threads of this process, and times are a clock's.
 
+use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -7,9 +8,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use zerosweep::{Gfn, Order, PAGE_BYTES, SUPERPAGE_PAGES};
+use zerosweep_events::{Figures, Recording};
 use zerosweep_linux::{AdoptError, GuestMemory, OnExhaustion, Options, Parking, Region, Snapshot};
 
-use super::{Experiment, Finished, Interrupted, Readings, Times, Watch, ZERO_WORDS};
+use super::{
+    Experiment, Finished, Interrupted, Readings, Times, Watch, ZERO_WORDS, tell_unrecorded,
+};
 use crate::guest::{Plan, Store};
 use crate::ledger::{Expected, Ledger, Limit};
 use crate::result::{Outcome, Run, TimeKind};
@@ -34,7 +38,8 @@ const SETTLE: Duration = Duration::from_secs(5);
 pub fn on_linux(experiment: &Experiment, watch: Watch<'_>) -> Result<Run> {
     let plan = Arc::new(experiment.plan());
     let limit = Limit::of(&plan);
-    let memory = adopt(experiment)?;
+    let recording = record(experiment);
+    let memory = adopt(experiment, recording.as_ref())?;
     let mut following = Following {
         ledger: Arc::new(Ledger::new(plan.shape().max_pages)),
         recorder: Recorder::new(experiment.timeline),
@@ -42,11 +47,13 @@ pub fn on_linux(experiment: &Experiment, watch: Watch<'_>) -> Result<Run> {
         start: Instant::now(),
         ballooning: false,
         experiment,
+        recording,
         memory,
         plan,
         watch,
     };
     let done = following.run(limit);
+    following.end_recording();
     if done.is_err() {
         // The threads that serve the range end, and it is unmapped.
         following.memory.lift("the run failed");
@@ -54,7 +61,23 @@ pub fn on_linux(experiment: &Experiment, watch: Watch<'_>) -> Result<Run> {
     done
 }
 
-fn adopt(experiment: &Experiment) -> Result<Arc<GuestMemory>, AdoptError> {
+/// Begins to record what happens, if that is wanted and can be.
+fn record(experiment: &Experiment) -> Option<Arc<Recording>> {
+    let path = experiment.events.as_ref()?;
+    let max_pages = experiment.max_mem_bytes / PAGE_BYTES;
+    let begun = File::create(path).and_then(|file| {
+        let recording = Arc::new(Recording::new(file, max_pages));
+        let thread = Arc::clone(&recording);
+        std::thread::Builder::new().name("zs-events".into()).spawn(move || thread.run())?;
+        Ok(recording)
+    });
+    begun.inspect_err(|error| tell_unrecorded(path, error)).ok()
+}
+
+fn adopt(
+    experiment: &Experiment,
+    recording: Option<&Arc<Recording>>,
+) -> Result<Arc<GuestMemory>, AdoptError> {
     let region = Region::new(experiment.max_mem_bytes)?;
     let options = Options {
         target_bytes: experiment.target_bytes,
@@ -63,7 +86,8 @@ fn adopt(experiment: &Experiment) -> Result<Arc<GuestMemory>, AdoptError> {
         parking: Parking::Lazy,
         fault_threads: Options::DEFAULT_FAULT_THREADS,
     };
-    GuestMemory::new(region, &options)
+    let journal = recording.map(|recording| Arc::clone(recording.journal()));
+    GuestMemory::recorded(region, &options, journal)
 }
 
 /// What the virtual CPUs share.
@@ -75,6 +99,7 @@ struct Vcpus {
 /// A guest on its way through its plan.
 struct Following<'a> {
     experiment: &'a Experiment,
+    recording: Option<Arc<Recording>>,
     memory: Arc<GuestMemory>,
     plan: Arc<Plan>,
     ledger: Arc<Ledger>,
@@ -114,12 +139,27 @@ impl Following<'_> {
             timeline: recorder.finish(),
         }
         .assemble();
+        self.end_recording();
         // Last, because a read of what was reclaimed may populate it again.
         self.verify()?;
         if outcome == Outcome::Ok {
             self.memory.stop();
         }
         Ok(run)
+    }
+
+    /// Writes what is left of the events; what is missing is told.
+    fn end_recording(&mut self) {
+        let recording = self.recording.take().zip(self.experiment.events.as_ref());
+        let Some((recording, file)) = recording else { return };
+        recording.finish();
+        match recording.figures() {
+            Figures { error: Some(error), .. } => tell_unrecorded(file, &error),
+            Figures { lost, .. } if lost > 0 => {
+                tell_unrecorded(file, &format_args!("{lost} came too fast"));
+            }
+            _ => {}
+        }
     }
 
     /// Every virtual CPU follows its part of the plan.

@@ -3,9 +3,10 @@
 //! Virtual CPUs take turns of [`TURN`] stores, so that the result depends on the seed alone.
 
 use anyhow::{Result, anyhow, bail};
-use zerosweep::{Config, Gfn, Order, PAGE_BYTES, Statistics, Superpage};
+use zerosweep::{Config, Gfn, PAGE_BYTES, Statistics, Superpage};
 use zerosweep_sim::{SoftwareGuest, TouchError};
 
+use super::recorded::RecordedGuest;
 use super::{Experiment, Finished, Interrupted, Readings, Times, Watch, ZERO_WORDS};
 use crate::guest::{Plan, Store};
 use crate::ledger::{Expected, Ledger, Limit};
@@ -26,11 +27,9 @@ pub fn on_software(experiment: &Experiment, watch: Watch<'_>) -> Result<Run> {
     let shape = plan.shape();
     let config = Config::new(shape.max_pages, shape.target_pages, experiment.policy);
     let guest = SoftwareGuest::new(config).map_err(|error| anyhow!("{error}"))?;
-    let built = *guest.domain.statistics();
     let mut following = Following {
         experiment,
-        guest,
-        built,
+        guest: RecordedGuest::new(guest, experiment),
         ledger: Ledger::new(shape.max_pages),
         recorder: Recorder::new(experiment.timeline),
         watch,
@@ -39,11 +38,12 @@ pub fn on_software(experiment: &Experiment, watch: Watch<'_>) -> Result<Run> {
         ballooning: false,
     };
     let outcome = following.boot(&plan)?;
-    let booted = *following.guest.domain.statistics();
+    let booted = *following.guest.guest.domain.statistics();
     if outcome == Outcome::Ok {
         following.balloon(&plan)?;
     }
     following.sample()?;
+    following.guest.finish_trace();
     following.verify()?;
     Ok(following.finish(outcome, booted, Limit::of(&plan)))
 }
@@ -51,8 +51,7 @@ pub fn on_software(experiment: &Experiment, watch: Watch<'_>) -> Result<Run> {
 /// A guest on its way through its plan.
 struct Following<'a> {
     experiment: &'a Experiment,
-    guest: SoftwareGuest,
-    built: Statistics,
+    guest: RecordedGuest,
     ledger: Ledger,
     recorder: Recorder,
     watch: Watch<'a>,
@@ -97,7 +96,7 @@ impl Following<'_> {
             self.advance()?;
             let gfn = Gfn::new(page);
             self.ledger.give_back(gfn);
-            let given = self.guest.session().decrease(gfn, Order::PAGE);
+            let given = self.guest.decrease(gfn);
             given.map_err(|error| anyhow!("{gfn:?} cannot be given back: {error}"))?;
         }
         Ok(())
@@ -112,9 +111,9 @@ impl Following<'_> {
     }
 
     fn sample(&mut self) -> Result<()> {
-        let letters = letters(&self.guest);
-        let domain = &self.guest.domain;
-        let seconds = self.experiment.costs.seconds(&self.built, domain.statistics());
+        let RecordedGuest { guest, built, .. } = &self.guest;
+        let (letters, domain) = (letters(guest), &guest.domain);
+        let seconds = self.experiment.costs.seconds(built, domain.statistics());
         self.recorder.add(seconds, self.ballooning, &domain.quantities(), &letters);
         if (self.watch)(&letters).is_break() {
             bail!(Interrupted);
@@ -124,7 +123,7 @@ impl Following<'_> {
 
     /// Looks from outside: a read of the guest's would populate what is PoD again.
     fn verify(&self) -> Result<()> {
-        let machine = &self.guest.machine;
+        let machine = &self.guest.guest.machine;
         for gfn in (0..self.experiment.max_mem_bytes / PAGE_BYTES).map(Gfn::new) {
             let frame = machine.translate(gfn).map(|(mfn, _)| mfn);
             let found = |word: u16| frame.map_or(0, |mfn| machine.word(mfn, word.into()));
@@ -137,11 +136,12 @@ impl Following<'_> {
                 bail!("{gfn:?} was damaged: {:?} should be there", self.ledger.expected(gfn));
             }
         }
-        self.guest.domain.audit().map_err(|error| anyhow!("the audit failed: {error}"))
+        self.guest.guest.domain.audit().map_err(|error| anyhow!("the audit failed: {error}"))
     }
 
     fn finish(self, outcome: Outcome, booted: Statistics, limit: Limit) -> Run {
-        let Self { experiment, guest, built, ledger, recorder, .. } = self;
+        let Self { experiment, guest, ledger, recorder, .. } = self;
+        let RecordedGuest { guest, built, .. } = guest;
         let end = *guest.domain.statistics();
         let readings = Readings {
             statistics: end,

@@ -1,13 +1,12 @@
 //! What populate on demand says in a trace.
 
+use zerosweep_events::record::{
+    DECREASE_RESERVATION, POD_POPULATE, POD_SUPERPAGE_SPLINTER, POD_ZERO_RECLAIM, SET_P2M_ENTRY,
+    TYPE_INVALID, TYPE_POD, TYPE_RAM,
+};
+
 use super::MAX_ORDER;
 use super::reader::{Record, long, word};
-
-const SET_P2M_ENTRY: u32 = 0x010_f004;
-const DECREASE_RESERVATION: u32 = 0x010_f005;
-const POD_POPULATE: u32 = 0x010_f010;
-const POD_ZERO_RECLAIM: u32 = 0x010_f011;
-const POD_SUPERPAGE_SPLINTER: u32 = 0x010_f012;
 
 /// How domain and order are written. Nothing in a file says which it is; [`super::guess`] does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -35,9 +34,9 @@ pub enum PageKind {
 impl PageKind {
     fn decode(raw: u32) -> Self {
         match raw {
-            0 => Self::Ram,
-            1 => Self::Invalid,
-            6 => Self::Pod,
+            TYPE_RAM => Self::Ram,
+            TYPE_INVALID => Self::Invalid,
+            TYPE_POD => Self::Pod,
             other => Self::Other(other),
         }
     }

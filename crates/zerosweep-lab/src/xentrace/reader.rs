@@ -6,7 +6,7 @@ use std::path::Path;
 
 use flate2::read::MultiGzDecoder;
 
-use super::{CPU_CHANGE, LOST_RECORDS};
+use zerosweep_events::record::{CPU_CHANGE, LOST_RECORDS};
 
 /// Bytes that are read at a time.
 const CHUNK: usize = 1 << 20;

@@ -120,10 +120,9 @@ impl<H: Host> Session<H> {
             }
         }
         // Pages whose frames are still there are the guest's again at once.
-        let domain = self.host.domain();
-        let retaken = pages.filter(|&page| domain.p2m.retake(page)).count() as u64;
-        domain.populated += retaken;
-        domain.statistics.pages_retaken += retaken;
+        for page in pages {
+            self.retake_page(page);
+        }
         Ok(())
     }
 

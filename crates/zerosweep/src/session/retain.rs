@@ -61,18 +61,25 @@ impl<H: Host> Session<H> {
     /// retained are its own again, without a fault. Returns how many these were; the others come
     /// when they are touched.
     pub fn retake(&mut self, gfn: Gfn, pages: u64) -> u64 {
-        let domain = self.host.domain();
-        let last = gfn.offset(pages).raw().min(domain.p2m.pages());
+        let last = gfn.offset(pages).raw().min(self.domain().p2m.pages());
         let mut retaken = 0;
         for page in (gfn.raw()..last).map(Gfn::new) {
             // What an operation has claimed it settles by itself, from what is in the page.
-            let claimed = domain.p2m.in_transit(page.superpage());
-            if !claimed && domain.p2m.retake(page) {
-                retaken += 1;
-            }
+            let claimed = self.domain().p2m.in_transit(page.superpage());
+            retaken += u64::from(!claimed && self.retake_page(page));
         }
-        domain.populated += retaken;
-        domain.statistics.pages_retaken += retaken;
+        retaken
+    }
+
+    /// A page that is out is the guest's again; false if it was not out.
+    pub(super) fn retake_page(&mut self, gfn: Gfn) -> bool {
+        let domain = self.host.domain();
+        let retaken = domain.p2m.retake(gfn);
+        if retaken {
+            domain.populated += 1;
+            domain.statistics.pages_retaken += 1;
+            self.host.event(Event::Retake { gfn });
+        }
         retaken
     }
 
@@ -87,9 +94,9 @@ impl<H: Host> Session<H> {
 
     /// A superpage with retained pages turned out to be in pieces: they are the guest's again.
     pub(crate) fn retake_all(&mut self, superpage: Superpage) {
-        let domain = self.host.domain();
-        let retaken = domain.p2m.forget_outs(superpage);
-        domain.populated += retaken;
-        domain.statistics.pages_retaken += retaken;
+        let outs = self.domain().p2m.out_bits(superpage);
+        for index in outs.iter() {
+            self.retake_page(superpage.page(index));
+        }
     }
 }

@@ -63,6 +63,10 @@ pub(crate) struct ExperimentArguments {
     /// Write the JSON document here as well, with timelines, anew whenever a run is finished
     #[arg(long, value_name = "FILE")]
     pub(crate) out: Option<PathBuf>,
+    /// Record what happens in each run, as a trace of Xen's: DIR/GUEST.POLICY.MACHINE.SEED.bin.
+    /// Not for plain QEMU
+    #[arg(long, value_name = "DIR")]
+    pub(crate) events: Option<PathBuf>,
     /// Go on: what FILE has of these runs is not run again; new ones are added to it
     #[arg(long, value_name = "FILE", conflicts_with = "out")]
     pub(crate) resume: Option<PathBuf>,
@@ -70,7 +74,7 @@ pub(crate) struct ExperimentArguments {
     #[arg(long, value_name = "FILE")]
     pub(crate) costs: Option<PathBuf>,
     /// Measure what faults, scans and flushes cost on this machine; run nothing else
-    #[arg(long, conflicts_with_all = ["report", "shard", "resume", "costs"])]
+    #[arg(long, conflicts_with_all = ["report", "shard", "resume", "costs", "events"])]
     pub(crate) calibrate: bool,
 }
 

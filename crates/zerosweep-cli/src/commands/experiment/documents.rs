@@ -65,13 +65,21 @@ fn order(run: &Run) -> (&str, &str, u64, u64, Option<usize>, &str, u64) {
     (&run.machine, &run.guest, sizes.0, sizes.1, age, &run.policy, run.seed)
 }
 
+/// Makes a directory if it is not there, and checks that files can be written in it.
+pub(super) fn check_directory(path: &Path) -> Result<(), Failure> {
+    let cannot = |error| Failure::usage(format!("cannot write to {}: {error}", path.display()));
+    fs::create_dir_all(path).map_err(cannot)?;
+    let probe = path.join(format!(".zerosweep-{}", std::process::id()));
+    fs::write(&probe, "").and_then(|()| fs::remove_file(&probe)).map_err(cannot)
+}
+
 /// A file that can be written to, known before any work starts.
 #[derive(Debug)]
-pub(super) struct Destination(PathBuf);
+pub(crate) struct Destination(PathBuf);
 
 impl Destination {
     /// Checks that the file can be written, and leaves it as it is.
-    pub(super) fn new(path: &Path) -> Result<Self, Failure> {
+    pub(crate) fn new(path: &Path) -> Result<Self, Failure> {
         let existed = path.exists();
         fs::OpenOptions::new()
             .append(true)
@@ -87,7 +95,7 @@ impl Destination {
 
     /// Replaces the content in one step: a reader sees the old one or the new one. Nothing is left
     /// of what could not be written.
-    pub(super) fn write(&self, content: &str) -> Result<(), Failure> {
+    pub(crate) fn write(&self, content: &str) -> Result<(), Failure> {
         let cannot = |error| Failure::work(format!("cannot write {}: {error}", self.0.display()));
         // A pipe or a device cannot be replaced.
         if self.0.exists() && !self.0.is_file() {

@@ -116,6 +116,7 @@ fn matrix<G: Clone + PartialEq, P: Clone + PartialEq>(
             Some(path) => costs::read(path)?,
             None => CostModel::default(),
         },
+        events: arguments.events.clone(),
         timeline: arguments.machine != Machine::Qemu
             && [&arguments.report, &arguments.out, &arguments.resume].iter().any(|f| f.is_some()),
     })
@@ -132,7 +133,7 @@ fn without_repeats<T: Clone + PartialEq>(items: &[T]) -> Vec<T> {
 }
 
 /// How many runs at a time; an error if there is no memory for one of `bytes`.
-pub(super) fn jobs<G: Clone, P: Copy>(
+pub(super) fn jobs<G: Clone + Display, P: Copy + Display>(
     arguments: &ExperimentArguments,
     matrix: &Matrix<G, P>,
     host: &HostFacts,

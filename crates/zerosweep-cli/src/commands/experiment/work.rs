@@ -41,6 +41,9 @@ impl<G: Clone + Display + Send + Sync, P: Copy + Display + Send + Sync> Work<G, 
         let jobs = plan::jobs(arguments, &matrix, &host)?;
         let experiments = matrix.experiments(arguments.shard.unwrap_or(Shard::WHOLE));
         let out = arguments.out.as_ref().or(arguments.resume.as_ref());
+        if let Some(directory) = &matrix.events {
+            documents::check_directory(directory)?;
+        }
         let mut work = Self {
             runs: experiments.iter().map(|_| None).collect(),
             others: Vec::new(),

@@ -11,6 +11,8 @@ pub(super) struct Alarms {
     stalled: bool,
     borrowed: bool,
     low_forecasts: u64,
+    events_lost: bool,
+    events_ended: bool,
 }
 
 impl Alarms {
@@ -46,6 +48,18 @@ impl Alarms {
             lines.push(format!(
                 "guest {name} holds {borrowed} beyond its target, because no frame could be found"
             ));
+        }
+        if let Some(events) = &status.events {
+            let file = events.file.display();
+            if rises(&mut self.events_ended, events.error.is_some()) {
+                let reason = events.error.as_deref().unwrap_or("no reason given");
+                lines.push(format!(
+                    "{file} cannot be written: {reason}; no more events are recorded"
+                ));
+            }
+            if rises(&mut self.events_lost, events.lost > 0) {
+                lines.push(format!("events come faster than {file} is written: some are missing"));
+            }
         }
         lines
     }
@@ -100,6 +114,26 @@ mod tests {
         let told = alarms.look(&status);
         assert!(told[0].contains("UFFDIO_MOVE: EINVAL"), "{told:?}");
         assert!(told[1].contains("2M beyond"), "{told:?}");
+        assert!(alarms.look(&status).is_empty());
+    }
+
+    #[test]
+    fn a_trace_that_ends_or_has_holes_is_told_once() {
+        let mut alarms = Alarms::default();
+        let mut status = sample_status("vm");
+        let mut events = zerosweep_wire::Recorded { file: "/t/a.bin".into(), ..Default::default() };
+        status.events = Some(events.clone());
+        assert!(alarms.look(&status).is_empty());
+        events.lost = 7;
+        status.events = Some(events.clone());
+        assert_eq!(
+            alarms.look(&status),
+            ["events come faster than /t/a.bin is written: some are missing"]
+        );
+        events.error = Some("No space left".into());
+        status.events = Some(events);
+        let told = ["/t/a.bin cannot be written: No space left; no more events are recorded"];
+        assert_eq!(alarms.look(&status), told);
         assert!(alarms.look(&status).is_empty());
     }
 }

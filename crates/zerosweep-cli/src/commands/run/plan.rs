@@ -39,6 +39,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) policy: &'a str,
     pub(crate) on_exhaustion: OnExhaustion,
     pub(crate) return_mode: ReturnMode,
+    /// Where what happens is recorded.
+    pub(crate) events: Option<&'a Path>,
     /// The VMM and its arguments.
     pub(crate) vmm: &'a [OsString],
     /// Whether another tool manages the VMM and asks its balloon.
@@ -63,6 +65,7 @@ impl<'a> From<&'a RunArguments> for Wanted<'a> {
             policy: &arguments.policy,
             on_exhaustion: arguments.on_exhaustion.into(),
             return_mode: arguments.return_mode.into(),
+            events: arguments.events.as_deref(),
             vmm: &arguments.vmm,
             managed_by: ManagedBy::Us,
         }
@@ -133,6 +136,10 @@ impl Plan {
             socket: files.socket.clone(),
             unlink_at_exit: vec![files.socket.clone(), files.qmp.clone()],
             follow,
+            // The VMM may be somewhere else when it is opened.
+            events: wanted.events.map(std::path::absolute).transpose().map_err(|error| {
+                Failure::work(format!("cannot find the current directory: {error}"))
+            })?,
         };
         let mut all = vmm_arguments.to_vec();
         all.extend(additions(&analysis, max_mem, &files));
@@ -290,6 +297,7 @@ mod tests {
             policy: "zerosweep",
             on_exhaustion: OnExhaustion::Stall,
             return_mode: ReturnMode::Lazy,
+            events: None,
             vmm: &words,
             managed_by,
         };

@@ -34,7 +34,7 @@ pub(super) fn execute(arguments: &TraceReplayArguments) -> Result<ExitCode, Fail
     let layout = super::layout(&arguments.trace)?.layout;
     let (summary, outcome) = Summary::read(&mut super::open(file)?, layout);
     outcome.map_err(|broken| super::cannot_read(file, &broken))?;
-    let domain = domain(arguments, &summary)?;
+    let domain = super::domain(arguments.domain, &summary)?;
     let recording = record(arguments, layout, domain)?;
     let target = target(arguments, &recording)?;
     let policies = match arguments.policy.as_slice() {
@@ -66,20 +66,6 @@ pub(super) fn execute(arguments: &TraceReplayArguments) -> Result<ExitCode, Fail
         output::text(&render(&recording, target, recorded, &replays))?;
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn domain(arguments: &TraceReplayArguments, summary: &Summary) -> Result<u32, Failure> {
-    let numbers: Vec<u32> = summary.domains.keys().copied().collect();
-    match (arguments.domain, numbers.as_slice()) {
-        (Some(domain), numbers) if numbers.contains(&domain) => Ok(domain),
-        (None, &[domain]) => Ok(domain),
-        (Some(domain), _) => Err(Failure::usage(format!(
-            "there is no domain {domain} in the trace; those in it are {numbers:?}"
-        ))),
-        (None, _) => {
-            Err(Failure::usage(format!("--domain is needed: those in the trace are {numbers:?}")))
-        }
-    }
 }
 
 fn record(

@@ -187,7 +187,11 @@ fn managed(qemu: &Qemu, experiment: &RealExperiment, name: &str, vmm: &Path) -> 
     };
     let mut command = Command::new(&qemu.program);
     command.args(["run", "--name", name, "--target", &target.to_string(), "--policy"]);
-    command.arg(experiment.policy.to_string()).arg("--").arg(vmm);
+    command.arg(experiment.policy.to_string());
+    if let Some(file) = &experiment.events {
+        command.arg("--events").arg(file);
+    }
+    command.arg("--").arg(vmm);
     command
 }
 

@@ -1,0 +1,121 @@
+//! Where the threads that have events leave them.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::Thread;
+use std::time::Instant;
+
+use zerosweep::{Domain, Event};
+
+use crate::note::{Note, notes};
+
+/// Notes that were left since the journal was last emptied.
+pub struct Batch {
+    notes: Vec<(u64, Note)>,
+    lost: u64,
+    lost_since_ns: u64,
+}
+
+impl Batch {
+    /// Room for so many; more is never had.
+    #[must_use]
+    pub fn with_capacity(notes: usize) -> Self {
+        Self { notes: Vec::with_capacity(notes), lost: 0, lost_since_ns: 0 }
+    }
+
+    /// When, in ns, and what; in this order.
+    #[must_use]
+    pub fn notes(&self) -> &[(u64, Note)] {
+        &self.notes
+    }
+
+    /// How many came after these and did not fit, and since when, in ns.
+    #[must_use]
+    pub fn lost(&self) -> Option<(u64, u64)> {
+        (self.lost > 0).then_some((self.lost, self.lost_since_ns))
+    }
+
+    /// Adds a note. After one that did not fit none does: what is missing is missing in one place.
+    fn push(&mut self, time_ns: u64, note: Note) {
+        if self.lost == 0 && self.notes.len() < self.notes.capacity() {
+            self.notes.push((time_ns, note));
+            return;
+        }
+        if self.lost == 0 {
+            self.lost_since_ns = time_ns;
+        }
+        self.lost += 1;
+    }
+
+    fn clear(&mut self) {
+        self.notes.clear();
+        (self.lost, self.lost_since_ns) = (0, 0);
+    }
+}
+
+/// Notes of many threads, in order. A note is left under the domain's lock, so that it says what the
+/// domain was then; the journal's own lock is taken after that one, and held for as long as a note
+/// takes to be copied.
+pub struct Journal {
+    began: Instant,
+    open: AtomicBool,
+    batch: Mutex<Batch>,
+    /// Who empties it.
+    reader: OnceLock<Thread>,
+}
+
+impl Journal {
+    /// A journal with room for so many notes, which nobody empties yet.
+    #[must_use]
+    pub fn new(capacity: usize) -> Self {
+        Self {
+            began: Instant::now(),
+            open: AtomicBool::new(true),
+            batch: Mutex::new(Batch::with_capacity(capacity)),
+            reader: OnceLock::new(),
+        }
+    }
+
+    /// Leaves what an event says. Never waits for whoever empties the journal, and allocates nothing.
+    pub fn record(&self, event: Event, domain: &Domain) {
+        if !self.open.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut batch = self.lock();
+        let before = batch.notes.len();
+        // Taken under the lock: the times of notes rise.
+        let time_ns = self.now_ns();
+        notes(event, domain, |note| batch.push(time_ns, note));
+        let half = batch.notes.capacity() / 2;
+        let is_half_full = before < half && batch.notes.len() >= half;
+        drop(batch);
+        if is_half_full && let Some(reader) = self.reader.get() {
+            reader.unpark();
+        }
+    }
+
+    /// Takes all notes out; `spare` is what the next ones go to.
+    pub fn take(&self, spare: &mut Batch) {
+        spare.clear();
+        std::mem::swap(&mut *self.lock(), spare);
+    }
+
+    /// No more notes are wanted.
+    pub fn close(&self) {
+        self.open.store(false, Ordering::Relaxed);
+    }
+
+    /// Time since the journal began, in ns; never 0.
+    pub(crate) fn now_ns(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX).max(1)
+    }
+
+    /// The calling thread is woken when the journal is half full.
+    pub(crate) fn call_me(&self) {
+        let _ = self.reader.set(std::thread::current());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Batch> {
+        self.batch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,31 @@
+//! The engine's events as a file: Xen's binary trace, which `xenalyze` and `zerosweep trace` read.
+//!
+//! ```text
+//! Host::event ── notes ──► Journal (bounded) ──► Recording, a thread ──► Writer ──► file
+//!                  └──────────── where there is but one thread ───────────┘
+//! ```
+//!
+//! | module | what |
+//! | --- | --- |
+//! | [`notes`](notes()) | what an event says in the words of a trace |
+//! | [`Journal`] | where threads leave their notes: a short lock, no memory allocated, no waiting |
+//! | [`Recording`] | a journal and the file that a thread empties it into |
+//! | [`Writer`] | the records; [`record`] has their numbers |
+//!
+//! Invariant: whoever leaves a note waits for nobody but others that do, for some instructions each.
+//! What does not fit is counted, and a trace says where so many records are missing.
+//!
+//! Known holes: frames that are moved (rule R13), stolen, returned or retained are not in a trace,
+//! because Xen has no record for it; neither are sweeps and exhaustion.
+#![forbid(unsafe_code)]
+
+mod journal;
+mod note;
+pub mod record;
+mod recording;
+mod writer;
+
+pub use journal::{Batch, Journal};
+pub use note::{Kind, Note, What, notes};
+pub use recording::{Figures, Recording};
+pub use writer::Writer;

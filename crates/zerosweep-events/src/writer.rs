@@ -1,0 +1,152 @@
+//! Writes a trace, as Xen 4.18 and newer lay it out.
+//!
+//! One CPU, number 0, runs the one virtual CPU of domain [`Writer::DOMAIN`] from the first record to
+//! the last: `xenalyze` counts only what happens while it knows whose it is. A time stamp is a time
+//! in ns, as of a counter that runs at 1 GHz; records of the same time share one.
+
+use std::io::{self, Write};
+
+use zerosweep::{Gfn, Order};
+
+use crate::note::{Kind, Note, What};
+use crate::record as number;
+
+/// A window is written when it has so many bytes.
+const WINDOW_BYTES: usize = 64 << 10;
+/// Bits of a record's first word.
+const STAMPED: u32 = 1 << 31;
+/// What Xen writes where there is no frame.
+const NO_FRAME: u64 = u64::MAX;
+
+/// Writes records in windows: what was written ends with a whole one, unless writing failed.
+pub struct Writer<W> {
+    out: W,
+    window: Vec<u8>,
+    time_ns: Option<u64>,
+    written: u64,
+    records: u64,
+}
+
+impl<W: Write> Writer<W> {
+    /// Whose the records are, by Xen's number.
+    pub const DOMAIN: u16 = 1;
+    /// The virtual CPU that runs, as [`number::RUNNABLE_TO_RUNNING`] has it.
+    const VCPU: u32 = (Self::DOMAIN as u32) << 16;
+
+    /// Begins a trace of a guest all of whose `max_pages` are promised.
+    pub fn begin(out: W, time_ns: u64, max_pages: u64) -> Self {
+        let window = Vec::with_capacity(WINDOW_BYTES + 256);
+        let mut writer = Self { out, window, time_ns: None, written: 0, records: 0 };
+        writer.record(time_ns, number::RUNNABLE_TO_RUNNING, &[Self::VCPU]);
+        let mut at = 0;
+        while at < max_pages {
+            let fits = |order: &Order| order.pages() <= max_pages - at;
+            let order = [Order::MAX, Order::SUPERPAGE].into_iter().find(fits).unwrap_or_default();
+            let what = What::Set(Kind::Pod);
+            writer.put(time_ns, &Note { what, gfn: Gfn::new(at), mfn: None, order });
+            at += order.pages();
+        }
+        writer
+    }
+
+    /// Writes a note.
+    ///
+    /// # Errors
+    /// When a window is full and cannot be written; it is lost then, and maybe in part in the file:
+    /// [`Writer::written`] says how long that was before.
+    pub fn note(&mut self, time_ns: u64, note: &Note) -> io::Result<()> {
+        self.put(time_ns, note);
+        if self.window.len() >= WINDOW_BYTES { self.flush() } else { Ok(()) }
+    }
+
+    /// Says that `count` records are missing here, the first one of `since_ns`.
+    pub fn lost(&mut self, time_ns: u64, count: u64, since_ns: u64) {
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        // Which virtual CPU ran is forgotten with what was lost, and has to be said again.
+        let [low, high] = halves(since_ns);
+        self.record(time_ns, number::LOST_RECORDS, &[count, Self::VCPU >> 16, low, high]);
+        self.record(time_ns, number::RUNNABLE_TO_RUNNING, &[Self::VCPU]);
+    }
+
+    /// Writes what there is as a window.
+    ///
+    /// # Errors
+    /// See [`Writer::note`].
+    pub fn flush(&mut self) -> io::Result<()> {
+        if self.window.is_empty() {
+            return Ok(());
+        }
+        let bytes = self.window.len() as u32;
+        let header = [number::CPU_CHANGE | 2 << 28, 0, bytes].map(u32::to_le_bytes);
+        let done = self.out.write_all(header.as_flattened());
+        let done = done.and_then(|()| self.out.write_all(&self.window));
+        let length = (header.as_flattened().len() + self.window.len()) as u64;
+        self.window.clear();
+        done.and_then(|()| self.out.flush())?;
+        self.written += length;
+        Ok(())
+    }
+
+    /// Ends the trace.
+    ///
+    /// # Errors
+    /// See [`Writer::note`].
+    pub fn finish(&mut self, time_ns: u64) -> io::Result<()> {
+        self.record(time_ns, number::RUNNING_TO_BLOCKED, &[Self::VCPU]);
+        self.flush()
+    }
+
+    /// How many bytes were written in whole windows.
+    pub fn written(&self) -> u64 {
+        self.written
+    }
+
+    /// How many records there were, those included that wait for their window to be full.
+    pub fn records(&self) -> u64 {
+        self.records
+    }
+
+    /// What is written to.
+    pub fn get_mut(&mut self) -> &mut W {
+        &mut self.out
+    }
+
+    fn put(&mut self, time_ns: u64, note: &Note) {
+        let [gfn, gfn_high] = halves(note.gfn.raw());
+        let [mfn, mfn_high] = halves(note.mfn.map_or(NO_FRAME, |mfn| mfn.raw()));
+        let (domain, order) = (u32::from(Self::DOMAIN), u32::from(note.order.raw()));
+        let ranges = |event| (event, [gfn, gfn_high, domain, order, 0, 0], 4);
+        let frames = |event| (event, [gfn, gfn_high, mfn, mfn_high, domain, order], 6);
+        let (event, words, count) = match note.what {
+            What::Set(kind) => {
+                let kind = match kind {
+                    Kind::Ram => number::TYPE_RAM,
+                    Kind::Invalid => number::TYPE_INVALID,
+                    Kind::Pod => number::TYPE_POD,
+                };
+                let owner = order << 16 | domain;
+                (number::SET_P2M_ENTRY, [gfn, gfn_high, mfn, mfn_high, kind, owner], 6)
+            }
+            What::Decrease => ranges(number::DECREASE_RESERVATION),
+            What::Splinter => ranges(number::POD_SUPERPAGE_SPLINTER),
+            What::Populate => frames(number::POD_POPULATE),
+            What::Reclaim => frames(number::POD_ZERO_RECLAIM),
+        };
+        self.record(time_ns, event, &words[..count]);
+    }
+
+    fn record(&mut self, time_ns: u64, event: u32, words: &[u32]) {
+        let stamp = (self.time_ns != Some(time_ns)).then(|| halves(time_ns));
+        self.time_ns = Some(time_ns);
+        let flag = if stamp.is_some() { STAMPED } else { 0 };
+        let header = event | (words.len() as u32) << 28 | flag;
+        let all =
+            [header].into_iter().chain(stamp.into_iter().flatten()).chain(words.iter().copied());
+        self.window.extend(all.flat_map(u32::to_le_bytes));
+        self.records += 1;
+    }
+}
+
+fn halves(long: u64) -> [u32; 2] {
+    [long as u32, (long >> 32) as u32]
+}

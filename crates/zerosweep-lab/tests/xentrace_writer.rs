@@ -1,0 +1,120 @@
+//! What is written is read: records, times, and where some are missing.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
+use proptest::prelude::*;
+use zerosweep::{Gfn, Mfn, Order};
+use zerosweep_events::{Kind, Note, What, Writer};
+use zerosweep_lab::xentrace::{Event, Layout, PageKind, Reader, guess};
+
+const MAX_PAGES: u64 = (1 << 18) + 512 + 3;
+const DOMAIN: u32 = 1;
+
+fn note() -> impl Strategy<Value = Note> {
+    let what = prop_oneof![
+        Just(What::Set(Kind::Ram)),
+        Just(What::Set(Kind::Pod)),
+        Just(What::Set(Kind::Invalid)),
+        Just(What::Decrease),
+        Just(What::Populate),
+        Just(What::Reclaim),
+        Just(What::Splinter),
+    ];
+    (what, 0..1_u64 << 40, 0..1_u64 << 48, 0..=18_u8).prop_map(|(what, gfn, mfn, order)| {
+        let has_frame = matches!(what, What::Set(Kind::Ram) | What::Populate | What::Reclaim);
+        let order = Order::new(order).unwrap();
+        Note { what, gfn: Gfn::new(gfn), mfn: has_frame.then(|| Mfn::new(mfn)), order }
+    })
+}
+
+fn expected(note: &Note) -> Event {
+    let (gfn, order, domain) = (note.gfn.raw(), note.order.raw(), DOMAIN);
+    let mfn = note.mfn.map_or(u64::MAX, Mfn::raw);
+    match note.what {
+        What::Set(kind) => {
+            let kind = match kind {
+                Kind::Ram => PageKind::Ram,
+                Kind::Invalid => PageKind::Invalid,
+                Kind::Pod => PageKind::Pod,
+            };
+            Event::SetEntry { gfn, mfn, kind, domain, order }
+        }
+        What::Decrease => Event::Decrease { gfn, domain, order },
+        What::Populate => Event::Populate { gfn, mfn, domain, order },
+        What::Reclaim => Event::Reclaim { gfn, mfn, domain, order },
+        What::Splinter => Event::Splinter { gfn, domain, order },
+    }
+}
+
+/// Times and events, those of the beginning left out; and how many records are missing.
+fn read(trace: &[u8]) -> (Vec<(u64, Event)>, u64) {
+    let mut reader = Reader::new(trace);
+    let mut events = Vec::new();
+    while let Some(record) = reader.next_record().unwrap() {
+        let tsc = record.tsc;
+        events.extend(Event::decode(&record, Layout::Words).unwrap().map(|event| (tsc, event)));
+    }
+    // One of order 18, one of order 9, three pages.
+    let promised: u64 = events
+        .drain(..5)
+        .map(|(_, event)| match event {
+            Event::SetEntry { kind: PageKind::Pod, order, .. } => 1 << order,
+            other => panic!("{other:?} where the guest is promised"),
+        })
+        .sum();
+    assert_eq!(promised, MAX_PAGES);
+    (events, reader.lost())
+}
+
+proptest! {
+    #[test]
+    fn what_is_written_is_read(
+        steps in proptest::collection::vec((0..1_u64 << 34, note()), 0..4000),
+        hole in any::<prop::sample::Index>(),
+        missing in 1..=u32::MAX,
+    ) {
+        let mut trace = Vec::new();
+        let mut writer = Writer::begin(&mut trace, 1, MAX_PAGES);
+        let (mut now, mut wanted) = (1, Vec::new());
+        let hole = hole.index(steps.len() + 1);
+        for (n, (pause, note)) in steps.iter().enumerate() {
+            if n == hole {
+                writer.lost(now, missing.into(), now);
+            }
+            now += pause;
+            writer.note(now, note).unwrap();
+            wanted.push((now, expected(note)));
+        }
+        writer.finish(now).unwrap();
+        let (written, records) = (writer.written(), writer.records());
+        drop(writer);
+        prop_assert_eq!(written, trace.len() as u64);
+        let extra = if hole < steps.len() { 2 } else { 0 };
+        prop_assert_eq!(records, steps.len() as u64 + 5 + 2 + extra);
+        let (events, lost) = read(&trace);
+        prop_assert_eq!(events, wanted);
+        prop_assert_eq!(lost, if hole < steps.len() { missing.into() } else { 0 });
+        let guess = guess(&mut Reader::new(trace.as_slice())).unwrap();
+        prop_assert_eq!(guess.layout, Layout::Words);
+    }
+}
+
+#[test]
+fn a_window_is_not_longer_than_it_says() {
+    let mut trace = Vec::new();
+    let mut writer = Writer::begin(&mut trace, 1, MAX_PAGES);
+    let note = Note { what: What::Decrease, gfn: Gfn::new(7), mfn: None, order: Order::PAGE };
+    for n in 0..100_000 {
+        writer.note(n, &note).unwrap();
+    }
+    writer.finish(100_000).unwrap();
+    let (mut at, mut windows) = (0, 0);
+    while at < trace.len() {
+        let word = |n: usize| u32::from_le_bytes(trace[at + n..at + n + 4].try_into().unwrap());
+        assert_eq!((word(0), word(4)), (0x2001_f003, 0), "a window of CPU 0 begins at {at}");
+        at += 12 + word(8) as usize;
+        windows += 1;
+    }
+    assert_eq!(at, trace.len());
+    assert!(windows > 10, "{windows} windows");
+}
