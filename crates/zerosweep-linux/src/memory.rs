@@ -32,7 +32,7 @@ use crate::machine::{LinuxMachine, MachineRef, Parking};
 use crate::service::ServiceState;
 use crate::sys::pagemap::Pagemap;
 use crate::sys::poll::WakeEvent;
-use crate::sys::region::Region;
+use crate::sys::region::{Region, Span};
 use crate::sys::uffd::{Uffd, Watch};
 use crate::upkeep::UpkeepState;
 
@@ -43,6 +43,10 @@ const SNAPSHOT_STEP: u64 = 1024;
 const WORK_STEP: u64 = 4;
 /// As many for a consolidation, which may move each of a superpage's pages: tens of milliseconds.
 const CONSOLIDATION_STEP: u64 = 1;
+
+/// Bytes that are mapped or protected at a time when a range is taken over: the kernel holds the
+/// lock of the address space meanwhile, and other threads may want it.
+const WATCH_STEP: u64 = 64 << 20;
 
 /// Runs that the cache is filled with at a time.
 const FILL_STEPS: u64 = 1024;
@@ -301,12 +305,12 @@ impl GuestMemory {
         let guest = self.machine.guest.all();
         guest.ask_for_huge_pages().map_err(|_| RegionError::NoHugePages)?;
         guest.discard()?;
-        guest.map_zero()?;
+        in_steps(guest, |part| part.map_zero())?;
         let uffd = &self.machine.uffd;
         uffd.register(guest, Watch::MissingAndProtected)?;
         uffd.register(self.machine.pool_span(), Watch::Protected)?;
         uffd.register(self.machine.scratch_span(), Watch::Protected)?;
-        uffd.protect(guest)?;
+        in_steps(guest, |part| uffd.protect(part))?;
         Ok(())
     }
 
@@ -346,7 +350,7 @@ impl GuestMemory {
 
     /// All of the guest's memory, to touch it as a guest would: accesses may wait for a frame.
     #[must_use]
-    pub fn guest(&self) -> crate::Span<'_> {
+    pub fn guest(&self) -> Span<'_> {
         self.machine.guest.all()
     }
 
@@ -691,6 +695,18 @@ impl core::fmt::Debug for GuestMemory {
             .field("lifted", &self.is_lifted())
             .finish_non_exhaustive()
     }
+}
+
+/// Works on a span a part at a time.
+fn in_steps(
+    all: Span<'_>,
+    mut work: impl FnMut(Span<'_>) -> Result<(), SysError>,
+) -> Result<(), AdoptError> {
+    for at in (0..all.bytes()).step_by(WATCH_STEP as usize) {
+        let part = all.part(at, WATCH_STEP.min(all.bytes() - at)).map_err(RegionError::from)?;
+        work(part)?;
+    }
+    Ok(())
 }
 
 /// Counts an operation as running until it is dropped, also by a panic.
