@@ -18,11 +18,10 @@ use std::num::NonZeroUsize;
 use serde::Serialize;
 use serde::ser::{SerializeMap as _, Serializer};
 use zerosweep::{
-    BuildError, Config, ConfigError, Consolidation, DecreaseError, Domain, Event, Fault,
-    FaultError, FillError, Gfn, Host, InvalidTouch, Mfn, Order, Policy, Progress, Session,
-    TargetError,
+    BuildError, Config, ConfigError, Consolidation, DecreaseError, Event, Fault, FaultError,
+    FillError, Gfn, InvalidTouch, Mfn, Order, Policy, Progress, Session, TargetError,
 };
-use zerosweep_sim::{NewGuestError, SoftwareGuest, SoftwareMachine};
+use zerosweep_sim::{NewGuestError, Recorder, SoftwareGuest, SoftwareMachine};
 
 const PAGE_BYTES: u64 = zerosweep::PAGE_BYTES;
 const SUPERPAGE_PAGES: u64 = zerosweep::SUPERPAGE_PAGES;
@@ -497,12 +496,12 @@ impl Runner {
     /// Does a step.
     pub fn run(&mut self, step: Step) -> Line {
         self.steps += 1;
-        let mut recorder = Recorder { guest: &mut self.guest, events: Vec::new() };
-        let result = match recorder.run(step) {
+        let mut doer = Doer(Recorder::new(&mut self.guest));
+        let result = match doer.run(step) {
             Ok(result) => result,
             Err(Refusal(name)) => StepResult::Error(name),
         };
-        let events = recorder.events.into_iter().filter_map(ShownEvent::of).collect();
+        let events = doer.0.events.into_iter().filter_map(ShownEvent::of).collect();
         let quantities = self.guest.domain.quantities();
         Line {
             step: self.steps,
@@ -576,67 +575,48 @@ impl From<TargetError> for Refusal {
     }
 }
 
-/// A guest, and what happened to it.
-struct Recorder<'a> {
-    guest: &'a mut SoftwareGuest,
-    events: Vec<Event>,
-}
+/// Does a step.
+struct Doer<'a>(Recorder<'a>);
 
-impl Host for Recorder<'_> {
-    type Machine = SoftwareMachine;
-
-    fn domain(&mut self) -> &mut Domain {
-        &mut self.guest.domain
-    }
-
-    fn machine<R>(&mut self, work: impl FnOnce(&mut SoftwareMachine) -> R) -> R {
-        work(&mut self.guest.machine)
-    }
-
-    fn event(&mut self, event: Event) {
-        self.events.push(event);
-    }
-}
-
-impl Recorder<'_> {
+impl Doer<'_> {
     fn run(&mut self, step: Step) -> Result<StepResult, Refusal> {
         match step {
             Step::Read { gfn, offset } => {
                 let mfn = self.touch(gfn)?;
-                Ok(StepResult::Number(self.guest.machine.word(mfn, offset as usize / 8)))
+                Ok(StepResult::Number(self.0.guest.machine.word(mfn, offset as usize / 8)))
             }
             Step::Write { gfn, offset, value } => {
                 let mfn = self.touch(gfn)?;
-                self.guest.machine.set_word(mfn, offset as usize / 8, value);
+                self.0.guest.machine.set_word(mfn, offset as usize / 8, value);
                 Ok(StepResult::Done)
             }
             Step::Decrease { gfn, order } => {
                 let order = order_up_to(order, Order::SUPERPAGE)?;
                 let gfn = gfn_of(gfn, order)?;
-                Ok(StepResult::Number(Session::new(self).decrease(gfn, order)?))
+                Ok(StepResult::Number(Session::new(&mut self.0).decrease(gfn, order)?))
             }
             Step::Populate { gfn, order } => {
                 let order = order_up_to(order, Order::SUPERPAGE)?;
-                Session::new(self).populate_physmap(gfn_of(gfn, order)?, order)?;
+                Session::new(&mut self.0).populate_physmap(gfn_of(gfn, order)?, order)?;
                 Ok(StepResult::Done)
             }
             Step::PopulateOnDemand { gfn, order } => {
                 let order = order_up_to(order, Order::MAX)?;
-                Session::new(self).populate_on_demand(gfn_of(gfn, order)?, order)?;
+                Session::new(&mut self.0).populate_on_demand(gfn_of(gfn, order)?, order)?;
                 Ok(StepResult::Done)
             }
             Step::Special { gfn, order } => {
                 let order = order_up_to(order, Order::MAX)?;
-                Session::new(self).set_special(gfn_of(gfn, order)?, order)?;
+                Session::new(&mut self.0).set_special(gfn_of(gfn, order)?, order)?;
                 Ok(StepResult::Done)
             }
             Step::Target { pages } => {
-                Session::new(self).set_target(pages)?;
+                Session::new(&mut self.0).set_target(pages)?;
                 Ok(StepResult::Done)
             }
             Step::Sweep => Ok(StepResult::Number(self.sweep())),
             Step::Consolidate => self.consolidate(),
-            Step::Audit => Ok(match self.guest.domain.audit() {
+            Step::Audit => Ok(match self.0.guest.domain.audit() {
                 Ok(()) => StepResult::Done,
                 Err(difference) => StepResult::Difference(difference.to_string()),
             }),
@@ -647,16 +627,16 @@ impl Recorder<'_> {
     fn touch(&mut self, gfn: u64) -> Result<Mfn, Refusal> {
         let gfn = gfn_of(gfn, Order::PAGE).map_err(|_| Refusal("unmapped"))?;
         // There is no clock: every touch may find what the guest has zeroed since the last one.
-        self.guest.domain.allow_sweep();
+        self.0.guest.domain.allow_sweep();
         loop {
-            if let Some((mfn, _)) = self.guest.machine.translate(gfn) {
+            if let Some((mfn, _)) = self.0.guest.machine.translate(gfn) {
                 // Its frame may still be there (rule R12), but the page is not the guest's.
-                return match self.guest.domain.p2m().is_out(gfn) {
+                return match self.0.guest.domain.p2m().is_out(gfn) {
                     true => Err(Refusal("unmapped")),
                     false => Ok(mfn),
                 };
             }
-            if Session::new(&mut *self).fault(gfn)? == Fault::Exhausted {
+            if Session::new(&mut self.0).fault(gfn)? == Fault::Exhausted {
                 return Err(Refusal("exhausted"));
             }
         }
@@ -664,10 +644,10 @@ impl Recorder<'_> {
 
     /// Pages that a full sweep (rule R8) took back.
     fn sweep(&mut self) -> u64 {
-        let populated = |recorder: &Self| recorder.guest.domain.quantities().populated;
+        let populated = |doer: &Self| doer.0.guest.domain.quantities().populated;
         let before = populated(self);
         let mut next = 0;
-        while Session::new(&mut *self).sweep_full(&mut next, 1024) == Progress::More {}
+        while Session::new(&mut self.0).sweep_full(&mut next, 1024) == Progress::More {}
         before.saturating_sub(populated(self))
     }
 
@@ -675,7 +655,7 @@ impl Recorder<'_> {
     fn consolidate(&mut self) -> Result<StepResult, Refusal> {
         let mut work = Consolidation::default();
         loop {
-            let progress = Session::new(&mut *self).consolidate(&mut work, 1024);
+            let progress = Session::new(&mut self.0).consolidate(&mut work, 1024);
             if progress.map_err(|_| Refusal("table_memory"))? == Progress::Done {
                 return Ok(StepResult::Number(work.moved()));
             }

@@ -1,5 +1,4 @@
 //! The example is what it says: a guest under KVM whose faults are served.
-#![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 #[path = "../examples/kvm.rs"]
 mod example;

@@ -3,8 +3,8 @@
 use std::fmt;
 
 use zerosweep::{
-    BuildError, Config, ConfigError, Domain, Exclusive, Fault, FaultError, Gfn, Host, InvalidTouch,
-    Mfn, Order, Session, TargetError,
+    BuildError, Config, ConfigError, Domain, Event, Exclusive, Fault, FaultError, Gfn, Host,
+    InvalidTouch, Mfn, Order, Session, TargetError,
 };
 
 use crate::SoftwareMachine;
@@ -124,6 +124,37 @@ impl SoftwareGuest {
     /// of the guest's that the hardware does not show, and is one here.
     pub fn touch(&mut self, gfn: Gfn) -> Result<Mfn, TouchError> {
         touch(&mut Exclusive::new(&mut self.domain, &mut self.machine), gfn)
+    }
+}
+
+/// A guest, and what happened to it.
+pub struct Recorder<'a> {
+    /// The guest.
+    pub guest: &'a mut SoftwareGuest,
+    /// What happened, in order.
+    pub events: Vec<Event>,
+}
+
+impl<'a> Recorder<'a> {
+    /// A recorder to which nothing has happened.
+    pub fn new(guest: &'a mut SoftwareGuest) -> Self {
+        Self { guest, events: Vec::new() }
+    }
+}
+
+impl Host for Recorder<'_> {
+    type Machine = SoftwareMachine;
+
+    fn domain(&mut self) -> &mut Domain {
+        &mut self.guest.domain
+    }
+
+    fn machine<R>(&mut self, work: impl FnOnce(&mut SoftwareMachine) -> R) -> R {
+        work(&mut self.guest.machine)
+    }
+
+    fn event(&mut self, event: Event) {
+        self.events.push(event);
     }
 }
 

@@ -9,5 +9,5 @@
 mod guest;
 mod machine;
 
-pub use guest::{NewGuestError, SoftwareGuest, TouchError, touch};
+pub use guest::{NewGuestError, Recorder, SoftwareGuest, TouchError, touch};
 pub use machine::{Failure, MachineCounters, SoftwareMachine};

@@ -6,7 +6,7 @@ use zerosweep::{
     FaultError, Gate, Gfn, Hold, Host, InvalidTouch, Life, Mfn, Order, Policy, Progress, Session,
     Superpage, TargetError, Upkeep,
 };
-use zerosweep_sim::{SoftwareGuest, SoftwareMachine, TouchError};
+use zerosweep_sim::{Recorder, SoftwareGuest, SoftwareMachine, TouchError};
 
 fn order(raw: u8) -> Order {
     Order::new(raw).unwrap()
@@ -28,30 +28,8 @@ fn state(guest: &SoftwareGuest) -> (u64, u64, u64) {
     (q.entries, q.cache, q.total())
 }
 
-/// Domain and machine, and a list of what happened.
-struct Recorder<'a> {
-    guest: &'a mut SoftwareGuest,
-    events: Vec<Event>,
-}
-
-impl Host for Recorder<'_> {
-    type Machine = SoftwareMachine;
-
-    fn domain(&mut self) -> &mut Domain {
-        &mut self.guest.domain
-    }
-
-    fn machine<R>(&mut self, work: impl FnOnce(&mut SoftwareMachine) -> R) -> R {
-        work(&mut self.guest.machine)
-    }
-
-    fn event(&mut self, event: Event) {
-        self.events.push(event);
-    }
-}
-
 fn record(guest: &mut SoftwareGuest, work: impl FnOnce(&mut Session<Recorder<'_>>)) -> Vec<Event> {
-    let mut session = Session::new(Recorder { guest, events: Vec::new() });
+    let mut session = Session::new(Recorder::new(guest));
     work(&mut session);
     std::mem::take(&mut session.host().events)
 }

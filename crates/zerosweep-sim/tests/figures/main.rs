@@ -100,7 +100,7 @@ fn churns(guest: &mut SoftwareGuest) -> u64 {
             }
             25 => {
                 let first = &mut (page / 512);
-                guest.session().sweep_full(first, 8);
+                let _ = guest.session().sweep_full(first, 8);
             }
             26 => drop(guest.session().consolidate(&mut consolidation, 4)),
             27 => {
