@@ -141,7 +141,7 @@ fn serve(kvm: &Kvm, memory: &Arc<GuestMemory>) -> Result<(u32, u64), Box<dyn Err
     }
     ram.write_slice(code(), CODE)?;
     let mut vcpu = vm.create_vcpu(0)?;
-    memory.add_vcpu(zerosweep_linux::sys::raw::thread_id());
+    memory.add_vcpu(zerosweep_linux::thread_id());
     start_in_real_mode(&vcpu)?;
 
     let mut given_back = 0;

@@ -18,6 +18,9 @@
 //! Invariant: everything in `sys` that a fault thread calls makes raw system calls only and
 //! allocates nothing; `vma` and `probe` allocate and are for start-up.
 //!
+//! What [`sys::raw`], [`probe`] and [`vma`] offer serves zerosweep's own program, and may change in
+//! any version; the rest follows semantic versioning.
+//!
 //! Known holes: pages gifted to a pipe (`vmsplice`) or sent with `MSG_ZEROCOPY` are not reported
 //! as busy by the kernel when they move.
 #![cfg(target_os = "linux")]
@@ -45,5 +48,6 @@ pub use memory::{AdoptError, GuestMemory, OnExhaustion, Options, Snapshot};
 #[cfg(feature = "vm-memory")]
 pub use sys::guest_ram::{GuestRam, GuestRamCollection};
 pub use sys::pagemap::Pagemap;
+pub use sys::raw::thread_id;
 pub use sys::region::{Region, Span};
 pub use sys::uffd::{Fault, FaultBuffer, FaultKind, MoveOutcome, Uffd};
