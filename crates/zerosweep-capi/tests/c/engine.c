@@ -7,18 +7,19 @@
 
 #define SUPERPAGES 8
 #define PAGES (SUPERPAGES * ZS_SUPERPAGE_PAGES)
+#define EVENT_KINDS (ZS_EVENT_KIND_RETAKE + 1)
 
 /* How often each kind of event came, and the last one of each. */
 struct events {
-    unsigned count[ZS_EVENT_KIND_SWEEP + 1];
-    zs_event last[ZS_EVENT_KIND_SWEEP + 1];
+    unsigned count[EVENT_KINDS];
+    zs_event last[EVENT_KINDS];
 };
 
 static void note_event(void *opaque, const zs_event *event)
 {
     struct events *events = opaque;
     CHECK_EQ(event->size, sizeof *event);
-    CHECK(event->kind <= ZS_EVENT_KIND_SWEEP);
+    CHECK(event->kind < EVENT_KINDS);
     events->count[event->kind]++;
     events->last[event->kind] = *event;
 }
@@ -383,6 +384,8 @@ static void taken_again(void)
     uint64_t retaken;
     OK(zs_retake(guest.domain, 11, 1, &retaken));
     CHECK_EQ(retaken, 1);
+    CHECK_EQ(guest.events.count[ZS_EVENT_KIND_RETAKE], 1);
+    CHECK_EQ(guest.events.last[ZS_EVENT_KIND_RETAKE].gfn, 11);
     OK(zs_fault(guest.domain, 9, NULL));
     CHECK_EQ(quantities(&guest).retained, 0);
     CHECK_EQ(quantities(&guest).guest, PAGES);
