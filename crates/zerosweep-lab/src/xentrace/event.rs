@@ -121,7 +121,18 @@ pub enum EventError {
         /// What stands there.
         order: u32,
     },
+    /// Its page is beyond the addresses that there are.
+    #[error("event {event:#x} with gfn {gfn:#x}, which is no page")]
+    Gfn {
+        /// Event number.
+        event: u32,
+        /// What stands there.
+        gfn: u64,
+    },
 }
+
+/// Addresses have at most 64 bits.
+const GFN_END: u64 = 1 << 52;
 
 impl Event {
     /// What a record says; `None` if it is not of populate on demand.
@@ -140,6 +151,9 @@ impl Event {
             return Err(EventError::Words { event, words, expected });
         }
         let gfn = long(extra, 0);
+        if gfn >= GFN_END {
+            return Err(EventError::Gfn { event, gfn });
+        }
         let tail = |at| word(extra, at).unwrap_or(0);
         let last = extra.len() - 8;
         if event == SET_P2M_ENTRY {
@@ -231,5 +245,7 @@ mod tests {
         assert_eq!(short, Err(EventError::Words { event, words: 3, expected: 4 }));
         let order = decode(event, &[5, 0, 1, 19], Layout::Words);
         assert_eq!(order, Err(EventError::Order { event, order: 19 }));
+        let beyond = decode(event, &[0, 1 << 20, 1, 0], Layout::Words);
+        assert_eq!(beyond, Err(EventError::Gfn { event, gfn: 1 << 52 }));
     }
 }
