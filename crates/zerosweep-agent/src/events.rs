@@ -10,8 +10,8 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use zerosweep::PAGE_BYTES;
-use zerosweep_events::{Journal, Recording};
-use zerosweep_wire::{AgentConfig, Recorded};
+use zerosweep_events::{Detail, Journal, Packing, Recording};
+use zerosweep_wire::{AgentConfig, EventDetail, Recorded};
 
 /// The recording, or why there is none.
 static RECORDING: OnceLock<Result<Arc<Recording>, String>> = OnceLock::new();
@@ -19,15 +19,25 @@ static RECORDING: OnceLock<Result<Arc<Recording>, String>> = OnceLock::new();
 /// Begins what the configuration wants.
 pub(crate) fn begin(config: &AgentConfig) -> Option<Arc<Journal>> {
     let path = config.events.as_ref()?;
-    let begun = catch_unwind(|| start(path, config.max_mem_bytes / PAGE_BYTES));
+    let (detail, packing) = match config.event_detail {
+        EventDetail::Xen => (Detail::Xen, Packing::of(path)),
+        EventDetail::Guest => (Detail::Guest, Packing::Gzip),
+    };
+    let max_pages = config.max_mem_bytes / PAGE_BYTES;
+    let begun = catch_unwind(|| start(path, max_pages, detail, packing));
     let begun = begun.unwrap_or_else(|_| Err("the agent panicked".to_owned()));
     let recording = RECORDING.get_or_init(|| begun).as_ref().ok()?;
     Some(Arc::clone(recording.journal()))
 }
 
-fn start(path: &Path, max_pages: u64) -> Result<Arc<Recording>, String> {
+fn start(
+    path: &Path,
+    max_pages: u64,
+    detail: Detail,
+    packing: Packing,
+) -> Result<Arc<Recording>, String> {
     let file = OpenOptions::new().append(true).open(path).map_err(|error| error.to_string())?;
-    let recording = Arc::new(Recording::new(file, max_pages));
+    let recording = Arc::new(Recording::new(file, max_pages, detail, packing));
     let run = {
         let recording = Arc::clone(&recording);
         move || {

@@ -102,6 +102,10 @@ pub(crate) struct RunArguments {
     /// Record what happens to the guest's memory, as a trace of Xen's; FILE is written anew
     #[arg(long, value_name = "FILE")]
     pub(crate) events: Option<PathBuf>,
+    /// Record the guest's side, and what zero checks see of its pages, for trace replay; packed by
+    /// gzip; FILE is written anew
+    #[arg(long, value_name = "FILE", conflicts_with = "events")]
+    pub(crate) record: Option<PathBuf>,
     /// Warn when the guest has given nothing back for so many seconds
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = parse_seconds)]
     pub(crate) wait_balloon: Duration,

@@ -40,6 +40,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use zerosweep_linux::probe::Probe;
+use zerosweep_wire::EventDetail;
 use zerosweep_wire::runtime as wire;
 
 use self::settings::{Manage, Settings};
@@ -75,6 +76,7 @@ fn become_managed(settings: &Settings, arguments: Vec<OsString>) -> Result<Infal
         on_exhaustion: settings.on_exhaustion,
         return_mode: settings.return_mode,
         events: None,
+        event_detail: EventDetail::Xen,
         vmm: &vmm,
         managed_by: ManagedBy::AnotherTool,
     };

@@ -193,19 +193,19 @@ fn a_file_that_cannot_be_written_is_told_before_the_vmm_is_started() {
     let place = Place::new();
     let started = place.path().join("started");
     let vmm = place.script("vmm", &format!("touch {}", started.display()));
-    let output = place.output(&[
-        "run",
-        "--target",
-        "64M",
-        "--events",
-        "/no/such/e.bin",
-        "--",
-        &vmm,
-        "-m",
-        "128",
-    ]);
-    assert_eq!(output.status.code(), Some(1));
-    let message = stderr(&output);
-    assert!(message.contains("cannot write /no/such/e.bin: No such file"), "{message}");
+    let run = |options: &[&str]| {
+        let vmm = ["--", &vmm, "-m", "128"];
+        place.output(&[&["run", "--target", "64M"], options, &vmm].concat())
+    };
+    for option in ["--events", "--record"] {
+        let output = run(&[option, "/no/such/e.bin"]);
+        assert_eq!(output.status.code(), Some(1));
+        let message = stderr(&output);
+        assert!(message.contains("cannot write /no/such/e.bin: No such file"), "{message}");
+        assert!(!started.exists(), "the VMM was started");
+    }
+    let output = run(&["--events", "a.bin", "--record", "b.bin"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("cannot be used with"), "{}", stderr(&output));
     assert!(!started.exists(), "the VMM was started");
 }

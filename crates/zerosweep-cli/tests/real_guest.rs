@@ -22,6 +22,7 @@
 //! | `exhaustion` | a guest that needs more than its target: rule R15 |
 //! | `flood` | a control socket full of garbage and silent clients |
 //! | `migration` | migrated away by QEMU, and what QEMU refuses |
+//! | `record` | a guest's side, recorded by `run --record` and done again |
 //! | `resets` | a guest that is reset while its balloon inflates |
 //! | `serve` | a target that is set in the web page (needs Chromium too) |
 //! | `stops` | tool and clients that are stopped for a while |
@@ -60,6 +61,8 @@ mod flood;
 mod harness;
 #[path = "real_guest/migration.rs"]
 mod migration;
+#[path = "real_guest/record.rs"]
+mod record;
 #[path = "real_guest/resets.rs"]
 mod resets;
 #[path = "real_guest/serve.rs"]

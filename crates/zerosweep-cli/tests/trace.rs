@@ -106,6 +106,50 @@ fn a_trace_that_is_cut_is_read_up_to_there() {
     assert!(stderr(&output).contains("cannot read /no/such/trace: No such file"));
 }
 
+const RECORDING: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../../testdata/recordings/debian-init-on-free.zerosweep.bin.gz"
+);
+
+#[test]
+fn a_recording_says_what_zero_checks_saw() {
+    let text = stdout(&trace(&["read", RECORDING]));
+    assert!(text.contains("\n  looks        57 records: 63 pages zero, 57 not\n"), "{text}");
+    let read = document(&["read", RECORDING, "--json"]);
+    assert_eq!(
+        read["domains"]["1"]["looks"],
+        json!({"records": 57, "pages_zero": 63, "pages_live": 57})
+    );
+    let replay = document(&["replay", RECORDING, "--policy", "zerosweep", "--json"]);
+    assert_eq!(replay["target_bytes"], 208 << 20, "what the guest had when its balloon was done");
+    let done = &replay["replays"][0];
+    assert_eq!((&done["populates_2m"], &done["populates_4k"]), (&json!(168), &json!(0)));
+    let xen = document(&["read", BOOT, "--json"]);
+    assert_eq!(xen["domains"]["1"]["looks"]["records"], 0);
+}
+
+#[test]
+fn a_recording_that_is_cut_is_read_up_to_there() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("cut.bin.gz");
+    let whole = fs::read(RECORDING).unwrap();
+    let mut before = u64::MAX;
+    for length in [whole.len() - 1, whole.len() / 2, whole.len() / 10] {
+        fs::write(&file, &whole[..length]).unwrap();
+        let path = file.to_str().unwrap();
+        let output = trace(&["read", path, "--json"]);
+        assert_eq!(output.status.code(), Some(1), "{length}: {}", stderr(&output));
+        assert!(stderr(&output).contains("what comes before it is shown"), "{}", stderr(&output));
+        let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let records = document["records"].as_u64().unwrap();
+        assert!(records > 100 && records < before, "{records} records of {length} bytes");
+        before = records;
+        let output = trace(&["replay", path]);
+        assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+        assert!(output.stdout.is_empty());
+    }
+}
+
 /// The end of the last point of a line, in pages, where the plot's height is `most` pages.
 fn last_point(page: &str, class: &str, most: f64) -> f64 {
     let line = page.split(&format!("<polyline class=\"line {class}\" points=\"")).nth(1).unwrap();

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use zerosweep::{Domain, Event};
 
-use crate::note::{Note, notes};
+use crate::note::{Detail, Note, notes};
 
 /// Notes that were left since the journal was last emptied.
 pub struct Batch {
@@ -58,6 +58,7 @@ impl Batch {
 /// takes to be copied.
 pub struct Journal {
     began: Instant,
+    detail: Detail,
     open: AtomicBool,
     batch: Mutex<Batch>,
     /// Who empties it.
@@ -67,9 +68,10 @@ pub struct Journal {
 impl Journal {
     /// A journal with room for so many notes, which nobody empties yet.
     #[must_use]
-    pub fn new(capacity: usize) -> Self {
+    pub fn new(capacity: usize, detail: Detail) -> Self {
         Self {
             began: Instant::now(),
+            detail,
             open: AtomicBool::new(true),
             batch: Mutex::new(Batch::with_capacity(capacity)),
             reader: OnceLock::new(),
@@ -78,14 +80,15 @@ impl Journal {
 
     /// Leaves what an event says. Never waits for whoever empties the journal, and allocates nothing.
     pub fn record(&self, event: Event, domain: &Domain) {
-        if !self.open.load(Ordering::Relaxed) {
+        let left_out = matches!(event, Event::Look { .. }) && self.detail == Detail::Xen;
+        if left_out || !self.open.load(Ordering::Relaxed) {
             return;
         }
         let mut batch = self.lock();
         let before = batch.notes.len();
         // Taken under the lock: the times of notes rise.
         let time_ns = self.now_ns();
-        notes(event, domain, |note| batch.push(time_ns, note));
+        notes(event, domain, self.detail, |note| batch.push(time_ns, note));
         let half = batch.notes.capacity() / 2;
         let is_half_full = before < half && batch.notes.len() >= half;
         drop(batch);

@@ -15,6 +15,9 @@
 //! Invariant: whoever leaves a note waits for nobody but others that do, for some instructions each.
 //! What does not fit is counted, and a trace says where so many records are missing.
 //!
+//! A recording ([`Detail::Guest`]) has what zero checks saw too, in a record that Xen has not. A packed
+//! file ([`Packing::Gzip`]) has a gzip member for each window.
+//!
 //! Known holes: frames that are moved (rule R13), stolen, returned or retained are not in a trace,
 //! because Xen has no record for it; neither are sweeps and exhaustion.
 #![forbid(unsafe_code)]
@@ -26,6 +29,6 @@ mod recording;
 mod writer;
 
 pub use journal::{Batch, Journal};
-pub use note::{Kind, Note, What, notes};
+pub use note::{Detail, Kind, Note, What, notes};
 pub use recording::{Figures, Recording};
-pub use writer::Writer;
+pub use writer::{Packing, Writer};

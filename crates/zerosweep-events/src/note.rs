@@ -13,6 +13,16 @@ pub enum Kind {
     Pod,
 }
 
+/// How much of what happens is taken down.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Detail {
+    /// What Xen has records for.
+    #[default]
+    Xen,
+    /// What zero checks saw too: more of the guest's side.
+    Guest,
+}
+
 /// What a record says of a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum What {
@@ -26,6 +36,13 @@ pub enum What {
     Reclaim,
     /// Its entry was broken; the gfn is the touched one.
     Splinter,
+    /// Of 64 pages, a check looked at some.
+    Look {
+        /// At these; bit n is page n.
+        looked: u64,
+        /// These are not zero.
+        live: u64,
+    },
 }
 
 /// One record. Gfns and mfns count pages of 4 KiB.
@@ -41,9 +58,9 @@ pub struct Note {
     pub order: Order,
 }
 
-/// Says an event as notes. `domain` is in the state after it, and tells what the event leaves open:
+/// Says an event as notes, those of `detail`. `domain` is in the state after it, and tells what the event leaves open:
 /// which pages of a superpage were promised, and which stay out (rule R12).
-pub fn notes(event: Event, domain: &Domain, mut each: impl FnMut(Note)) {
+pub fn notes(event: Event, domain: &Domain, detail: Detail, mut each: impl FnMut(Note)) {
     match event {
         Event::Populate { gfn, mfn, order, fault } => {
             set(domain, gfn, mfn, order, Kind::Ram, &mut each);
@@ -75,6 +92,10 @@ pub fn notes(event: Event, domain: &Domain, mut each: impl FnMut(Note)) {
             if let Some((Kind::Ram, mfn)) = state(domain, gfn) {
                 each(Note { what: What::Set(Kind::Ram), gfn, mfn, order: Order::PAGE });
             }
+        }
+        Event::Look { gfn, looked, live } if detail == Detail::Guest => {
+            let order = Order::PAGE;
+            each(Note { what: What::Look { looked, live }, gfn, mfn: None, order });
         }
         // Broken, stolen, returned, swept, exhausted: Xen has no record for it.
         _ => {}

@@ -22,6 +22,11 @@ pub const RUNNABLE_TO_RUNNING: u32 = 0x002_1101;
 /// A virtual CPU ran and waits now.
 pub const RUNNING_TO_BLOCKED: u32 = 0x002_1021;
 
+/// What a zero check saw of 64 pages. No record of Xen's: of its class of records that guests make
+/// themselves, and only in recordings. Seven words: the first page, which pages were looked at, which
+/// of them are not zero (two words each, bit n is page n), and the domain.
+pub const LOOK: u32 = 0x0800_f201;
+
 /// What [`SET_P2M_ENTRY`] says of a page with a frame.
 pub const TYPE_RAM: u32 = 0;
 /// Of one that is not the guest's.

@@ -7,11 +7,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use crate::journal::{Batch, Journal};
-use crate::writer::Writer;
+use crate::note::Detail;
+use crate::writer::{Packing, Writer};
 
 /// Notes that a journal has room for: a balloon that gives back as fast as it can fills half of it
 /// in a twentieth of a second.
 const CAPACITY: usize = 1 << 16;
+/// And of one whose file has to be packed: memory that is only taken if
+/// the thread comes late.
+const CAPACITY_TO_PACK: usize = 1 << 18;
 /// A journal is emptied when it is half full, and after this.
 const INTERVAL: Duration = Duration::from_millis(100);
 /// So long the end of a recording may wait for a write that is under way.
@@ -48,10 +52,11 @@ impl Recording {
     /// Begins, in a file that was opened to be written to and is empty, for a guest all of whose
     /// `max_pages` are promised.
     #[must_use]
-    pub fn new(file: File, max_pages: u64) -> Self {
-        let journal = Arc::new(Journal::new(CAPACITY));
-        let writer = Writer::begin(file, journal.now_ns(), max_pages);
-        let desk = Mutex::new(Desk { writer, spare: Batch::with_capacity(CAPACITY) });
+    pub fn new(file: File, max_pages: u64, detail: Detail, packing: Packing) -> Self {
+        let capacity = if packing == Packing::Gzip { CAPACITY_TO_PACK } else { CAPACITY };
+        let journal = Arc::new(Journal::new(capacity, detail));
+        let writer = Writer::begin_packed(file, packing, journal.now_ns(), max_pages);
+        let desk = Mutex::new(Desk { writer, spare: Batch::with_capacity(capacity) });
         let (figures, ended) = (Mutex::default(), AtomicBool::new(false));
         Self { journal, desk, figures, ended }
     }

@@ -2,9 +2,14 @@
 //!
 //! One CPU, number 0, runs the one virtual CPU of domain [`Writer::DOMAIN`] from the first record to
 //! the last: `xenalyze` counts only what happens while it knows whose it is. A time stamp is a time
-//! in ns, as of a counter that runs at 1 GHz; records of the same time share one.
+//! in ns, as of a counter that runs at 1 GHz, in a packed file in steps; records of the same time
+//! share one.
 
 use std::io::{self, Write};
+use std::path::Path;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
 
 use zerosweep::{Gfn, Order};
 
@@ -13,15 +18,37 @@ use crate::record as number;
 
 /// A window is written when it has so many bytes.
 const WINDOW_BYTES: usize = 64 << 10;
+/// Times in a packed file are multiples of this (65 µs), or 1.
+const PACKED_TICK_NS: u64 = 1 << 16;
 /// Bits of a record's first word.
 const STAMPED: u32 = 1 << 31;
 /// What Xen writes where there is no frame.
 const NO_FRAME: u64 = u64::MAX;
 
+/// How windows are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Packing {
+    /// As they are.
+    #[default]
+    Plain,
+    /// Each as a member of a gzip file: wherever the file is cut, what comes before can be unpacked.
+    Gzip,
+}
+
+impl Packing {
+    /// What a file's name says.
+    #[must_use]
+    pub fn of(path: &Path) -> Self {
+        if path.extension().is_some_and(|end| end == "gz") { Self::Gzip } else { Self::Plain }
+    }
+}
+
 /// Writes records in windows: what was written ends with a whole one, unless writing failed.
 pub struct Writer<W> {
     out: W,
+    packing: Packing,
     window: Vec<u8>,
+    packed: Vec<u8>,
     time_ns: Option<u64>,
     written: u64,
     records: u64,
@@ -35,8 +62,15 @@ impl<W: Write> Writer<W> {
 
     /// Begins a trace of a guest all of whose `max_pages` are promised.
     pub fn begin(out: W, time_ns: u64, max_pages: u64) -> Self {
+        Self::begin_packed(out, Packing::Plain, time_ns, max_pages)
+    }
+
+    /// As [`Writer::begin`], packed.
+    pub fn begin_packed(out: W, packing: Packing, time_ns: u64, max_pages: u64) -> Self {
         let window = Vec::with_capacity(WINDOW_BYTES + 256);
-        let mut writer = Self { out, window, time_ns: None, written: 0, records: 0 };
+        let packed = Vec::new();
+        let mut writer =
+            Self { out, packing, window, packed, time_ns: None, written: 0, records: 0 };
         writer.record(time_ns, number::RUNNABLE_TO_RUNNING, &[Self::VCPU]);
         let mut at = 0;
         while at < max_pages {
@@ -78,12 +112,22 @@ impl<W: Write> Writer<W> {
         }
         let bytes = self.window.len() as u32;
         let header = [number::CPU_CHANGE | 2 << 28, 0, bytes].map(u32::to_le_bytes);
-        let done = self.out.write_all(header.as_flattened());
-        let done = done.and_then(|()| self.out.write_all(&self.window));
-        let length = (header.as_flattened().len() + self.window.len()) as u64;
+        let parts = [header.as_flattened(), &self.window];
+        let length = match self.packing {
+            Packing::Plain => {
+                let done = parts.iter().try_for_each(|part| self.out.write_all(part));
+                done.map(|()| parts.iter().map(|part| part.len()).sum::<usize>())
+            }
+            Packing::Gzip => {
+                self.packed.clear();
+                pack(&parts, &mut self.packed)
+                    .and_then(|()| self.out.write_all(&self.packed))
+                    .map(|()| self.packed.len())
+            }
+        };
         self.window.clear();
-        done.and_then(|()| self.out.flush())?;
-        self.written += length;
+        let length = length.and_then(|length| self.out.flush().map(|()| length))?;
+        self.written += length as u64;
         Ok(())
     }
 
@@ -131,11 +175,21 @@ impl<W: Write> Writer<W> {
             What::Splinter => ranges(number::POD_SUPERPAGE_SPLINTER),
             What::Populate => frames(number::POD_POPULATE),
             What::Reclaim => frames(number::POD_ZERO_RECLAIM),
+            What::Look { looked, live } => {
+                let ([looked, looked_high], [live, live_high]) = (halves(looked), halves(live));
+                let words = [gfn, gfn_high, looked, looked_high, live, live_high, domain];
+                return self.record(time_ns, number::LOOK, &words);
+            }
         };
         self.record(time_ns, event, &words[..count]);
     }
 
     fn record(&mut self, time_ns: u64, event: u32, words: &[u32]) {
+        // Times are what can be packed least.
+        let time_ns = match self.packing {
+            Packing::Plain => time_ns,
+            Packing::Gzip => (time_ns & !(PACKED_TICK_NS - 1)).max(1),
+        };
         let stamp = (self.time_ns != Some(time_ns)).then(|| halves(time_ns));
         self.time_ns = Some(time_ns);
         let flag = if stamp.is_some() { STAMPED } else { 0 };
@@ -145,6 +199,13 @@ impl<W: Write> Writer<W> {
         self.window.extend(all.flat_map(u32::to_le_bytes));
         self.records += 1;
     }
+}
+
+/// Packs a window as a member of a gzip file.
+fn pack(parts: &[&[u8]], packed: &mut Vec<u8>) -> io::Result<()> {
+    let mut encoder = GzEncoder::new(packed, Compression::default());
+    parts.iter().try_for_each(|part| encoder.write_all(part))?;
+    encoder.finish().map(|_| ())
 }
 
 fn halves(long: u64) -> [u32; 2] {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use zerosweep::{Config, Domain, Event, Gfn, Mfn, Order, Policy};
-use zerosweep_events::{Batch, Journal, Recording, What};
+use zerosweep_events::{Batch, Detail, Journal, Packing, Recording, What};
 
 fn domain() -> Domain {
     Domain::new(Config::new(1024, 512, Policy::Zerosweep)).unwrap()
@@ -20,7 +20,7 @@ fn populate(page: u64) -> Event {
 
 #[test]
 fn what_does_not_fit_is_missing_in_one_place() {
-    let (journal, domain) = (Journal::new(5), domain());
+    let (journal, domain) = (Journal::new(5, Detail::Xen), domain());
     (0..4).for_each(|page| journal.record(populate(page), &domain));
     let mut batch = Batch::with_capacity(5);
     journal.take(&mut batch);
@@ -42,7 +42,7 @@ fn what_does_not_fit_is_missing_in_one_place() {
 
 #[test]
 fn times_rise_whoever_leaves_the_notes() {
-    let journal = Journal::new(10_000);
+    let journal = Journal::new(10_000, Detail::Xen);
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
@@ -59,7 +59,7 @@ fn times_rise_whoever_leaves_the_notes() {
 
 fn recording(path: &str) -> Arc<Recording> {
     let file = OpenOptions::new().append(true).create(true).open(path).unwrap();
-    let recording = Arc::new(Recording::new(file, 1024));
+    let recording = Arc::new(Recording::new(file, 1024, Detail::Xen, Packing::Plain));
     let thread = Arc::clone(&recording);
     std::thread::spawn(move || thread.run());
     recording
@@ -89,7 +89,7 @@ fn a_reader_that_cannot_follow_costs_records_and_no_time() {
     let path = directory.path().join("a.bin");
     let file = OpenOptions::new().append(true).create(true).open(&path).unwrap();
     // Nobody calls `run`: the end alone empties the journal.
-    let (recording, domain) = (Recording::new(file, 1024), domain());
+    let (recording, domain) = (Recording::new(file, 1024, Detail::Xen, Packing::Plain), domain());
     (0..100_000).for_each(|page| recording.journal().record(populate(page % 1024), &domain));
     recording.finish();
     let figures = recording.figures();

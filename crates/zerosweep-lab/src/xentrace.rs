@@ -20,6 +20,7 @@ mod event;
 mod guess;
 mod pages;
 mod reader;
+mod recording;
 mod replay;
 mod summary;
 
@@ -28,9 +29,10 @@ pub use event::{Event, EventError, Layout, PageKind};
 pub use guess::{Guess, guess};
 pub use pages::{PageStates, Tally};
 pub use reader::{Broken, Reader, Reason, Record, open};
-pub use replay::{Recording, RecordingError, Replay, ReplayError, Unknown};
-pub use summary::{ByOrder, DomainSummary, Summary};
-pub use zerosweep_events::Writer;
+pub use recording::{Recording, RecordingError, Unknown};
+pub use replay::{Replay, ReplayError};
+pub use summary::{ByOrder, DomainSummary, Looks, Summary};
+pub use zerosweep_events::{Packing, Writer};
 
 /// What the largest order is.
 const MAX_ORDER: u32 = 18;

@@ -2,9 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
+use std::io::Read as _;
+
+use flate2::read::MultiGzDecoder;
 use proptest::prelude::*;
 use zerosweep::{Gfn, Mfn, Order};
-use zerosweep_events::{Kind, Note, What, Writer};
+use zerosweep_events::{Kind, Note, Packing, What, Writer};
 use zerosweep_lab::xentrace::{Event, Layout, PageKind, Reader, guess};
 
 const MAX_PAGES: u64 = (1 << 18) + 512 + 3;
@@ -19,6 +22,7 @@ fn note() -> impl Strategy<Value = Note> {
         Just(What::Populate),
         Just(What::Reclaim),
         Just(What::Splinter),
+        any::<(u64, u64)>().prop_map(|(looked, live)| What::Look { looked, live: looked & live }),
     ];
     (what, 0..1_u64 << 40, 0..1_u64 << 48, 0..=18_u8).prop_map(|(what, gfn, mfn, order)| {
         let has_frame = matches!(what, What::Set(Kind::Ram) | What::Populate | What::Reclaim);
@@ -43,6 +47,7 @@ fn expected(note: &Note) -> Event {
         What::Populate => Event::Populate { gfn, mfn, domain, order },
         What::Reclaim => Event::Reclaim { gfn, mfn, domain, order },
         What::Splinter => Event::Splinter { gfn, domain, order },
+        What::Look { looked, live } => Event::Look { gfn, looked, live, domain },
     }
 }
 
@@ -96,6 +101,62 @@ proptest! {
         prop_assert_eq!(lost, if hole < steps.len() { missing.into() } else { 0 });
         let guess = guess(&mut Reader::new(trace.as_slice())).unwrap();
         prop_assert_eq!(guess.layout, Layout::Words);
+    }
+}
+
+/// Unpacked as far as it goes, and whether it goes to the end.
+fn unpacked(packed: &[u8]) -> (Vec<u8>, bool) {
+    let mut trace = Vec::new();
+    let whole = MultiGzDecoder::new(packed).read_to_end(&mut trace).is_ok();
+    (trace, whole)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Packed, it is the same but for the times; and wherever it is cut, all windows before can be
+    /// read.
+    #[test]
+    fn what_is_packed_is_read(
+        steps in proptest::collection::vec((0..1_u64 << 20, note()), 1..3000),
+        flush_every in 1..400_usize,
+        cut in any::<prop::sample::Index>(),
+    ) {
+        let mut packed = Vec::new();
+        let mut writer = Writer::begin_packed(&mut packed, Packing::Gzip, 1, MAX_PAGES);
+        let (mut now, mut wanted) = (1, Vec::new());
+        // How long the file was, and how many notes were in it.
+        let mut ends = vec![(0, 0)];
+        for (n, (pause, note)) in steps.iter().enumerate() {
+            now += pause;
+            writer.note(now, note).unwrap();
+            wanted.push((now, expected(note)));
+            if n % flush_every == 0 {
+                writer.flush().unwrap();
+                ends.push((writer.written(), n + 1));
+            }
+        }
+        writer.finish(now).unwrap();
+        ends.push((writer.written(), steps.len()));
+        drop(writer);
+        let (trace, whole) = unpacked(&packed);
+        prop_assert!(whole && packed.len() < trace.len());
+        let (events, _) = read(&trace);
+        prop_assert_eq!(events.len(), wanted.len());
+        for ((time_ns, event), (now, wanted)) in events.iter().zip(&wanted) {
+            prop_assert_eq!(event, wanted);
+            prop_assert!(time_ns <= now && now - time_ns < 1 << 16, "{} for {}", time_ns, now);
+        }
+        let cut = cut.index(packed.len());
+        let (trace, whole) = unpacked(&packed[..cut]);
+        let (_, notes) = *ends.iter().rfind(|(length, _)| *length <= cut as u64).unwrap();
+        let mut reader = Reader::new(trace.as_slice());
+        let mut count = 0;
+        while let Ok(Some(record)) = reader.next_record() {
+            count += usize::from(Event::decode(&record, Layout::Words).unwrap().is_some());
+        }
+        prop_assert!(count >= notes + if notes > 0 { 5 } else { 0 }, "{} of {}", count, notes);
+        prop_assert!(!whole || ends.iter().any(|(length, _)| *length == cut as u64));
     }
 }
 

@@ -38,6 +38,20 @@ pub struct AgentConfig {
     /// there and empty; its path is absolute.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub events: Option<PathBuf>,
+    /// How much of it is recorded.
+    #[serde(default)]
+    pub event_detail: EventDetail,
+}
+
+/// How much of what happens is recorded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EventDetail {
+    /// What Xen has records for; packed by gzip if the file's name ends in `.gz`.
+    #[default]
+    Xen,
+    /// What zero checks saw too; always packed.
+    Guest,
 }
 
 /// Whose requests to the guest's balloon the target follows.

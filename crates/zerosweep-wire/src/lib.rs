@@ -19,7 +19,9 @@ mod message;
 pub mod runtime;
 mod status;
 
-pub use config::{AgentConfig, BeforeStart, CONFIG_VARIABLE, Follow, OnExhaustion, ReturnMode};
+pub use config::{
+    AgentConfig, BeforeStart, CONFIG_VARIABLE, EventDetail, Follow, OnExhaustion, ReturnMode,
+};
 pub use line::read_line;
 pub use message::{Answer, ErrorBody, ErrorKind, Hello, Operation, Request, Response};
 pub use status::{

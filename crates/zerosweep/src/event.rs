@@ -86,6 +86,17 @@ pub enum Event {
         /// More that a scan should find.
         likely: u64,
     },
+    /// What is in pages, as a check saw it (rules R5, R10, R11). Told of checks whose outcome does not
+    /// tell it: of pages that are zero and become PoD, [`Event::Reclaim`] says so. Up to eight events
+    /// for a superpage.
+    Look {
+        /// The first of 64 pages, at a multiple of 64; bit n is page n.
+        gfn: Gfn,
+        /// Pages that were looked at: those that are not live are zero.
+        looked: u64,
+        /// Those of them in which there is something.
+        live: u64,
+    },
     /// No frame could be found.
     Exhausted {
         /// The touched gfn.

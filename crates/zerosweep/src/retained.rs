@@ -48,6 +48,11 @@ impl PageBits {
         self.0.iter().map(|word| u64::from(word.count_ones())).sum()
     }
 
+    /// Its bits: page 0 is bit 0 of the first word.
+    pub(crate) fn words(&self) -> [u64; PAGES / 64] {
+        self.0
+    }
+
     /// Its pages, ascending.
     pub fn iter(self) -> impl Iterator<Item = usize> {
         (0..PAGES).filter(move |&index| self.contains(index))

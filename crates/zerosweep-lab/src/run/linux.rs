@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use zerosweep::{Gfn, Order, PAGE_BYTES, SUPERPAGE_PAGES};
-use zerosweep_events::{Figures, Recording};
+use zerosweep_events::{Detail, Figures, Packing, Recording};
 use zerosweep_linux::{AdoptError, GuestMemory, OnExhaustion, Options, Parking, Region, Snapshot};
 
 use super::{
@@ -66,7 +66,7 @@ fn record(experiment: &Experiment) -> Option<Arc<Recording>> {
     let path = experiment.events.as_ref()?;
     let max_pages = experiment.max_mem_bytes / PAGE_BYTES;
     let begun = File::create(path).and_then(|file| {
-        let recording = Arc::new(Recording::new(file, max_pages));
+        let recording = Arc::new(Recording::new(file, max_pages, Detail::Xen, Packing::Plain));
         let thread = Arc::clone(&recording);
         std::thread::Builder::new().name("zs-events".into()).spawn(move || thread.run())?;
         Ok(recording)

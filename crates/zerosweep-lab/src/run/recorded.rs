@@ -5,7 +5,7 @@ use std::io;
 use std::path::PathBuf;
 
 use zerosweep::{DecreaseError, Domain, Event, Gfn, Host, Order, Session, Statistics};
-use zerosweep_events::{Writer, notes};
+use zerosweep_events::{Detail, Writer, notes};
 use zerosweep_sim::{SoftwareGuest, SoftwareMachine, TouchError};
 
 use super::{Experiment, tell_unrecorded};
@@ -91,7 +91,7 @@ impl Host for RecordedGuest {
     fn event(&mut self, event: Event) {
         let Some(trace) = &mut self.trace else { return };
         let time_ns = trace.time_ns(&self.built, &self.guest.domain);
-        notes(event, &self.guest.domain, |note| {
+        notes(event, &self.guest.domain, Detail::Xen, |note| {
             if trace.failed.is_none() {
                 trace.failed = trace.writer.note(time_ns, &note).err();
             }

@@ -1,8 +1,8 @@
 //! What populate on demand says in a trace.
 
 use zerosweep_events::record::{
-    DECREASE_RESERVATION, POD_POPULATE, POD_SUPERPAGE_SPLINTER, POD_ZERO_RECLAIM, SET_P2M_ENTRY,
-    TYPE_INVALID, TYPE_POD, TYPE_RAM,
+    DECREASE_RESERVATION, LOOK, POD_POPULATE, POD_SUPERPAGE_SPLINTER, POD_ZERO_RECLAIM,
+    SET_P2M_ENTRY, TYPE_INVALID, TYPE_POD, TYPE_RAM,
 };
 
 use super::MAX_ORDER;
@@ -98,6 +98,17 @@ pub enum Event {
         /// Size.
         order: u8,
     },
+    /// A zero check saw pages. Only recordings of ours say so.
+    Look {
+        /// The first of 64 pages; bit n is page n.
+        gfn: u64,
+        /// Those that were looked at.
+        looked: u64,
+        /// Those of them that are not zero.
+        live: u64,
+        /// Whose they are.
+        domain: u32,
+    },
 }
 
 /// A record of populate on demand that cannot be.
@@ -144,6 +155,7 @@ impl Event {
         let expected = match event {
             SET_P2M_ENTRY | POD_POPULATE | POD_ZERO_RECLAIM => 6,
             DECREASE_RESERVATION | POD_SUPERPAGE_SPLINTER => 4,
+            LOOK => 7,
             _ => return Ok(None),
         };
         let words = extra.len() / 4;
@@ -160,6 +172,10 @@ impl Event {
             let (kind, owner) = (PageKind::decode(tail(last)), tail(last + 4));
             let (domain, order) = (owner & 0xffff, checked(event, owner >> 16)?);
             return Ok(Some(Self::SetEntry { gfn, mfn: long(extra, 8), kind, domain, order }));
+        }
+        if event == LOOK {
+            let (looked, live) = (long(extra, 8), long(extra, 16));
+            return Ok(Some(Self::Look { gfn, looked, live: live & looked, domain: tail(24) }));
         }
         let (domain, order) = match layout {
             Layout::Words => (tail(last), tail(last + 4)),
@@ -185,7 +201,8 @@ impl Event {
             | Self::Decrease { domain, .. }
             | Self::Populate { domain, .. }
             | Self::Reclaim { domain, .. }
-            | Self::Splinter { domain, .. } => domain,
+            | Self::Splinter { domain, .. }
+            | Self::Look { domain, .. } => domain,
         }
     }
 }

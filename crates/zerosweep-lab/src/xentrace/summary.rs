@@ -49,6 +49,18 @@ impl Serialize for ByOrder {
     }
 }
 
+/// What zero checks saw.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Looks {
+    /// Records; each is of at most 64 pages.
+    pub records: u64,
+    /// Pages that were zero, and could not be reclaimed nevertheless. Of those that were, the records
+    /// of reclaims tell.
+    pub pages_zero: u64,
+    /// Pages that were not.
+    pub pages_live: u64,
+}
+
 /// What was done to a domain.
 #[derive(Default, Serialize)]
 pub struct DomainSummary {
@@ -60,6 +72,8 @@ pub struct DomainSummary {
     pub splinters: u64,
     /// Ranges that were given back.
     pub decreases: ByOrder,
+    /// What zero checks saw, as recordings of ours say.
+    pub looks: Looks,
     /// Entries of the p2m that were set.
     pub p2m_sets: u64,
     /// How the cache changed by populates and reclaims, in pages. What was stolen when pages were
@@ -148,6 +162,11 @@ impl DomainSummary {
                 self.cache_change += 1 << order;
             }
             Event::Splinter { .. } => self.splinters += 1,
+            Event::Look { looked, live, .. } => {
+                self.looks.records += 1;
+                self.looks.pages_zero += u64::from((looked & !live).count_ones());
+                self.looks.pages_live += u64::from(live.count_ones());
+            }
         }
     }
 }

@@ -8,6 +8,7 @@ use crate::event::Event;
 use crate::frame::{Gfn, Mfn, Order, PAGE_BYTES, SUPERPAGE_BYTES, SUPERPAGE_PAGES, Superpage};
 use crate::machine::{Host, Machine, QUICK_CHECK_WORDS, Unmapped};
 use crate::p2m::{Entry, Hold};
+use crate::retained::PageBits;
 
 /// What a superpage check found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,7 +75,8 @@ impl<H: Host> Session<H> {
         let (gfn, order) = (superpage.first(), Order::SUPERPAGE);
         let quick = self.host.machine(|m| m.quick_check(gfn, mfn, order));
         self.count_quick(quick, SUPERPAGE_PAGES);
-        if quick.is_some() {
+        if let Some(word) = quick {
+            self.tell_live(superpage.page((word / WORDS_PER_PAGE) as usize));
             return Check::NotZero;
         }
         if self.unmap_flushed(gfn, mfn, order) == Unmapped::Busy {
@@ -83,7 +85,12 @@ impl<H: Host> Session<H> {
         let found = self.host.machine(|m| m.zero_check(mfn, order.pages()));
         let scanned = found.map_or(SUPERPAGE_BYTES, |word| u64::from(word + 1) * 8);
         self.domain().statistics.bytes_scanned += scanned;
-        if found.is_some() {
+        if let Some(word) = found {
+            let mut seen = (PageBits::default(), PageBits::default());
+            let last = (word / WORDS_PER_PAGE) as usize;
+            (0..=last).for_each(|index| _ = seen.0.insert(index));
+            seen.1.insert(last);
+            self.tell_look(superpage, seen.0, seen.1);
             self.map_back_superpage(superpage, mfn);
             return Check::NotZero;
         }
@@ -178,7 +185,11 @@ impl<H: Host> Session<H> {
         domain.cursors.looks += 1;
         let quick = self.host.machine(|m| m.quick_check(gfn, mfn, Order::PAGE));
         self.count_quick(quick, 1);
-        if quick.is_some() || self.split(gfn.superpage()).is_err() {
+        if quick.is_some() {
+            self.tell_live(gfn);
+            return None;
+        }
+        if self.split(gfn.superpage()).is_err() {
             return None;
         }
         // The split may have moved it, or taken it: pages that are out are settled first.
@@ -204,6 +215,7 @@ impl<H: Host> Session<H> {
         let scanned = found.map_or(PAGE_BYTES, |word| u64::from(word + 1) * 8);
         self.domain().statistics.bytes_scanned += scanned;
         if found.is_some() {
+            self.tell_live(gfn);
             if self.host.machine(|m| m.map(gfn, mfn, Order::PAGE)).is_err() {
                 let entry = Entry::Ram { mfn, hold: Hold::Detached };
                 self.domain().p2m.set_page(gfn, entry);

@@ -5,9 +5,12 @@
 //! cost a quarter of a full look, for the cache lines that have to come); only then is the
 //! superpage unmapped and looked at in full. Pages that are out and retained count as zero until that last
 //! look, which is the truth about them too.
+//!
+//! What was seen of pages that are not reclaimed is told: [`Event::Look`].
 
 use super::{Check, Session};
-use crate::frame::{Mfn, Order, PAGE_BYTES, SUPERPAGE_PAGES, Superpage};
+use crate::event::Event;
+use crate::frame::{Gfn, Mfn, Order, PAGE_BYTES, SUPERPAGE_PAGES, Superpage};
 use crate::machine::{Host, Machine, QUICK_CHECK_WORDS, Unmapped};
 use crate::p2m::Entry;
 use crate::retained::PageBits;
@@ -36,6 +39,20 @@ pub(super) struct Findings {
     pub(super) count: u64,
     first_word: Option<u32>,
     bytes: u64,
+    /// Where the look began, and how many pages it came on, round the end of the superpage.
+    start: u64,
+    reached: u64,
+}
+
+impl Findings {
+    /// The pages that were looked at.
+    fn looked(&self) -> PageBits {
+        let mut looked = PageBits::default();
+        for n in 0..self.reached {
+            looked.insert(((self.start + n) % SUPERPAGE_PAGES) as usize);
+        }
+        looked
+    }
 }
 
 impl<H: Host> Session<H> {
@@ -59,6 +76,9 @@ impl<H: Host> Session<H> {
         }
         let found = self.look(mfn, start, most);
         self.domain().statistics.bytes_scanned += found.bytes;
+        if found.count > 0 {
+            self.tell_look(superpage, found.looked(), found.live);
+        }
         if found.count > most {
             self.remember(superpage, found.first_word, most);
             self.map_back_superpage(superpage, mfn);
@@ -84,6 +104,7 @@ impl<H: Host> Session<H> {
             domain.statistics.bytes_scanned += 8;
             let value = self.host.machine(|m| m.peek(superpage.first(), mfn, word));
             if value != 0 && too_many {
+                self.tell_live(superpage.page((u64::from(word) / WORDS_PER_PAGE) as usize));
                 return Glance::NotZero;
             }
             start = u64::from(word) / WORDS_PER_PAGE;
@@ -93,6 +114,7 @@ impl<H: Host> Session<H> {
         }
         let quick = |m: &mut H::Machine| {
             let mut found = (0, None);
+            let mut live = PageBits::default();
             let mut looked = 0;
             for n in 0..SUPERPAGE_PAGES / STRIDE {
                 let index = (start + n * STRIDE) % SUPERPAGE_PAGES;
@@ -103,21 +125,23 @@ impl<H: Host> Session<H> {
                 let gfn = superpage.page(index as usize);
                 if let Some(word) = m.quick_check(gfn, mfn.offset(index), Order::PAGE) {
                     found.0 += 1;
+                    live.insert(index as usize);
                     found.1.get_or_insert(index as u32 * WORDS_PER_PAGE as u32 + word);
                     if found.0 * STRIDE > most * 2 {
                         break;
                     }
                 }
             }
-            (found.0, found.1, looked)
+            (found.0, found.1, live, looked)
         };
-        let (count, first, looked) = self.host.machine(quick);
+        let (count, first, live, looked) = self.host.machine(quick);
         let bytes = looked * u64::from(QUICK_CHECK_WORDS) * 8;
         let domain = self.host.domain();
         domain.statistics.bytes_scanned += bytes;
         domain.cursors.looks += looked;
         // Twice as many as could be copied: not worth an unmap, whatever the others are.
         if count * STRIDE > most * 2 {
+            self.tell_look(superpage, live, live);
             self.remember(superpage, first, most);
             return Glance::NotZero;
         }
@@ -128,12 +152,13 @@ impl<H: Host> Session<H> {
     /// more than `most` pages were found that are not zero.
     fn look(&mut self, mfn: Mfn, start: u64, most: u64) -> Findings {
         self.host.machine(|m| {
-            let mut found = Findings::default();
+            let mut found = Findings { start, ..Findings::default() };
             for (from, to) in [(start, SUPERPAGE_PAGES), (0, start)] {
                 let mut at = from;
                 while at < to && found.count <= most {
                     let Some(word) = m.zero_check(mfn.offset(at), to - at) else {
                         found.bytes += (to - at) * PAGE_BYTES;
+                        at = to;
                         break;
                     };
                     found.bytes += u64::from(word + 1) * 8;
@@ -144,9 +169,27 @@ impl<H: Host> Session<H> {
                     found.first_word.get_or_insert(word as u32);
                     at = page + 1;
                 }
+                found.reached += at - from;
             }
             found
         })
+    }
+
+    /// Tells what was seen in a superpage.
+    pub(super) fn tell_look(&mut self, superpage: Superpage, looked: PageBits, live: PageBits) {
+        for (group, (looked, live)) in looked.words().into_iter().zip(live.words()).enumerate() {
+            if looked != 0 {
+                let gfn = superpage.page(group * 64);
+                self.host.event(Event::Look { gfn, looked, live });
+            }
+        }
+    }
+
+    /// Tells that there is something in a page.
+    pub(super) fn tell_live(&mut self, gfn: Gfn) {
+        let bit = 1 << (gfn.raw() % 64);
+        let gfn = Gfn::new(gfn.raw() & !63);
+        self.host.event(Event::Look { gfn, looked: bit, live: bit });
     }
 
     fn remember(&mut self, superpage: Superpage, word: Option<u32>, most: u64) {

@@ -54,6 +54,7 @@ impl<H: Host> Session<H> {
         statistics.bytes_scanned += PAGE_BYTES;
         if was == Content::Unknown {
             statistics.bytes_cleared += PAGE_BYTES;
+            self.tell_live(gfn);
         }
     }
 

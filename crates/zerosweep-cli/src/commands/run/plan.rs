@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use zerosweep_wire::{
-    AgentConfig, BeforeStart, CONFIG_VARIABLE, Follow, OnExhaustion, PROTOCOL, ReturnMode,
+    AgentConfig, BeforeStart, CONFIG_VARIABLE, EventDetail, Follow, OnExhaustion, PROTOCOL,
+    ReturnMode,
 };
 
 use crate::agent;
@@ -41,6 +42,7 @@ pub(crate) struct Wanted<'a> {
     pub(crate) return_mode: ReturnMode,
     /// Where what happens is recorded.
     pub(crate) events: Option<&'a Path>,
+    pub(crate) event_detail: EventDetail,
     /// The VMM and its arguments.
     pub(crate) vmm: &'a [OsString],
     /// Whether another tool manages the VMM and asks its balloon.
@@ -65,7 +67,11 @@ impl<'a> From<&'a RunArguments> for Wanted<'a> {
             policy: &arguments.policy,
             on_exhaustion: arguments.on_exhaustion.into(),
             return_mode: arguments.return_mode.into(),
-            events: arguments.events.as_deref(),
+            events: arguments.record.as_deref().or(arguments.events.as_deref()),
+            event_detail: match &arguments.record {
+                Some(_) => EventDetail::Guest,
+                None => EventDetail::Xen,
+            },
             vmm: &arguments.vmm,
             managed_by: ManagedBy::Us,
         }
@@ -140,6 +146,7 @@ impl Plan {
             events: wanted.events.map(std::path::absolute).transpose().map_err(|error| {
                 Failure::work(format!("cannot find the current directory: {error}"))
             })?,
+            event_detail: wanted.event_detail,
         };
         let mut all = vmm_arguments.to_vec();
         all.extend(additions(&analysis, max_mem, &files));
@@ -298,6 +305,7 @@ mod tests {
             on_exhaustion: OnExhaustion::Stall,
             return_mode: ReturnMode::Lazy,
             events: None,
+            event_detail: EventDetail::Xen,
             vmm: &words,
             managed_by,
         };

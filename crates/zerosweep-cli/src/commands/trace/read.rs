@@ -90,6 +90,16 @@ fn table(domain: &DomainSummary) -> String {
     row("reclaims", counted(&domain.reclaims));
     row("splinters", domain.splinters.to_string());
     row("decreases", counted(&domain.decreases));
+    let looks = domain.looks;
+    if looks.records > 0 {
+        row(
+            "looks",
+            format!(
+                "{} records: {} pages zero, {} not",
+                looks.records, looks.pages_zero, looks.pages_live
+            ),
+        );
+    }
     row(
         "at the end",
         match domain.pages_at_the_end() {
