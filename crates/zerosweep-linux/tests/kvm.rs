@@ -1,6 +1,7 @@
 //! The example is what it says: a guest under KVM whose faults are served.
+#![cfg(target_arch = "x86_64")]
 
-#[path = "../examples/kvm.rs"]
+#[path = "../examples/kvm/machine.rs"]
 mod example;
 
 #[test]

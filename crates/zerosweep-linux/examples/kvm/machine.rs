@@ -1,16 +1,5 @@
-//! A virtual machine monitor in one file: a guest of some hundred bytes on `/dev/kvm` that is told
-//! that it has 64 MiB, and may hold 16.
-//!
-//! ```text
-//! cargo run --release -p zerosweep-linux --example kvm
-//! ```
-//!
-//! The guest writes to 4 MiB, clears 56, gives 2 MiB back page by page through a port (what a
-//! balloon driver does), writes to them again, and looks at all that it wrote. Every first touch is
-//! a fault of KVM's own in this process, which zerosweep answers; that it clears more than it may
-//! hold is no matter, for zeros need no frames.
+//! The guest, and what runs it.
 #![expect(unsafe_code, reason = "gives KVM the address of the guest's memory")]
-#![cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "the guest is x86 code"))]
 
 use std::error::Error;
 use std::sync::Arc;
@@ -21,9 +10,9 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use zerosweep::{Order, Policy};
 use zerosweep_linux::{GuestMemory, GuestRam, GuestRamCollection, Options, Region, Snapshot};
 
-const MIB: u64 = 1 << 20;
-const MAX_MEM: u64 = 64 * MIB;
-const TARGET: u64 = 16 * MIB;
+pub(crate) const MIB: u64 = 1 << 20;
+pub(crate) const MAX_MEM: u64 = 64 * MIB;
+pub(crate) const TARGET: u64 = 16 * MIB;
 
 /// Where the guest's code is.
 const CODE: GuestAddress = GuestAddress(0x1000);
@@ -33,7 +22,6 @@ const GIVE_BACK: u16 = 0x10;
 const REPORT: u16 = 0x11;
 
 // Real mode, with segments that reach all of memory: addresses are physical, there are no tables.
-#[cfg(target_arch = "x86_64")]
 core::arch::global_asm!(
     r#"
     .section .rodata
@@ -90,7 +78,6 @@ core::arch::global_asm!(
 );
 
 /// The guest's code.
-#[cfg(target_arch = "x86_64")]
 fn code() -> &'static [u8] {
     unsafe extern "C" {
         static kvm_guest_begin: u8;
@@ -101,11 +88,6 @@ fn code() -> &'static [u8] {
         let bytes = (&raw const kvm_guest_end).offset_from_unsigned(&raw const kvm_guest_begin);
         std::slice::from_raw_parts(&raw const kvm_guest_begin, bytes)
     }
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn code() -> &'static [u8] {
-    unimplemented!("the guest is x86 code")
 }
 
 /// What came of it.
@@ -186,18 +168,4 @@ fn start_in_real_mode(vcpu: &VcpuFd) -> Result<(), Box<dyn Error>> {
     vcpu.set_sregs(&sregs)?;
     vcpu.set_regs(&kvm_regs { rip: CODE.0, rflags: 2, ..kvm_regs::default() })?;
     Ok(())
-}
-
-#[cfg_attr(test, expect(dead_code, reason = "the test calls run"))]
-fn main() -> Result<(), Box<dyn Error>> {
-    let Outcome { wrong_pages, given_back, snapshot } = run()?;
-    let (statistics, mib) = (&snapshot.statistics, |pages: u64| pages as f64 / 256.0);
-    println!("the guest has {} MiB and may hold {}", MAX_MEM / MIB, TARGET / MIB);
-    println!("faults answered          {}", snapshot.faults);
-    println!("superpages populated     {}", statistics.populates_2m);
-    println!("superpages reclaimed     {}", statistics.superpages_reclaimed);
-    println!("pages given back         {given_back}");
-    println!("most held at any time    {} MiB", mib(statistics.peak_total));
-    println!("pages that were not as the guest left them: {wrong_pages}");
-    if wrong_pages > 0 { Err("memory was lost".into()) } else { Ok(()) }
 }
