@@ -13,8 +13,7 @@ use crate::writer::{Packing, Writer};
 /// Notes that a journal has room for: a balloon that gives back as fast as it can fills half of it
 /// in a twentieth of a second.
 const CAPACITY: usize = 1 << 16;
-/// And of one whose file has to be packed: memory that is only taken if
-/// the thread comes late.
+/// And of one whose file has to be packed: memory that is only taken if the thread comes late.
 const CAPACITY_TO_PACK: usize = 1 << 18;
 /// A journal is emptied when it is half full, and after this.
 const INTERVAL: Duration = Duration::from_millis(100);

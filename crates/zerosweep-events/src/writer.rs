@@ -11,7 +11,7 @@ use std::path::Path;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
-use zerosweep::{Gfn, Order};
+use zerosweep::Order;
 
 use crate::note::{Kind, Note, What};
 use crate::record as number;
@@ -72,13 +72,8 @@ impl<W: Write> Writer<W> {
         let mut writer =
             Self { out, packing, window, packed, time_ns: None, written: 0, records: 0 };
         writer.record(time_ns, number::RUNNABLE_TO_RUNNING, &[Self::VCPU]);
-        let mut at = 0;
-        while at < max_pages {
-            let fits = |order: &Order| order.pages() <= max_pages - at;
-            let order = [Order::MAX, Order::SUPERPAGE].into_iter().find(fits).unwrap_or_default();
-            let what = What::Set(Kind::Pod);
-            writer.put(time_ns, &Note { what, gfn: Gfn::new(at), mfn: None, order });
-            at += order.pages();
+        for (gfn, order) in Order::runs(max_pages) {
+            writer.put(time_ns, &Note { what: What::Set(Kind::Pod), gfn, mfn: None, order });
         }
         writer
     }

@@ -316,13 +316,8 @@ impl GuestMemory {
 
     fn promise(&self, options: &Options) -> Result<(), AdoptError> {
         let mut session = self.session();
-        let pages = self.machine.guest.bytes() / PAGE_BYTES;
-        let mut at = 0;
-        while at < pages {
-            let fits = |order: &Order| order.pages() <= pages - at;
-            let order = [Order::MAX, Order::SUPERPAGE].into_iter().find(fits).unwrap_or_default();
-            session.populate_on_demand(Gfn::new(at), order).map_err(AdoptError::Build)?;
-            at += order.pages();
+        for (gfn, order) in Order::runs(self.machine.guest.bytes() / PAGE_BYTES) {
+            session.populate_on_demand(gfn, order).map_err(AdoptError::Build)?;
         }
         let target = options.target_bytes / PAGE_BYTES;
         match session.set_target(target) {

@@ -78,13 +78,8 @@ impl SoftwareGuest {
         let domain = Domain::new(config).map_err(NewGuestError::Config)?;
         let mut guest = Self { domain, machine };
         let mut session = guest.session();
-        let mut at = 0;
-        while at < config.max_pages {
-            let left = config.max_pages - at;
-            let fits = |order: &Order| order.pages() <= left;
-            let order = [Order::MAX, Order::SUPERPAGE].into_iter().find(fits).unwrap_or_default();
-            session.populate_on_demand(Gfn::new(at), order).map_err(NewGuestError::Build)?;
-            at += order.pages();
+        for (gfn, order) in Order::runs(config.max_pages) {
+            session.populate_on_demand(gfn, order).map_err(NewGuestError::Build)?;
         }
         session.set_target(config.target).map_err(NewGuestError::Target)?;
         Ok(guest)

@@ -132,6 +132,19 @@ impl Order {
     pub const fn chunk_at(self, gfn: Gfn) -> Self {
         Self((gfn.0 | self.pages()).trailing_zeros() as u8)
     }
+
+    /// The first `pages` pages of a guest in as few runs as there can be of [`Order::MAX`],
+    /// [`Order::SUPERPAGE`] and [`Order::PAGE`], ascending: how its memory is promised.
+    pub fn runs(pages: u64) -> impl Iterator<Item = (Gfn, Self)> {
+        let mut at = 0;
+        core::iter::from_fn(move || {
+            let orders = [Self::MAX, Self::SUPERPAGE, Self::PAGE];
+            let order = orders.into_iter().find(|order| order.pages() <= pages - at)?;
+            let gfn = Gfn(at);
+            at += order.pages();
+            Some((gfn, order))
+        })
+    }
 }
 
 impl fmt::Debug for Order {
@@ -190,6 +203,21 @@ mod tests {
         assert_eq!(order(9).chunk_at(Gfn::new(8)), order(3));
         assert_eq!(order(4).chunk_at(Gfn::new(0)), order(4));
         assert_eq!(order(0).chunk_at(Gfn::new(7)), order(0));
+    }
+
+    #[test]
+    fn all_pages_are_in_one_run_each() {
+        let gib = 1 << 18;
+        let runs: alloc::vec::Vec<_> = Order::runs(2 * gib + 512 + 2).collect();
+        let expected = [
+            (0, Order::MAX),
+            (gib, Order::MAX),
+            (2 * gib, Order::SUPERPAGE),
+            (2 * gib + 512, Order::PAGE),
+            (2 * gib + 513, Order::PAGE),
+        ];
+        assert_eq!(runs, expected.map(|(gfn, order)| (Gfn::new(gfn), order)));
+        assert_eq!(Order::runs(0).next(), None);
     }
 
     #[test]
