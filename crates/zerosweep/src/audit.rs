@@ -145,6 +145,21 @@ mod tests {
     }
 
     #[test]
+    fn what_other_threads_hold_is_allowed_for() {
+        let mut d = domain();
+        let ram = Entry::Ram { mfn: Mfn::new(512), hold: Hold::Free };
+        d.p2m.set_whole(Superpage::new(0), ram);
+        d.p2m.set_whole(Superpage::new(1), Entry::Pod);
+        (d.populated, d.entries) = (512 + 7, 512 - 5);
+        (d.flight.from_pod, d.flight.from_invalid) = (5, 2);
+        assert_eq!(d.audit(), Ok(()));
+        d.flight.from_invalid = 3;
+        let name = "populated and retained";
+        let error = AuditError::Counter { name, counter: 511, recount: 512 };
+        assert_eq!(d.audit(), Err(error));
+    }
+
+    #[test]
     fn a_frame_that_is_both_mapped_and_cached_is_found() {
         let mut d = domain();
         let ram = Entry::Ram { mfn: Mfn::new(512), hold: Hold::Free };

@@ -675,6 +675,44 @@ mod tests {
             p2m.set_whole(Superpage::new(n), Entry::Pod);
         }
         assert_eq!(p2m.table_bytes() as u64, p2m.superpages() * 16);
+        p2m.split(Superpage::new(7)).unwrap();
+        assert_eq!(p2m.table_bytes() as u64, p2m.superpages() * 16 + 4096);
+    }
+
+    #[test]
+    fn so_many_spare_tables_are_wanted_and_so_many_are_kept() {
+        let mut p2m = P2m::new(512 * 80).unwrap();
+        for spares in 0..100 {
+            assert_eq!(p2m.wants_spare(), spares < SPARES_WANTED);
+            assert_eq!(p2m.spares.len(), spares.min(SPARES_KEPT));
+            p2m.add_spare(SpareTable::new().unwrap());
+        }
+        let all = || (0..80).map(Superpage::new);
+        all().for_each(|superpage| p2m.split(superpage).unwrap());
+        assert_eq!(p2m.spares.len(), 0, "they were used before others were made");
+        for (number, superpage) in all().enumerate() {
+            assert_eq!(p2m.spares.len(), number.min(SPARES_KEPT));
+            p2m.set_whole(superpage, Entry::Pod);
+        }
+    }
+
+    #[test]
+    fn what_was_put_last_is_found_again_when_it_is_forgiven() {
+        let mut p2m = P2m::new(1024).unwrap();
+        let superpage = Superpage::new(1);
+        p2m.set_whole(superpage, ram(2048));
+        assert_eq!(p2m.retain(Gfn::new(600)), Ok(true));
+        p2m.put_last(superpage);
+        assert_eq!(p2m.fewest_live(), None);
+        p2m.forgive();
+        assert_eq!(p2m.fewest_live(), Some((superpage, 1)));
+        p2m.put_last(superpage);
+        assert_eq!(p2m.retain(Gfn::new(601)), Ok(true));
+        assert_eq!(p2m.fewest_live(), Some((superpage, 2)), "another page came out");
+        p2m.put_last(superpage);
+        assert_eq!(p2m.forget_outs(superpage), 2);
+        assert_eq!(p2m.retain(Gfn::new(602)), Ok(true));
+        assert_eq!(p2m.fewest_live(), Some((superpage, 1)));
     }
 
     #[test]

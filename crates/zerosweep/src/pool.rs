@@ -205,6 +205,21 @@ mod tests {
     }
 
     #[test]
+    fn what_is_here_and_what_is_out_of_each_superframe() {
+        let mut pool = FramePool::new(3).unwrap();
+        let whole = |pool: &FramePool| [0, 1, 2, 99].map(|n| pool.is_wholly_free(n));
+        let out = |pool: &FramePool| [0, 1, 2, 99].map(|n| pool.is_wholly_out(n));
+        assert_eq!((whole(&pool), out(&pool)), ([true, true, true, false], [false; 4]));
+        assert_eq!(pool.superpages_out(), 0);
+        assert_eq!(pool.allocate(Order::SUPERPAGE), Ok(Mfn::new(0)));
+        assert_eq!(pool.superpages_out(), 1);
+        assert_eq!(pool.allocate(Order::PAGE), Ok(Mfn::new(512)));
+        assert_eq!(whole(&pool), [false, false, true, false]);
+        assert_eq!(out(&pool), [true, false, false, false]);
+        assert_eq!(pool.superpages_out(), 2);
+    }
+
+    #[test]
     fn an_empty_pool_says_so() {
         let mut pool = FramePool::new(1).unwrap();
         let mfn = pool.allocate(Order::SUPERPAGE).unwrap();

@@ -259,5 +259,7 @@ mod tests {
         assert_eq!(retained.fewest_live(any), None);
         assert!(retained.set(place, 8, true) && retained.set(place, 8, false));
         assert_eq!((retained.fewest_live(any), retained.pages()), (None, 0));
+        assert_eq!(retained.close(place), 0);
+        assert_eq!(retained.occupied, [0; 9], "nothing is to be looked through");
     }
 }

@@ -6,6 +6,8 @@
 //! model say.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
+mod operates;
+
 use std::fmt::Write as _;
 use std::path::Path;
 
@@ -124,7 +126,8 @@ fn churns(guest: &mut SoftwareGuest) -> u64 {
 fn figures(name: &str, guest: &SoftwareGuest, missed: u64) -> String {
     guest.domain.audit().unwrap();
     let (domain, p2m) = (&guest.domain, guest.domain.p2m());
-    let map: String = (0..SUPERPAGES).map(|n| char::from(p2m.letter(Superpage::new(n)))).collect();
+    let map: String =
+        (0..p2m.superpages()).map(|n| char::from(p2m.letter(Superpage::new(n)))).collect();
     let mut text = format!("{name}, {}\n  missed {missed}\n  {map}\n", domain.policy());
     let debug = [
         format!("{:?}", domain.quantities()),
@@ -151,6 +154,11 @@ fn all_figures() -> String {
             let mut guest = guest(policy, upkeep, InvalidTouch::Increase);
             let missed = churns(&mut guest);
             text += &figures(name, &guest, missed);
+        }
+        for upkeep in [Upkeep::Inline, Upkeep::Host] {
+            for invalid_touch in [InvalidTouch::Refuse, InvalidTouch::Increase] {
+                text += &operates::operated(policy, upkeep, invalid_touch);
+            }
         }
     }
     text
