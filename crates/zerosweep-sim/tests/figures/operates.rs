@@ -80,7 +80,14 @@ fn host_does(
         4 if chance(3).is_multiple_of(4) => session.set_special(gfn, small).is_err(),
         5 if chance(3).is_multiple_of(8) => session.pin(gfn, Hold::Pinned).is_err(),
         5 => session.pin(gfn, Hold::Free).is_err(),
-        6 | 7 => session.set_target((3 + chance(2) % 6) * 512 + chance(3) % 300).is_err(),
+        6 => session.set_target((3 + chance(2) % 6) * 512 + chance(3) % 300).is_err(),
+        7 => {
+            let target = (3 + chance(2) % 6) * 512 + chance(3) % 300;
+            let (shrinks, fills) = (chance(4) % 3, chance(5) % 4);
+            session.begin_target(target).is_err()
+                | (session.shrink(shrinks) == Progress::More)
+                | !matches!(session.fill(fills), Ok(Progress::Done))
+        }
         8 => matches!(session.sweep_full(&mut (page / 512), 5), Progress::More),
         9 => session.consolidate(consolidation, 2).is_err(),
         10 => {
@@ -149,8 +156,23 @@ pub(super) fn operated(policy: Policy, upkeep: Upkeep, invalid_touch: InvalidTou
                 seen = digest(seen, &format!("{event:?}"));
             }
         }
+        undone += consolidation.moved();
+        drop(session);
         last = super::figures(&name, &guest, undone);
         seen = digest(seen, &last);
+        let mut session = Session::new(Recorder::new(&mut guest));
+        // Frames that are still busy are free after a while.
+        let (mut steps, size) = (0, 1 + life % 5);
+        while session.teardown(size) == Progress::More {
+            steps += 1;
+            if steps == 6 {
+                session.host().machine(|machine| {
+                    (0..FRAMES).for_each(|frame| machine.set_busy(Mfn::new(frame), false));
+                });
+            }
+        }
+        drop(session);
+        seen = digest(seen, &super::figures(&name, &guest, steps));
     }
     last + &format!("  {kinds:?}, digest {seen:016x}\n")
 }
