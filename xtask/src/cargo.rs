@@ -38,6 +38,13 @@ pub(crate) fn cargo(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Ou
     Ok(if status.success() { Outcome::Passed } else { Outcome::Failed })
 }
 
+/// Whether cargo has a subcommand that is installed apart.
+pub(crate) fn has(subcommand: &str) -> bool {
+    let mut command = command(&[subcommand, "--version"], &[]);
+    let status = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
+    status.is_ok_and(|status| status.success())
+}
+
 /// Starts cargo and does not wait for it: a build that something later needs. What it says comes
 /// when it is done again.
 pub(crate) fn start(arguments: &[&str]) -> Result<Child> {
