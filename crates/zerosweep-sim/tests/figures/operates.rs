@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 
 use zerosweep::{
-    Config, Consolidation, Event, FaultError, Gfn, Hold, Host as _, InvalidTouch, Mfn, Order,
-    Policy, Progress, Session, Upkeep,
+    Config, Consolidation, Event, Fault, Gfn, Hold, Host as _, InvalidTouch, Mfn, Order, Policy,
+    Progress, Session, Upkeep,
 };
-use zerosweep_sim::{Failure, Recorder, SoftwareGuest, SoftwareMachine, TouchError, touch};
+use zerosweep_sim::{Failure, Recorder, SoftwareGuest, SoftwareMachine, touch};
 
 use super::splitmix64;
 
@@ -21,38 +21,62 @@ const ROUNDS: u64 = 100;
 type Operator<'a> = Session<Recorder<'a>>;
 
 /// The guest touches a page and writes to it if it gets it. False if not.
-fn write(session: &mut Operator<'_>, page: u64, value: u64) -> bool {
-    let offset = (page % 512) as usize;
-    match touch(session.host(), Gfn::new(page)) {
-        Ok(mfn) => {
-            session.host().machine(|machine| machine.set_word(mfn, offset, value));
-            true
+///
+/// Where the host does the upkeep, it also says when a sweep that found nothing is worth another:
+/// here, never.
+fn write(session: &mut Operator<'_>, upkeep: Upkeep, page: u64, value: u64) -> bool {
+    let (gfn, offset) = (Gfn::new(page), (page % 512) as usize);
+    let frame = match upkeep {
+        Upkeep::Inline => touch(session.host(), gfn).ok(),
+        Upkeep::Host => touch_again(session, gfn),
+    };
+    if let Some(mfn) = frame {
+        session.host().machine(|machine| machine.set_word(mfn, offset, value));
+    }
+    frame.is_some()
+}
+
+fn touch_again(session: &mut Operator<'_>, gfn: Gfn) -> Option<Mfn> {
+    loop {
+        let domain = session.host().domain();
+        if domain.invalid_touch() == InvalidTouch::Refuse && domain.p2m().is_out(gfn) {
+            return None;
         }
-        Err(TouchError::Fault(FaultError::TableMemory | FaultError::Dying)) => unreachable!(),
-        Err(_) => false,
+        if let Some((mfn, _)) = session.host().machine(|machine| machine.translate(gfn)) {
+            return Some(mfn);
+        }
+        if matches!(session.fault(gfn), Ok(Fault::Exhausted) | Err(_)) {
+            return None;
+        }
     }
 }
 
 /// One thing of the guest's. Returns how much of it could not be done.
-fn guest_does(session: &mut Operator<'_>, round: u64, chance: &dyn Fn(u64) -> u64) -> u64 {
+fn guest_does(
+    session: &mut Operator<'_>,
+    upkeep: Upkeep,
+    round: u64,
+    chance: &dyn Fn(u64) -> u64,
+) -> u64 {
     let page = chance(0) % PAGES;
     match chance(1) % 16 {
         0..5 => {
             let count = if chance(2).is_multiple_of(3) { 512 } else { chance(2) % 40 };
             let first = if count == 512 { page & !511 } else { page };
-            let zeros = [100, 99, 60][(chance(3) % 3) as usize];
+            let zeros = [100, 99, 60, 0][(chance(3) % 4) as usize];
             let mut pages = first..(first + count).min(PAGES);
             let misses = pages.any(|page| {
                 let value = if splitmix64(page ^ round) % 100 < zeros { 0 } else { page };
-                !write(session, page, value)
+                !write(session, upkeep, page, value)
             });
             u64::from(misses)
         }
-        5..9 => {
+        5..7 => {
             let order = Order::new((chance(2) % 5) as u8).expect("an order");
             u64::from(session.decrease(Gfn::new(page), order).is_err())
         }
-        9 | 10 => {
+        // Every other guest gives back little, and so comes to its end.
+        9 | 10 if (round / ROUNDS).is_multiple_of(2) => {
             let order = Order::new(8 + (chance(2) % 3) as u8).expect("an order");
             u64::from(session.decrease(Gfn::new(page & !255), order).is_err())
         }
@@ -140,7 +164,7 @@ pub(super) fn operated(policy: Policy, upkeep: Upkeep, invalid_touch: InvalidTou
         // It has booted, and zeroed more or less of its memory.
         for page in 0..(life % 12) * 640 {
             let value = u64::from(splitmix64(page ^ life).is_multiple_of(1 << (life % 5 * 3)));
-            if !write(&mut session, page, value) {
+            if !write(&mut session, upkeep, page, value) {
                 undone += 1;
                 break;
             }
@@ -149,7 +173,7 @@ pub(super) fn operated(policy: Policy, upkeep: Upkeep, invalid_touch: InvalidTou
             let chance = |n: u64| splitmix64((round + 1_000_000) * 16 + n);
             undone += match chance(9) % 3 {
                 0 => host_does(&mut session, &mut consolidation, &chance),
-                _ => guest_does(&mut session, round, &chance),
+                _ => guest_does(&mut session, upkeep, round, &chance),
             };
             for event in session.host().events.drain(..) {
                 *kinds.entry(kind(&event)).or_insert(0_u64) += 1;
