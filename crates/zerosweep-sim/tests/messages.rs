@@ -4,7 +4,7 @@
 use std::error::Error;
 
 use zerosweep::{
-    AuditError, BuildError, Config, ConfigError, Consolidation, DecreaseError, FaultError,
+    AuditError, BuildError, Config, ConfigError, Consolidation, DecreaseError, Domain, FaultError,
     FillError, Gfn, Hold, Life, Mfn, Offline, Order, OutOfTableMemory, Policy, Progress, Superpage,
     TargetError,
 };
@@ -63,6 +63,9 @@ fn a_guest_that_cannot_be_says_why() {
     let outcome = few.map(drop);
     let full = TargetError::Fill(FillError::OutOfFrames);
     assert_eq!(outcome, Err(NewGuestError::Target(full)), "the host has 512 frames");
+    let mut domain = Domain::new(Config::new(512, 512, Policy::Zerosweep)).unwrap();
+    assert_eq!(domain.expect_frames(1 << 20), Ok(()));
+    assert_eq!(domain.expect_frames(u64::MAX), Err(OutOfTableMemory));
     let none = SoftwareGuest::new(Config::new(0, 0, Policy::None)).map(drop);
     assert_eq!(none, Err(NewGuestError::Config(ConfigError::MaxPages(0))));
 }
@@ -72,6 +75,8 @@ fn a_domain_that_is_taken_down_says_so_to_everybody() {
     for policy in Policy::ALL {
         let mut guest = SoftwareGuest::new(Config::new(2048, 1024, policy)).unwrap();
         guest.write(Gfn::new(3), 0, 1).unwrap();
+        // Page 600 is promised by itself.
+        assert_eq!(guest.session().decrease(Gfn::new(601), Order::PAGE), Ok(1));
         let mut work = Consolidation::default();
         assert_eq!(guest.session().consolidate(&mut work, 1), Ok(Progress::More));
         assert_eq!(guest.session().teardown(1), Progress::More);

@@ -147,21 +147,56 @@ fn r4_a_page_given_back_twice_or_never_owned_changes_nothing() {
 #[test]
 fn r4_every_alignment_and_order_is_taken_page_by_page() {
     for policy in Policy::ALL {
-        for raw in 0..=10 {
-            for start in [0, 1, 3, 8, 255, 256, 511, 512, 700] {
-                let mut guest = guest(4096, 1024, policy);
-                fill(&mut guest, 500..520, 3);
-                let pages = order(raw).pages();
-                assert_eq!(guest.session().decrease(Gfn::new(start), order(raw)), Ok(pages));
-                let p2m = guest.domain.p2m();
-                for page in 0..4096 {
-                    let out = (start..start + pages).contains(&page);
-                    let entry = p2m.get(Gfn::new(page)).0;
-                    assert_eq!(entry == Entry::Invalid, out, "{policy} {raw} {start} {page}");
+        // Little that is populated while frames are wanted, and superpages that are wholly so.
+        for (target, populated) in [(1024, 500..520), (4096, 0..2048)] {
+            for raw in 0..=10 {
+                for start in [0, 1, 3, 8, 255, 256, 511, 512, 700] {
+                    let mut guest = guest(4096, target, policy);
+                    fill(&mut guest, populated.clone(), 3);
+                    let pages = order(raw).pages();
+                    assert_eq!(guest.session().decrease(Gfn::new(start), order(raw)), Ok(pages));
+                    let p2m = guest.domain.p2m();
+                    for page in 0..4096 {
+                        let out = (start..start + pages).contains(&page);
+                        let entry = p2m.get(Gfn::new(page)).0;
+                        assert_eq!(entry == Entry::Invalid, out, "{policy} {raw} {start} {page}");
+                    }
+                    guest.domain.audit().unwrap();
                 }
-                guest.domain.audit().unwrap();
             }
         }
+    }
+}
+
+#[test]
+fn r4_a_superpage_that_is_given_back_whole_is_kept_whole_by_the_newer_policies() {
+    for (policy, kept) in
+        [(Policy::Xen2012, (0, 512)), (Policy::Xen2016, (1, 0)), (Policy::Zerosweep, (1, 0))]
+    {
+        let mut guest = guest(4096, 1024, policy);
+        fill(&mut guest, 0..1024, 3);
+        assert_eq!(guest.session().decrease(Gfn::new(512), Order::SUPERPAGE), Ok(512));
+        while guest.session().upkeep(1, true) == Progress::More {}
+        let cache = guest.domain.cache();
+        assert_eq!((cache.superpages(), cache.singles()), kept, "{policy}");
+        assert_eq!(guest.domain.statistics().pages_stolen, 512);
+        guest.domain.audit().unwrap();
+    }
+}
+
+#[test]
+fn r4_content_is_given_up_to_the_last_page_and_not_beyond() {
+    for policy in Policy::ALL {
+        let mut guest = guest(2048, 2048, policy);
+        fill(&mut guest, 0..2048, 3);
+        for (gfn, pages, now) in [(2047, 1, 0), (2000, 48, 0), (1536, 512, 0), (2047, 2, 3)] {
+            fill(&mut guest, 2000..2048, 3);
+            let done = guest.session().discard(Gfn::new(gfn), pages);
+            assert_eq!(done.is_ok(), now == 0, "{policy} {gfn} {pages}");
+            assert_eq!(guest.read(Gfn::new(2047), 0), Ok(now), "{policy} {gfn} {pages}");
+            assert_eq!(guest.read(Gfn::new(1535), 0), Ok(3), "{policy} {gfn} {pages}");
+        }
+        guest.domain.audit().unwrap();
     }
 }
 
@@ -530,6 +565,31 @@ fn r5_a_superpage_populated_a_moment_ago_is_left_to_come_home_page_by_page() {
     guest.domain.audit().unwrap();
 }
 
+/// While frames are wanted only because the host has none, what the guest gives back is not worth
+/// breaking what it has.
+#[test]
+fn r5_a_guest_that_owes_nothing_keeps_its_superpages() {
+    let mut machine = SoftwareMachine::new(32 * 512);
+    let mut domain = Domain::new(Config::new(64 * 512, 64 * 512, Policy::Zerosweep)).unwrap();
+    let all = || (0..64).map(|number| Superpage::new(number).first());
+    for gfn in all() {
+        domain.with(&mut machine).populate_on_demand(gfn, Order::SUPERPAGE).unwrap();
+    }
+    let filled = domain.with(&mut machine).set_target(64 * 512);
+    assert!(filled.is_err(), "the host has half of that");
+    for gfn in all().take(32) {
+        let fault = domain.with(&mut machine).fault(gfn).unwrap();
+        assert!(matches!(fault, Fault::Present { order: Order::SUPERPAGE, .. }));
+        let (mfn, _) = machine.translate(gfn).unwrap();
+        machine.set_word(mfn, 0, 1);
+    }
+    let (q, before) = (domain.quantities(), *domain.statistics());
+    assert!(q.debt() > 0 && q.owed() == 0);
+    assert_eq!(domain.with(&mut machine).decrease(Gfn::new(5), Order::PAGE), Ok(1));
+    let now = domain.statistics();
+    assert_eq!((now.pages_retained, now.zero_checks_2m), (1, before.zero_checks_2m));
+}
+
 #[test]
 fn r6_a_few_live_pages_are_put_elsewhere_and_the_superpage_comes_free() {
     let mut guest = guest(64 * 512, 8 * 512, Policy::Zerosweep);
@@ -759,6 +819,7 @@ fn r13_consolidation_holds_no_more_superframes_than_it_must() {
         }
         let (held, wanted) = superpages_held(&guest);
         assert_eq!(held, wanted, "{policy}: {before:?} before");
+        assert_eq!(work.moved(), guest.domain.statistics().pages_consolidated);
         assert!(policy == Policy::Zerosweep || before.0 > held, "{policy}: it was so already");
         for page in (0..64 * 512).filter(|&page| live(page)) {
             assert_eq!(guest.read(Gfn::new(page), 0), Ok(7), "{policy}");
@@ -779,6 +840,28 @@ fn r13_pinned_pages_stay_and_a_range_that_is_all_live_is_a_superpage_again() {
     assert_eq!(guest.domain.p2m().get(Gfn::new(5)).0, pinned);
     assert!(guest.domain.p2m().whole(Superpage::new(0)).is_none());
     assert!(guest.domain.p2m().whole(Superpage::new(1)).is_some());
+    guest.domain.audit().unwrap();
+}
+
+#[test]
+fn r13_what_is_pinned_is_where_the_others_are_brought() {
+    let mut guest = guest(8 * 512, 8 * 512, Policy::Xen2016);
+    fill(&mut guest, 0..1024, 7);
+    // A superframe of which little is left, and one of which there is more.
+    for page in (0..412).chain(512..824) {
+        guest.session().decrease(Gfn::new(page), Order::PAGE).unwrap();
+    }
+    guest.session().pin(Gfn::new(500), Hold::Pinned).unwrap();
+    let (pinned, _) = guest.machine.translate(Gfn::new(500)).unwrap();
+    let mut work = Consolidation::default();
+    while guest.session().consolidate(&mut work, 3).unwrap() == Progress::More {}
+    assert_eq!(work.moved(), 200);
+    for page in (412..512).chain(824..1024) {
+        let (mfn, _) = guest.machine.translate(Gfn::new(page)).unwrap();
+        assert_eq!(mfn.raw() / 512, pinned.raw() / 512, "page {page}");
+        assert_eq!(guest.read(Gfn::new(page), 0), Ok(7));
+    }
+    assert_eq!(guest.machine.translate(Gfn::new(500)).unwrap().0, pinned);
     guest.domain.audit().unwrap();
 }
 
