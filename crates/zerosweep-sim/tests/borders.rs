@@ -1,0 +1,220 @@
+//! Where one behaviour ends and the next begins: the exact number, the full round, the last frame.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
+use zerosweep::{
+    Config, Entry, Event, Fault, FaultError, Gfn, InvalidTouch, Order, Policy, Progress, Session,
+    Superpage, Upkeep,
+};
+use zerosweep_sim::{Recorder, SoftwareGuest, SoftwareMachine, TouchError};
+
+fn fill(guest: &mut SoftwareGuest, pages: impl IntoIterator<Item = u64>, value: u64) {
+    for page in pages {
+        guest.write(Gfn::new(page), 0, value).unwrap();
+    }
+}
+
+/// What a fault comes to when nobody says meanwhile that a sweep is worth another try.
+fn borrow(guest: &mut SoftwareGuest, gfn: Gfn) -> Result<Fault, FaultError> {
+    loop {
+        match guest.session().fault_borrowing(gfn) {
+            Ok(Fault::Again) => {}
+            other => return other,
+        }
+    }
+}
+
+#[test]
+fn r4_xens_excess_goes_back_whole_while_it_is_more_than_a_superpage() {
+    for policy in [Policy::None, Policy::Xen2012] {
+        let mut guest = SoftwareGuest::new(Config::new(4096, 2048, policy)).unwrap();
+        guest.session().set_target(1024).unwrap();
+        guest.session().decrease(Gfn::new(0), Order::new(11).unwrap()).unwrap();
+        guest.session().decrease(Gfn::new(2048), Order::new(10).unwrap()).unwrap();
+        assert_eq!(guest.domain.quantities().cache, 1024);
+        let statistics = guest.domain.statistics();
+        let returned = (statistics.superpages_returned, statistics.pages_returned_4k);
+        assert_eq!(returned, (1, 512), "{policy}");
+
+        // What was stolen superpage by superpage is singles in these caches.
+        let mut guest = SoftwareGuest::new(Config::new(4096, 2048, policy)).unwrap();
+        fill(&mut guest, 0..2048, 7);
+        guest.session().decrease(Gfn::new(0), Order::new(10).unwrap()).unwrap();
+        let cache = guest.domain.cache();
+        assert_eq!((cache.superpages(), cache.singles()), (0, 1024), "{policy}");
+        guest.session().decrease(Gfn::new(2048), Order::new(11).unwrap()).unwrap();
+        assert_eq!(guest.domain.quantities().cache, 0, "{policy}");
+        guest.domain.audit().unwrap();
+    }
+}
+
+#[test]
+fn r6_a_superpage_is_checked_again_when_its_ring_has_gone_round() {
+    for (policy, places) in [(Policy::Xen2012, 128), (Policy::Zerosweep, 16)] {
+        let config = Config::new(160 * 512, 140 * 512, policy);
+        let mut guest = SoftwareGuest::new(config).unwrap();
+        for superpage in 0..places {
+            assert_eq!(guest.read(Superpage::new(superpage).first(), 0), Ok(0));
+        }
+        assert_eq!(guest.domain.statistics().eager_checks, 0, "{policy}");
+        assert_eq!(guest.read(Superpage::new(places).first(), 0), Ok(0));
+        assert_eq!(guest.domain.statistics().eager_checks, 1, "{policy}");
+        let first = guest.domain.p2m().whole(Superpage::new(0));
+        assert_eq!(first, Some(Entry::Pod), "{policy}: it was zero");
+        guest.domain.audit().unwrap();
+    }
+}
+
+/// Eight superpages have frames, all of their pages live but those of one, and the cache has three.
+fn three_singles(upkeep: Upkeep) -> SoftwareGuest {
+    let config = Config { upkeep, ..Config::new(16 * 512, 8 * 512 + 3, Policy::Zerosweep) };
+    let machine = SoftwareMachine::new(9 * 512);
+    let mut guest = SoftwareGuest::on(machine, config).unwrap();
+    fill(&mut guest, (0..8 * 512).filter(|page| page / 512 != 2), 7);
+    fill(&mut guest, [1024, 1100, 1535], 7);
+    assert_eq!(guest.domain.cache().singles(), 3);
+    guest
+}
+
+fn swept(guest: &mut SoftwareGuest) -> (u64, u64) {
+    let mut next = 0;
+    while guest.session().sweep_full(&mut next, 3) == Progress::More {}
+    guest.domain.audit().unwrap();
+    for page in [1024, 1100, 1535, 0, 2000] {
+        assert_eq!(guest.read(Gfn::new(page), 0), Ok(7));
+    }
+    (guest.domain.statistics().bytes_copied, guest.domain.cache().superpages())
+}
+
+#[test]
+fn r6_as_many_singles_as_there_are_live_pages_are_enough() {
+    let mut guest = three_singles(Upkeep::Inline);
+    assert_eq!(swept(&mut guest), (3 * 4096, 1));
+    // One live page more, and they stay where they are.
+    let mut guest = three_singles(Upkeep::Inline);
+    fill(&mut guest, [1025], 7);
+    assert_eq!(swept(&mut guest), (0, 0));
+}
+
+#[test]
+fn r6_singles_that_are_still_to_be_cleared_are_enough_too() {
+    let mut guest = three_singles(Upkeep::Host);
+    // Nobody looks for a superpage for a range that can be none.
+    guest.session().set_special(Gfn::new(5100), Order::PAGE).unwrap();
+    fill(&mut guest, [5000, 5001, 5002], 7);
+    assert_eq!(guest.domain.quantities().cache, 0);
+    for page in [5000, 5001, 5002] {
+        assert_eq!(guest.session().decrease(Gfn::new(page), Order::PAGE), Ok(1));
+    }
+    let cache = guest.domain.cache();
+    assert_eq!((cache.clean_pages(), cache.dirty_pages()), (0, 3));
+    assert_eq!(swept(&mut guest), (3 * 4096, 1));
+}
+
+#[test]
+fn r12_frames_for_pages_that_were_taken_again_come_from_the_host() {
+    let config = Config { upkeep: Upkeep::Host, ..Config::new(2048, 2048, Policy::Zerosweep) };
+    let mut guest = SoftwareGuest::new(config).unwrap();
+    fill(&mut guest, 0..1536, 7);
+    // Half of each of two superpages, which stay whole.
+    for page in (0..256).chain(512..768) {
+        guest.session().decrease(Gfn::new(page), Order::PAGE).unwrap();
+    }
+    while guest.session().upkeep(1, false) == Progress::More {}
+    let before = guest.domain.quantities();
+    assert_eq!((before.cache, before.entries, before.retained), (0, 512, 512));
+    assert!(!guest.domain.wants_upkeep(false), "what is out backs what is promised");
+    assert_eq!(guest.session().retake(Gfn::new(1), 1000), 511);
+    assert!(!guest.domain.wants_upkeep(false), "less than a superpage is wanted");
+    assert_eq!(guest.session().retake(Gfn::new(0), 1), 1);
+    assert!(guest.domain.wants_upkeep(false));
+    while guest.session().upkeep(1, false) == Progress::More {}
+    assert_eq!(guest.domain.cache().superpages(), 1);
+    guest.domain.audit().unwrap();
+}
+
+#[test]
+fn r15_a_page_that_is_out_is_the_guests_again_only_where_it_may_be() {
+    for (invalid_touch, wanted) in [
+        (InvalidTouch::Refuse, Err(FaultError::Unmapped)),
+        (InvalidTouch::Increase, Ok(Fault::Present { gfn: Gfn::new(0), order: Order::SUPERPAGE })),
+    ] {
+        let config = Config { invalid_touch, ..Config::new(2048, 2048, Policy::Zerosweep) };
+        let mut guest = SoftwareGuest::new(config).unwrap();
+        fill(&mut guest, 0..512, 7);
+        assert_eq!(guest.session().decrease(Gfn::new(5), Order::PAGE), Ok(1));
+        assert!(guest.domain.p2m().is_out(Gfn::new(5)));
+        assert_eq!(guest.session().fault(Gfn::new(5)), wanted);
+        assert_eq!(guest.session().fault_borrowing(Gfn::new(5)), wanted);
+        assert_eq!(guest.domain.p2m().is_out(Gfn::new(5)), wanted.is_err());
+        guest.domain.audit().unwrap();
+    }
+}
+
+#[test]
+fn r15_who_borrows_is_told_when_the_host_has_nothing_either() {
+    let config = Config {
+        invalid_touch: InvalidTouch::Increase,
+        ..Config::new(4096, 1024, Policy::Zerosweep)
+    };
+    let mut guest = SoftwareGuest::on(SoftwareMachine::new(1536), config).unwrap();
+    fill(&mut guest, 0..1024, 1);
+    // Pages that are promised, of which the first breaks its superpage, and one that is not.
+    guest.session().decrease(Gfn::new(2048), Order::new(4).unwrap()).unwrap();
+    let mut session = Session::new(Recorder::new(&mut guest));
+    for page in [1024, 1025, 2050] {
+        let gfn = Gfn::new(page);
+        let fault = loop {
+            match session.fault_borrowing(gfn).unwrap() {
+                Fault::Again => {}
+                fault => break fault,
+            }
+        };
+        assert_eq!(fault, Fault::Present { gfn, order: Order::PAGE });
+    }
+    let splinters = |events: &[Event]| {
+        let splinters = events.iter().filter(|event| matches!(event, Event::Splinter { .. }));
+        splinters.copied().collect::<Vec<_>>()
+    };
+    let wanted = [Event::Splinter { gfn: Gfn::new(1024), fault: Gfn::new(1024) }];
+    assert_eq!(splinters(&session.host().events), wanted);
+    drop(session);
+    for page in 1026..1024 + 512 - 1 {
+        assert!(matches!(borrow(&mut guest, Gfn::new(page)), Ok(Fault::Present { .. })));
+        let (mfn, _) = guest.machine.translate(Gfn::new(page)).unwrap();
+        guest.machine.set_word(mfn, 0, 1);
+    }
+    for page in [1024, 1025, 2050] {
+        fill(&mut guest, [page], 1);
+    }
+    assert_eq!(guest.machine.pool().free_pages(), 0);
+    let before = guest.domain.statistics().exhaustions;
+    assert_eq!(borrow(&mut guest, Gfn::new(3000)), Ok(Fault::Exhausted));
+    assert_eq!(guest.domain.statistics().exhaustions, before + 1);
+    assert_eq!(guest.domain.statistics().borrowed, 512);
+    guest.domain.audit().unwrap();
+}
+
+#[test]
+fn r15_a_sweep_that_found_nothing_rests_in_proportion_to_what_it_looked_at() {
+    for (superpages, rest) in [(2_u64, 512), (40, 640)] {
+        let held = superpages * 512;
+        let machine = SoftwareMachine::new(held + 1024);
+        let config = Config::new(held + 2048, held, Policy::Zerosweep);
+        let mut guest = SoftwareGuest::on(machine, config).unwrap();
+        // What was found before says nothing of what is left.
+        fill(&mut guest, 512..held + 512, 0);
+        fill(&mut guest, 0..held, 1);
+        assert_eq!(guest.write(Gfn::new(held), 0, 1), Err(TouchError::Exhausted));
+        assert_eq!((guest.domain.forecast().likely, guest.domain.forecast().certain), (0, 0));
+        let sweeps = guest.domain.statistics().emergency_sweeps;
+        for page in held..held + rest {
+            assert!(matches!(borrow(&mut guest, Gfn::new(page)), Ok(Fault::Present { .. })));
+            let (mfn, _) = guest.machine.translate(Gfn::new(page)).unwrap();
+            guest.machine.set_word(mfn, 0, 1);
+        }
+        assert_eq!(guest.domain.statistics().emergency_sweeps, sweeps, "{superpages}");
+        let _ = borrow(&mut guest, Gfn::new(held + rest));
+        assert!(guest.domain.statistics().emergency_sweeps > sweeps, "{superpages}");
+        guest.domain.audit().unwrap();
+    }
+}
