@@ -31,6 +31,8 @@ pub struct MachineCounters {
     pub maps: u64,
     /// Runs unmapped.
     pub unmaps: u64,
+    /// Zero superpages that went to the cache.
+    pub parks: u64,
 }
 
 /// How a call fails that could have been done.
@@ -349,6 +351,12 @@ impl Machine for SoftwareMachine {
         self.assert_still(mfn, pages);
         self.counters.zero_checks += 1;
         zerosweep_scan::first_nonzero(self.words(mfn, pages)).map(|word| word as u32)
+    }
+
+    fn park(&mut self, mfn: Mfn) {
+        self.assert_sound(mfn, Order::SUPERPAGE);
+        self.assert_still(mfn, SUPERPAGE_PAGES);
+        self.counters.parks += 1;
     }
 
     fn retire(&mut self, mfn: Mfn) {
