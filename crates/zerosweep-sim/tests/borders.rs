@@ -133,6 +133,24 @@ fn r12_frames_for_pages_that_were_taken_again_come_from_the_host() {
 }
 
 #[test]
+fn r19_memory_for_tables_is_there_before_a_range_is_broken() {
+    let mut guest = SoftwareGuest::new(Config::new(2048, 2048, Policy::Zerosweep)).unwrap();
+    let mut operations: [&mut dyn FnMut(&mut SoftwareGuest); 3] = [
+        &mut |guest| assert_eq!(guest.read(Gfn::new(0), 0), Ok(0)),
+        // These two break a range, and so use up what is there.
+        &mut |guest| assert_eq!(guest.session().decrease(Gfn::new(600), Order::PAGE), Ok(1)),
+        &mut |guest| assert_eq!(guest.session().decrease(Gfn::new(1100), Order::PAGE), Ok(1)),
+    ];
+    for operation in &mut operations {
+        operation(&mut guest);
+        // Nothing to serve: it only makes ready.
+        let present = Fault::Present { gfn: Gfn::new(0), order: Order::SUPERPAGE };
+        assert_eq!(guest.session().fault(Gfn::new(0)), Ok(present));
+        assert!(!guest.domain.p2m().wants_spare());
+    }
+}
+
+#[test]
 fn r15_a_page_that_is_out_is_the_guests_again_only_where_it_may_be() {
     for (invalid_touch, wanted) in [
         (InvalidTouch::Refuse, Err(FaultError::Unmapped)),
