@@ -111,6 +111,48 @@ fn r6_singles_that_are_still_to_be_cleared_are_enough_too() {
 }
 
 #[test]
+fn r6_in_search_of_a_superpage_no_other_one_is_broken() {
+    let config = Config::new(16 * 512, 8 * 512 + 3, Policy::Zerosweep);
+    let mut guest = SoftwareGuest::on(SoftwareMachine::new(9 * 512), config).unwrap();
+    // More live pages than are worth copying, and some that are zero.
+    for page in 0..8 * 512 {
+        guest.write(Gfn::new(page), 0, u64::from(page % 512 >= 12)).unwrap();
+    }
+    assert_eq!(guest.domain.cache().singles(), 3);
+    fill(&mut guest, [8 * 512], 7);
+    let statistics = guest.domain.statistics();
+    assert_eq!((statistics.populates_2m, statistics.populates_4k), (8, 1));
+    assert_eq!((statistics.shatters, statistics.zero_checks_4k), (0, 0));
+    guest.domain.audit().unwrap();
+}
+
+#[test]
+fn r10_what_is_told_of_a_look_is_what_was_looked_at() {
+    let mut guest = SoftwareGuest::new(Config::new(2048, 2048, Policy::Zerosweep)).unwrap();
+    let mut looks = |values: [(u64, u64); 3]| {
+        for (page, value) in values {
+            // Deeper than a quick check looks.
+            guest.write(Gfn::new(page), 2048, value).unwrap();
+        }
+        let mut session = Session::new(Recorder::new(&mut guest));
+        let _ = session.sweep_full(&mut 0, 1);
+        let (mut looked, mut live) = (Vec::new(), Vec::new());
+        for event in &session.host().events {
+            if let Event::Look { gfn, looked: l, live: v } = event {
+                looked.extend((0..64).filter(|bit| l >> bit & 1 == 1).map(|bit| gfn.raw() + bit));
+                live.extend((0..64).filter(|bit| v >> bit & 1 == 1).map(|bit| gfn.raw() + bit));
+            }
+        }
+        (looked, live)
+    };
+    assert_eq!(looks([(100, 1), (0, 0), (511, 0)]), ((0..=100).collect(), vec![100]));
+    // It begins where something was found the last time, and goes round.
+    assert_eq!(looks([(100, 0), (50, 1), (300, 1)]), ((100..=300).collect(), vec![300]));
+    let round = (0..=50).chain(300..512).collect();
+    assert_eq!(looks([(300, 0), (50, 1), (20, 0)]), (round, vec![50]));
+}
+
+#[test]
 fn r12_frames_for_pages_that_were_taken_again_come_from_the_host() {
     let config = Config { upkeep: Upkeep::Host, ..Config::new(2048, 2048, Policy::Zerosweep) };
     let mut guest = SoftwareGuest::new(config).unwrap();
