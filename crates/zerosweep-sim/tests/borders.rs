@@ -2,8 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 use zerosweep::{
-    Config, Entry, Event, Fault, FaultError, Gfn, InvalidTouch, Order, Policy, Progress, Session,
-    Superpage, Upkeep,
+    Config, Entry, Event, Fault, FaultError, Gfn, Hold, InvalidTouch, Order, Policy, Progress,
+    Session, Superpage, Upkeep,
 };
 use zerosweep_sim::{Recorder, SoftwareGuest, SoftwareMachine, TouchError};
 
@@ -123,6 +123,49 @@ fn r6_in_search_of_a_superpage_no_other_one_is_broken() {
     let statistics = guest.domain.statistics();
     assert_eq!((statistics.populates_2m, statistics.populates_4k), (8, 1));
     assert_eq!((statistics.shatters, statistics.zero_checks_4k), (0, 0));
+    guest.domain.audit().unwrap();
+}
+
+#[test]
+fn r6_a_superpage_is_looked_for_in_all_of_memory_while_there_are_singles() {
+    for zero in [0, 3, 7] {
+        let config = Config::new(16 * 512, 8 * 512 + 3, Policy::Zerosweep);
+        let mut guest = SoftwareGuest::on(SoftwareMachine::new(9 * 512), config).unwrap();
+        for page in 0..8 * 512 {
+            guest.write(Gfn::new(page), 0, u64::from(page / 512 != zero)).unwrap();
+        }
+        fill(&mut guest, [8 * 512], 7);
+        let statistics = guest.domain.statistics();
+        assert_eq!((statistics.populates_2m, statistics.populates_4k), (9, 0), "{zero}");
+        assert_eq!(guest.domain.p2m().whole(Superpage::new(zero)), Some(Entry::Pod));
+        guest.domain.audit().unwrap();
+    }
+}
+
+#[test]
+fn r9_what_is_promised_and_backed_by_singles_needs_no_search() {
+    let mut guest = SoftwareGuest::new(Config::new(4096, 1024, Policy::Zerosweep)).unwrap();
+    fill(&mut guest, 0..1024, 7);
+    for superpage in 2..7 {
+        let gfn = Superpage::new(superpage).first();
+        assert_eq!(guest.session().decrease(gfn, Order::SUPERPAGE), Ok(512));
+    }
+    // Half of each superpage that it has; neither is whole, for one pinned page.
+    for first in [0, 512] {
+        guest.session().pin(Gfn::new(first + 511), Hold::Pinned).unwrap();
+        for page in first..first + 256 {
+            assert_eq!(guest.session().decrease(Gfn::new(page), Order::PAGE), Ok(1));
+        }
+    }
+    while guest.session().upkeep(1, false) == Progress::More {}
+    let cache = guest.domain.cache();
+    assert_eq!((cache.superpages(), cache.singles()), (0, 512));
+    assert_eq!((guest.domain.quantities().debt(), guest.domain.quantities().entries), (0, 512));
+    let before = *guest.domain.statistics();
+    fill(&mut guest, 7 * 512..8 * 512, 7);
+    let now = guest.domain.statistics();
+    assert_eq!((now.emergency_sweeps, now.splinters), (before.emergency_sweeps, 1));
+    assert_eq!(now.bytes_scanned, before.bytes_scanned);
     guest.domain.audit().unwrap();
 }
 
