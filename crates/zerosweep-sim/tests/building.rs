@@ -8,7 +8,6 @@ use zerosweep::{
 use zerosweep_sim::{Failure, SoftwareMachine};
 
 const PAGES: u64 = 8 * 512;
-const RUBBISH_IS_CLEARED: u64 = 0;
 
 fn order(raw: u8) -> Order {
     Order::new(raw).expect("an order")
@@ -92,7 +91,7 @@ fn a_range_that_is_populated_is_zero_and_what_is_around_it_stays() {
                     let there = machine.translate(Gfn::new(page)).map(|(mfn, _)| mfn);
                     assert_eq!(there, Some(mfn));
                     for word in [0, 511] {
-                        assert_eq!(machine.word(mfn, word), RUBBISH_IS_CLEARED);
+                        assert_eq!(machine.word(mfn, word), 0, "rubbish is cleared");
                     }
                 }
                 let replaced = before[first as usize..range.end as usize]
