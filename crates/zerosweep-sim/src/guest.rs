@@ -163,6 +163,17 @@ pub fn touch<H: Host<Machine = SoftwareMachine>>(
 ) -> Result<Mfn, TouchError> {
     // There is no clock: every touch may find what the guest has zeroed since the last one.
     host.domain().allow_sweep();
+    touch_at_rest(host, gfn)
+}
+
+/// As [`touch`], but a sweep that found nothing rests until the engine thinks it worth another.
+///
+/// # Errors
+/// See there.
+pub fn touch_at_rest<H: Host<Machine = SoftwareMachine>>(
+    host: &mut H,
+    gfn: Gfn,
+) -> Result<Mfn, TouchError> {
     loop {
         if let Some((mfn, _)) = host.machine(|machine| machine.translate(gfn)) {
             let domain = host.domain();

@@ -9,5 +9,5 @@
 mod guest;
 mod machine;
 
-pub use guest::{NewGuestError, Recorder, SoftwareGuest, TouchError, touch};
+pub use guest::{NewGuestError, Recorder, SoftwareGuest, TouchError, touch, touch_at_rest};
 pub use machine::{Failure, MachineCounters, SoftwareMachine};

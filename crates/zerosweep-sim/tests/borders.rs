@@ -2,8 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 use zerosweep::{
-    Config, Entry, Event, Fault, FaultError, Gfn, Hold, InvalidTouch, Order, Policy, Progress,
-    Session, Superpage, Upkeep,
+    Config, Entry, Event, Fault, FaultError, Gfn, Hold, Host, InvalidTouch, Order, Policy,
+    Progress, Session, Superpage, Upkeep,
 };
 use zerosweep_sim::{Recorder, SoftwareGuest, SoftwareMachine, TouchError};
 
@@ -14,13 +14,20 @@ fn fill(guest: &mut SoftwareGuest, pages: impl IntoIterator<Item = u64>, value: 
 }
 
 /// What a fault comes to when nobody says meanwhile that a sweep is worth another try.
-fn borrow(guest: &mut SoftwareGuest, gfn: Gfn) -> Result<Fault, FaultError> {
+fn borrow<H: Host>(session: &mut Session<H>, gfn: Gfn) -> Result<Fault, FaultError> {
     loop {
-        match guest.session().fault_borrowing(gfn) {
+        match session.fault_borrowing(gfn) {
             Ok(Fault::Again) => {}
             other => return other,
         }
     }
+}
+
+fn borrow_and_write(guest: &mut SoftwareGuest, page: u64) {
+    let gfn = Gfn::new(page);
+    assert!(matches!(borrow(&mut guest.session(), gfn), Ok(Fault::Present { .. })));
+    let (mfn, _) = guest.machine.translate(gfn).unwrap();
+    guest.machine.set_word(mfn, 0, 1);
 }
 
 #[test]
@@ -266,13 +273,7 @@ fn r15_who_borrows_is_told_when_the_host_has_nothing_either() {
     let mut session = Session::new(Recorder::new(&mut guest));
     for page in [1024, 1025, 2050] {
         let gfn = Gfn::new(page);
-        let fault = loop {
-            match session.fault_borrowing(gfn).unwrap() {
-                Fault::Again => {}
-                fault => break fault,
-            }
-        };
-        assert_eq!(fault, Fault::Present { gfn, order: Order::PAGE });
+        assert_eq!(borrow(&mut session, gfn), Ok(Fault::Present { gfn, order: Order::PAGE }));
     }
     let splinters = |events: &[Event]| {
         let splinters = events.iter().filter(|event| matches!(event, Event::Splinter { .. }));
@@ -282,16 +283,14 @@ fn r15_who_borrows_is_told_when_the_host_has_nothing_either() {
     assert_eq!(splinters(&session.host().events), wanted);
     drop(session);
     for page in 1026..1024 + 512 - 1 {
-        assert!(matches!(borrow(&mut guest, Gfn::new(page)), Ok(Fault::Present { .. })));
-        let (mfn, _) = guest.machine.translate(Gfn::new(page)).unwrap();
-        guest.machine.set_word(mfn, 0, 1);
+        borrow_and_write(&mut guest, page);
     }
     for page in [1024, 1025, 2050] {
         fill(&mut guest, [page], 1);
     }
     assert_eq!(guest.machine.pool().free_pages(), 0);
     let before = guest.domain.statistics().exhaustions;
-    assert_eq!(borrow(&mut guest, Gfn::new(3000)), Ok(Fault::Exhausted));
+    assert_eq!(borrow(&mut guest.session(), Gfn::new(3000)), Ok(Fault::Exhausted));
     assert_eq!(guest.domain.statistics().exhaustions, before + 1);
     assert_eq!(guest.domain.statistics().borrowed, 512);
     guest.domain.audit().unwrap();
@@ -311,12 +310,10 @@ fn r15_a_sweep_that_found_nothing_rests_in_proportion_to_what_it_looked_at() {
         assert_eq!((guest.domain.forecast().likely, guest.domain.forecast().certain), (0, 0));
         let sweeps = guest.domain.statistics().emergency_sweeps;
         for page in held..held + rest {
-            assert!(matches!(borrow(&mut guest, Gfn::new(page)), Ok(Fault::Present { .. })));
-            let (mfn, _) = guest.machine.translate(Gfn::new(page)).unwrap();
-            guest.machine.set_word(mfn, 0, 1);
+            borrow_and_write(&mut guest, page);
         }
         assert_eq!(guest.domain.statistics().emergency_sweeps, sweeps, "{superpages}");
-        let _ = borrow(&mut guest, Gfn::new(held + rest));
+        let _ = borrow(&mut guest.session(), Gfn::new(held + rest));
         assert!(guest.domain.statistics().emergency_sweeps > sweeps, "{superpages}");
         guest.domain.audit().unwrap();
     }

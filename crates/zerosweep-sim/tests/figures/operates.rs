@@ -7,7 +7,9 @@ use zerosweep::{
     Config, Consolidation, Event, Fault, Gfn, Hold, Host as _, InvalidTouch, Mfn, Order, Policy,
     Progress, Session, Upkeep,
 };
-use zerosweep_sim::{Failure, Recorder, SoftwareGuest, SoftwareMachine, touch};
+use zerosweep_sim::{
+    Failure, Recorder, SoftwareGuest, SoftwareMachine, TouchError, touch, touch_at_rest,
+};
 
 use super::splitmix64;
 
@@ -30,7 +32,7 @@ fn write(session: &mut Operator<'_>, upkeep: Upkeep, page: u64, value: u64) -> b
     let (gfn, offset) = (Gfn::new(page), (splitmix64(page) % depth) as usize);
     let frame = match upkeep {
         Upkeep::Inline => touch(session.host(), gfn).ok(),
-        Upkeep::Host => touch_again(session, gfn),
+        Upkeep::Host => touch_borrowing(session, gfn),
     };
     if let Some(mfn) = frame {
         session.host().machine(|machine| machine.set_word(mfn, offset, value));
@@ -38,21 +40,17 @@ fn write(session: &mut Operator<'_>, upkeep: Upkeep, page: u64, value: u64) -> b
     frame.is_some()
 }
 
-fn touch_again(session: &mut Operator<'_>, gfn: Gfn) -> Option<Mfn> {
+/// Borrows some of the pages for which it would have to wait.
+fn touch_borrowing(session: &mut Operator<'_>, gfn: Gfn) -> Option<Mfn> {
     loop {
-        let domain = session.host().domain();
-        if domain.invalid_touch() == InvalidTouch::Refuse && domain.p2m().is_out(gfn) {
-            return None;
-        }
-        if let Some((mfn, _)) = session.host().machine(|machine| machine.translate(gfn)) {
-            return Some(mfn);
-        }
-        let served = match session.fault(gfn) {
-            Ok(Fault::Exhausted) if gfn.raw() % 5 < 2 => session.fault_borrowing(gfn),
-            other => other,
-        };
-        if matches!(served, Ok(Fault::Exhausted) | Err(_)) {
-            return None;
+        match touch_at_rest(session.host(), gfn) {
+            Ok(mfn) => return Some(mfn),
+            Err(TouchError::Exhausted) if gfn.raw() % 5 < 2 => {
+                if matches!(session.fault_borrowing(gfn), Ok(Fault::Exhausted) | Err(_)) {
+                    return None;
+                }
+            }
+            Err(_) => return None,
         }
     }
 }
