@@ -196,9 +196,7 @@ fn check_figures(guest: &Guest, status: &Status) {
 
 /// `status`, `ps` and `audit` of the program itself.
 fn check_tools(place: &Place, status: &Status) {
-    let shown = place.output(["status", "vm", "--json"]);
-    assert_eq!(shown.status.code(), Some(0), "{}", stderr(&shown));
-    let shown: Status = serde_json::from_slice(&shown.stdout).unwrap();
+    let shown: Status = place.json(["status", "vm", "--json"]);
     assert_eq!((shown.pid, shown.pages.max), (status.pid, status.pages.max));
     let listed = place.output(["ps"]);
     assert!(stdout(&listed).contains("vm"), "{}", stdout(&listed));

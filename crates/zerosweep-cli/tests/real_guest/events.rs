@@ -7,7 +7,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use zerosweep_wire::Status;
 
-use super::harness::{Guest, Place, Spec, stderr, wait_until};
+use super::harness::{Guest, Place, Spec, wait_until};
 
 /// A boot with `init_on_free`, which scrubs, splinters and is ballooned down, then is ended: counts
 /// and pages are those of the agent's last answer.
@@ -65,9 +65,7 @@ fn quiet(guest: &Guest) -> Status {
 }
 
 fn compare(place: &Place, file: &Path, status: &Status) {
-    let output = place.output(["trace", "read", file.to_str().unwrap(), "--json"]);
-    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let document: Value = place.json(["trace", "read", file.to_str().unwrap(), "--json"]);
     let domain = &document["domains"]["1"];
     let count = |value: &Value| value.as_u64().unwrap_or(0);
     let (done, pages) = (&status.counters, &status.pages);

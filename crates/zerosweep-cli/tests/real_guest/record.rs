@@ -1,11 +1,10 @@
 //! A guest's side, recorded by `run --record`, is done again as it was.
 
 use std::fs;
-use std::path::Path;
 
 use serde_json::Value;
 
-use super::harness::{Guest, Place, Spec, stderr};
+use super::harness::{Guest, Place, Spec};
 
 /// A boot with `init_on_free` that is ballooned down and ends by itself: under the policy that it ran
 /// under, the replay has the populates of the recording.
@@ -32,7 +31,7 @@ fn check(policy: &str) {
     let bytes = fs::metadata(&file).unwrap().len();
     assert!(fs::read(&file).unwrap().starts_with(&[0x1f, 0x8b]), "packed by gzip");
 
-    let read = document(&place, &["trace", "read", path, "--json"], &file);
+    let read: Value = place.json(["trace", "read", path, "--json"]);
     assert_eq!(read["lost_records"], 0);
     let number = |value: &Value| value.as_u64().unwrap_or(0);
     assert!(number(&read["bytes"]) > 4 * bytes, "{bytes} bytes of {}", read["bytes"]);
@@ -40,7 +39,7 @@ fn check(policy: &str) {
     assert!(number(&domain["looks"]["pages_live"]) > 10, "{domain}");
     let recorded = ["9", "0"].map(|order| number(&domain["populates"][order]));
     let replay = ["trace", "replay", path, "--policy", policy, "--json"];
-    let replay = document(&place, &replay, &file);
+    let replay: Value = place.json(replay);
     let done = &replay["replays"][0];
     assert_eq!(
         (&done["exhausted_after"], number(&replay["target_bytes"])),
@@ -53,10 +52,4 @@ fn check(policy: &str) {
         assert!(again.abs_diff(recorded) <= 2 + recorded / 50, "{policy}: {again}, not {recorded}");
     }
     assert!(recorded[0] > 100, "{recorded:?}");
-}
-
-fn document(place: &Place, arguments: &[&str], file: &Path) -> Value {
-    let output = place.output(arguments);
-    assert_eq!(output.status.code(), Some(0), "{}: {}", file.display(), stderr(&output));
-    serde_json::from_slice(&output.stdout).unwrap()
 }

@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
+use serde::de::DeserializeOwned;
 use tempfile::TempDir;
 use zerosweep_lab::image::GuestImage;
 use zerosweep_lab::real_guest::{Console, Line, MemoryCgroup};
@@ -61,6 +62,16 @@ impl Place {
             .env_remove("LD_PRELOAD")
             .stdin(Stdio::null());
         command
+    }
+
+    /// The document that the program writes; it must succeed.
+    pub(crate) fn json<T: DeserializeOwned>(
+        &self,
+        arguments: impl IntoIterator<Item: AsRef<OsStr>>,
+    ) -> T {
+        let output = self.output(arguments);
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        serde_json::from_slice(&output.stdout).unwrap()
     }
 
     /// Runs the program to its end, which must come soon.
