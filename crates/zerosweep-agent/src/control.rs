@@ -132,7 +132,8 @@ fn perform(operation: &Operation, config: &AgentConfig) -> Answer {
                 let message = format!("a target of {target_bytes} bytes is not in whole pages");
                 return refuse(ErrorKind::BadValue, message);
             }
-            match crate::follow::overrule(|| memory.set_target(*target_bytes)) {
+            let begun = crate::follow::overrule(|| memory.begin_target(*target_bytes));
+            match begun.and_then(|begun| Ok(begun && memory.reach_target()?)) {
                 Ok(true) => {}
                 Ok(false) => {
                     let message = "the cap is lifted: there is no target".to_owned();

@@ -67,33 +67,44 @@ pub(crate) fn received(socket: c_int, bytes: impl FnOnce() -> Vec<u8>) {
             return;
         }
         let mut follower = follower();
-        for command in follower.commands(socket, &bytes()) {
-            obey(&mut follower, follow, command);
+        let commands = follower.commands(socket, &bytes());
+        let Some(Ok(memory)) = adopt::guest() else { return };
+        let mut changed = false;
+        for command in commands {
+            changed |= obey(&mut follower, follow, command, memory);
+        }
+        drop(follower);
+        // This is a thread of the VMM's: whatever takes long is the upkeep's. A cache that cannot
+        // be filled is the status's to tell.
+        if changed {
+            let _ = memory.fill_cache();
         }
     }));
 }
 
-fn obey(follower: &mut Follower, follow: &Follow, command: Command) {
-    let Some(Ok(memory)) = adopt::guest() else { return };
+/// Whether the target is another now.
+fn obey(follower: &mut Follower, follow: &Follow, command: Command, memory: &GuestMemory) -> bool {
     let quantities = memory.quantities();
-    if let Some(pages) =
-        follower.obey(command, follow.before_start, quantities.target, quantities.max)
-    {
-        // A cache that cannot be filled is the status's to tell; a lifted cap has no target.
-        let _ = memory.set_target(pages * PAGE_BYTES);
-    }
+    follower
+        .obey(command, follow.before_start, quantities.target, quantities.max)
+        // A lifted cap has no target.
+        .is_some_and(|pages| memory.begin_target(pages * PAGE_BYTES) == Ok(true))
 }
 
 /// The guest's balloon has left it so much.
 pub(crate) fn ballooned(memory: &GuestMemory, actual_bytes: u64) {
     let follower = follower();
     let target = memory.quantities().target;
-    if let Some(pages) = follower.lowered(target, actual_bytes.div_ceil(PAGE_BYTES)) {
-        let _ = memory.set_target(pages * PAGE_BYTES);
+    let lowered = follower.lowered(target, actual_bytes.div_ceil(PAGE_BYTES));
+    let begun = lowered.is_some_and(|pages| memory.begin_target(pages * PAGE_BYTES) == Ok(true));
+    drop(follower);
+    if begun {
+        let _ = memory.reach_target();
     }
 }
 
-/// Sets the target by another's word: the last request is followed no further.
+/// Sets the target by another's word: the last request is followed no further. Not to take long:
+/// the VMM may wait, and whoever asks for the status.
 pub(crate) fn overrule<R>(set: impl FnOnce() -> R) -> R {
     let mut follower = follower();
     follower.request = None;

@@ -14,13 +14,13 @@
 //! handle the range alone. The guest keeps every byte and goes on, without the cap.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use zerosweep::{
-    AuditError, Config, ConfigError, Consolidation, DecreaseError, Domain, Entry, Event, FillError,
-    Forecast, FramePool, Gfn, Host, InvalidTouch, Order, OutOfTableMemory, Policy, Progress,
-    Quantities, Session, Statistics, Superpage, TargetError, Upkeep,
+    AuditError, Config, ConfigError, Consolidation, DecreaseError, Domain, Entry, Event, Forecast,
+    FramePool, Gfn, Host, InvalidTouch, Order, OutOfTableMemory, Policy, Progress, Quantities,
+    Session, Statistics, Superpage, TargetError, Upkeep,
 };
 
 use zerosweep_events::Journal;
@@ -41,6 +41,9 @@ const SNAPSHOT_STEP: u64 = 1024;
 
 /// Superpages that a sweep looks at before it asks whether its time is over.
 const WORK_STEP: u64 = 4;
+/// So long is worked for a new target. The guest may take pages again as fast as superpages are
+/// broken: the rest is left to the upkeep.
+const TARGET_TIME: Duration = Duration::from_secs(5);
 /// As many for a consolidation, which may move each of a superpage's pages: tens of milliseconds.
 const CONSOLIDATION_STEP: u64 = 1;
 
@@ -435,37 +438,54 @@ impl GuestMemory {
         self.operate(|session| session.retake(gfn, pages))
     }
 
-    /// Sets the target, and fills the cache.
+    /// Sets the target, and works until it is reached as far as that is possible without the guest.
     ///
     /// # Errors
     /// When it cannot be; `Ok(false)` once the cap is lifted.
     pub fn set_target(&self, bytes: u64) -> Result<bool, TargetError> {
-        let target = bytes / PAGE_BYTES;
-        let Some(begun) = self.operate(|session| session.begin_target(target)) else {
-            return Ok(false);
-        };
-        begun?;
-        let done = self.reach_target();
-        self.upkeep.call();
-        self.ahead.call();
-        done.transpose().map(|done| done.is_some()).map_err(TargetError::Fill)
+        Ok(self.begin_target(bytes)? && self.reach_target()?)
     }
 
-    /// Breaks superpages with retained pages while the total is above the target, and fills the
-    /// cache; in steps, so that a lift need not wait for all of it.
-    fn reach_target(&self) -> Option<Result<(), FillError>> {
-        let superpages = self.machine.guest.bytes().div_ceil(SUPERPAGE_BYTES);
-        // The guest may take pages again as fast: the rest is left to the upkeep.
-        for _ in 0..superpages.div_ceil(WORK_STEP) {
-            if self.operate(|session| session.shrink(WORK_STEP))? == Progress::Done {
-                break;
+    /// Sets the target, and does not work for it: the upkeep begins with that.
+    ///
+    /// # Errors
+    /// When it cannot be; `Ok(false)` once the cap is lifted.
+    pub fn begin_target(&self, bytes: u64) -> Result<bool, TargetError> {
+        let target = bytes / PAGE_BYTES;
+        let begun = self.operate(|session| session.begin_target(target)).transpose()?;
+        self.upkeep.call();
+        self.ahead.call();
+        Ok(begun.is_some())
+    }
+
+    /// Breaks superpages with retained pages while the total is above the target, gives back what
+    /// the cache has too much, and fills it; in steps, so that a lift need not wait for all of it,
+    /// and for five seconds at most.
+    ///
+    /// # Errors
+    /// When the cache cannot be filled; `Ok(false)` once the cap is lifted.
+    pub fn reach_target(&self) -> Result<bool, TargetError> {
+        let until = Instant::now() + TARGET_TIME;
+        loop {
+            match self.operate(|session| session.shrink(WORK_STEP)) {
+                None => return Ok(false),
+                Some(Progress::More) if Instant::now() < until => {}
+                Some(_) => return self.fill_cache(),
             }
         }
+    }
+
+    /// Fills the cache up to the target.
+    ///
+    /// # Errors
+    /// When it cannot be filled; `Ok(false)` once the cap is lifted.
+    pub fn fill_cache(&self) -> Result<bool, TargetError> {
         loop {
-            match self.operate_and_keep_up(|session| session.fill(FILL_STEPS))? {
-                Ok(Progress::More) => {}
-                Ok(Progress::Done) => return Some(Ok(())),
-                Err(error) => return Some(Err(error)),
+            match self.operate_and_keep_up(|session| session.fill(FILL_STEPS)) {
+                None => return Ok(false),
+                Some(Ok(Progress::More)) => {}
+                Some(Ok(Progress::Done)) => return Ok(true),
+                Some(Err(error)) => return Err(TargetError::Fill(error)),
             }
         }
     }
@@ -498,8 +518,31 @@ impl GuestMemory {
         anew: bool,
         time: Duration,
     ) -> Result<Option<Option<u64>>, OutOfTableMemory> {
+        let work = self.consolidation.lock().unwrap_or_else(PoisonError::into_inner);
+        self.consolidate_with(work, anew, time)
+    }
+
+    /// As [`GuestMemory::consolidate`], but waits for no other consolidation: `Ok(None)` then, too.
+    pub(crate) fn consolidate_if_alone(
+        &self,
+        anew: bool,
+        time: Duration,
+    ) -> Result<Option<Option<u64>>, OutOfTableMemory> {
+        let work = match self.consolidation.try_lock() {
+            Ok(work) => work,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return Ok(None),
+        };
+        self.consolidate_with(work, anew, time)
+    }
+
+    fn consolidate_with(
+        &self,
+        mut work: MutexGuard<'_, Consolidation>,
+        anew: bool,
+        time: Duration,
+    ) -> Result<Option<Option<u64>>, OutOfTableMemory> {
         let began = Instant::now();
-        let mut work = self.consolidation.lock().unwrap_or_else(PoisonError::into_inner);
         if anew {
             *work = Consolidation::default();
         }
@@ -518,7 +561,7 @@ impl GuestMemory {
         }
     }
 
-    /// Recounts everything (rule R19).
+    /// Recounts everything (rule R19). Faults wait meanwhile: see [`Domain::audit`].
     ///
     /// # Errors
     /// The first difference.

@@ -122,7 +122,7 @@ impl Background {
     fn go_on(&mut self, memory: &GuestMemory) {
         let began = Instant::now();
         let singles = singles(memory);
-        let more = memory.consolidate(!self.under_way, CONSOLIDATE);
+        let more = memory.consolidate_if_alone(!self.under_way, CONSOLIDATE);
         self.under_way = matches!(more, Ok(Some(Some(_))));
         if !self.under_way {
             (self.singles, self.ended) = (singles, Some(Instant::now()));

@@ -1,5 +1,6 @@
 //! Everything at once: the balloon goes up and down while files are written and deleted, superpages
-//! are swept and pages consolidated. No byte is lost, and the books are right at every moment.
+//! are swept and pages consolidated. No byte is lost, the books are right at every moment, and
+//! whoever looks is answered.
 //!
 //! `ZEROSWEEP_STRESS_SECONDS=600` has it go on for so many seconds, `ZEROSWEEP_STRESS_SEED=7` takes
 //! another way; the seed is printed.
@@ -7,10 +8,10 @@
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use zerosweep_wire::State;
+use zerosweep_wire::{State, runtime};
 
 use super::harness::{
-    GUEST_BYTES, Guest, MEBIBYTE, Place, Spec, stderr, stdout, value, wait_until,
+    Agent, GUEST_BYTES, Guest, MEBIBYTE, Place, Spec, stderr, stdout, value, wait_until,
 };
 
 /// What the guest needs and a little more: its own 80 MiB, the pattern, the files.
@@ -21,6 +22,8 @@ const TURNS: u32 = 100;
 const PAUSE: Duration = Duration::from_millis(100);
 /// The guest writes, deletes and verifies its files so often after the balloon's last turn.
 const ROUNDS_AFTER: usize = 2;
+/// Whoever asks for the status waits for nobody's work. Half of what the program waits.
+const ANSWER: Duration = Duration::from_secs(1);
 
 #[test]
 #[ignore = "needs QEMU, a guest image and userfaultfd: cargo xtask test sets them up"]
@@ -42,13 +45,14 @@ fn no_byte_is_lost_while_everything_goes_on_at_once() {
     guest.marker("done ok");
 
     let done = AtomicBool::new(false);
-    let (turns, works) = std::thread::scope(|scope| {
+    let (turns, works, (looks, waited)) = std::thread::scope(|scope| {
         let works = scope.spawn(|| work(&place, &done));
-        // Dropped when a check fails: else the other thread would go on for ever.
+        let looks = scope.spawn(|| look(&place, &done));
+        // Dropped when a check fails: else the other threads would go on for ever.
         let stop = Stop(&done);
         let turns = turn(&guest, seed, longest);
         drop(stop);
-        (turns, works.join().unwrap())
+        (turns, works.join().unwrap(), looks.join().unwrap())
     });
 
     set_target(&guest, LEAST_BYTES);
@@ -68,8 +72,8 @@ fn no_byte_is_lost_while_everything_goes_on_at_once() {
     let counters = &status.counters;
     println!(
         "  {turns} turns of the balloon, {works} sweeps and as many consolidations and audits, \
-         {rounds} rounds of files; faults {}, given back {}, retaken {}, evacuated {}, refilled {}, \
-         consolidated {}",
+         {rounds} rounds of files; {looks} times the status, after {waited:.0?} at most; faults {}, \
+         given back {}, retaken {}, evacuated {}, refilled {}, consolidated {}",
         counters.faults,
         counters.pages_given_back,
         counters.pages_retaken,
@@ -82,6 +86,7 @@ fn no_byte_is_lost_while_everything_goes_on_at_once() {
     }
     assert!(counters.pages_given_back > 300_000, "the balloon hardly moved: {counters:#?}");
     assert!(works > 3, "{works} sweeps");
+    assert!(waited < ANSWER, "a status came after {waited:?}");
 }
 
 fn number(variable: &str) -> Option<u64> {
@@ -145,6 +150,20 @@ fn work(place: &Place, done: &AtomicBool) -> usize {
         std::thread::sleep(PAUSE);
     }
     works
+}
+
+/// Asks for the status until `done`; returns how often, and the longest time that it took.
+fn look(place: &Place, done: &AtomicBool) -> (usize, Duration) {
+    let socket = runtime::control_socket(&place.runtime(), "vm");
+    let (mut looks, mut longest) = (0, Duration::ZERO);
+    while !done.load(Relaxed) {
+        let began = Instant::now();
+        Agent::connect(&socket).and_then(|mut agent| agent.status()).unwrap();
+        longest = longest.max(began.elapsed());
+        looks += 1;
+        std::thread::sleep(PAUSE / 5);
+    }
+    (looks, longest)
 }
 
 fn check_audit(place: &Place) {
