@@ -209,7 +209,8 @@ typedef uint32_t zs_invalid_touch;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
-// Who does what can wait: clearing frames, breaking superpages of which pages are retained.
+// Who does what can wait: clearing frames, breaking superpages of which pages are retained, giving
+// back what is left over.
 enum zs_upkeep_by
 #if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
   : uint32_t
@@ -578,8 +579,8 @@ zs_status zs_set_target(struct zs_domain *domain, uint64_t target);
 // Errors: TARGET, DYING.
 zs_status zs_begin_target(struct zs_domain *domain, uint64_t target);
 
-// Breaks up to `steps` superpages with retained pages while the total is above the target. MORE if
-// some may be left.
+// Breaks up to `steps` superpages with retained pages while the total is above the target, and
+// gives back what is left over. MORE if there may be more of either.
 zs_status zs_shrink(struct zs_domain *domain, uint64_t steps);
 
 // Takes up to `steps` runs from the host for the cache, as far as the target allows. MORE if some
@@ -631,7 +632,8 @@ zs_status zs_discard(struct zs_domain *domain, uint64_t gfn, uint64_t pages, uin
 zs_status zs_retake(struct zs_domain *domain, uint64_t gfn, uint64_t pages, uint64_t *retaken);
 
 // Goes on with a full sweep: looks at `superpages` superpages from number *next on, and takes back
-// what is zero. *next, 0 at the start, is moved on. MORE until the end.
+// what is zero. *next, 0 at the start, is moved on. MORE until the end, and until what came free is
+// back with the host.
 //
 // Errors: NULL, DYING.
 zs_status zs_sweep(struct zs_domain *domain, uint64_t *next, uint64_t superpages);

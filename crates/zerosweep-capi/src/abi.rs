@@ -83,7 +83,8 @@ pub enum zs_invalid_touch {
     Increase = 1,
 }
 
-/// Who does what can wait: clearing frames, breaking superpages of which pages are retained.
+/// Who does what can wait: clearing frames, breaking superpages of which pages are retained, giving
+/// back what is left over.
 #[repr(u32)]
 #[derive(Clone, Copy)]
 pub enum zs_upkeep_by {

@@ -197,8 +197,8 @@ pub extern "C" fn zs_begin_target(domain: Option<NonNull<zs_domain>>, target: u6
     on(domain, |domain| Ok(domain.session().begin_target(target).map(|()| zs_status::Ok)?))
 }
 
-/// Breaks up to `steps` superpages with retained pages while the total is above the target. MORE if
-/// some may be left.
+/// Breaks up to `steps` superpages with retained pages while the total is above the target, and
+/// gives back what is left over. MORE if there may be more of either.
 #[unsafe(no_mangle)]
 pub extern "C" fn zs_shrink(domain: Option<NonNull<zs_domain>>, steps: u64) -> zs_status {
     on(domain, |domain| Ok(progress(domain.session().shrink(steps))))
@@ -339,7 +339,8 @@ pub extern "C" fn zs_retake(
 }
 
 /// Goes on with a full sweep: looks at `superpages` superpages from number *next on, and takes back
-/// what is zero. *next, 0 at the start, is moved on. MORE until the end.
+/// what is zero. *next, 0 at the start, is moved on. MORE until the end, and until what came free is
+/// back with the host.
 ///
 /// Errors: NULL, DYING.
 #[unsafe(no_mangle)]

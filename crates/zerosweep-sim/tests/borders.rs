@@ -2,8 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 use zerosweep::{
-    Config, Entry, Event, Fault, FaultError, Gfn, Hold, Host, InvalidTouch, Order, Policy,
-    Progress, Session, Superpage, Upkeep,
+    Config, Consolidation, Entry, Event, Fault, FaultError, Gfn, Hold, Host, InvalidTouch, Order,
+    Policy, Progress, Session, Superpage, Upkeep,
 };
 use zerosweep_sim::{Recorder, SoftwareGuest, SoftwareMachine, TouchError};
 
@@ -51,6 +51,58 @@ fn r4_xens_excess_goes_back_whole_while_it_is_more_than_a_superpage() {
         guest.session().decrease(Gfn::new(2048), Order::new(11).unwrap()).unwrap();
         assert_eq!(guest.domain.quantities().cache, 0, "{policy}");
         guest.domain.audit().unwrap();
+    }
+}
+
+/// Sixteen superpages without the first hundred pages of each, whose frames are still there.
+fn retained_everywhere(upkeep: Upkeep) -> SoftwareGuest {
+    let config = Config { upkeep, ..Config::new(16 * 512, 16 * 512, Policy::Zerosweep) };
+    let mut guest = SoftwareGuest::new(config).unwrap();
+    fill(&mut guest, 0..16 * 512, 7);
+    for page in (0..16 * 512).filter(|page| page % 512 < 100) {
+        assert_eq!(guest.session().decrease(Gfn::new(page), Order::PAGE), Ok(1));
+    }
+    assert_eq!(guest.domain.quantities().retained, 1600);
+    guest
+}
+
+fn singles_returned(guest: &mut SoftwareGuest, work: impl FnOnce(&mut SoftwareGuest)) -> u64 {
+    let before = guest.domain.statistics().pages_returned_4k;
+    work(guest);
+    guest.domain.audit().unwrap();
+    guest.domain.statistics().pages_returned_4k - before
+}
+
+#[test]
+fn r4_where_the_host_does_what_can_wait_no_operation_gives_back_much_at_once() {
+    const TARGET: u64 = 16 * 412;
+    // With nobody else to do it, all of it goes back at once.
+    let mut guest = retained_everywhere(Upkeep::Inline);
+    let at_once = singles_returned(&mut guest, |guest| guest.session().set_target(TARGET).unwrap());
+    assert_eq!(guest.domain.quantities().total(), TARGET);
+    assert!(!guest.domain.wants_upkeep(false));
+
+    let mut work = Consolidation::default();
+    let mut ways: [&mut dyn FnMut(&mut SoftwareGuest) -> Progress; 4] = [
+        &mut |guest| guest.session().shrink(1),
+        &mut |guest| guest.session().upkeep(1, false),
+        &mut |guest| guest.session().sweep_full(&mut (16 * 512), 1),
+        &mut |guest| guest.session().consolidate(&mut work, 16).unwrap(),
+    ];
+    for work in &mut ways {
+        let mut guest = retained_everywhere(Upkeep::Host);
+        let mut all = singles_returned(&mut guest, |guest| {
+            guest.session().set_target(TARGET).unwrap();
+        });
+        assert_eq!(all, 64);
+        while guest.domain.wants_upkeep(false) {
+            let mut progress = Progress::Done;
+            let some = singles_returned(&mut guest, |guest| progress = work(guest));
+            assert!(some <= 64, "{some}");
+            assert!(progress == Progress::More || !guest.domain.wants_upkeep(false));
+            all += some;
+        }
+        assert_eq!((all, guest.domain.quantities().total()), (at_once, TARGET));
     }
 }
 

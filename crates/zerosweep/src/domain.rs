@@ -26,7 +26,8 @@ pub struct Config {
     pub invalid_touch: InvalidTouch,
     /// How many bytes one fault may scan under [`Policy::Zerosweep`] before others are served.
     pub fault_budget_bytes: u64,
-    /// Who does what can wait: clearing, breaking superpages of which pages are retained.
+    /// Who does what can wait: clearing, breaking superpages of which pages are retained, giving
+    /// back what is left over.
     pub upkeep: Upkeep,
 }
 
@@ -36,7 +37,8 @@ pub enum Upkeep {
     /// The operation that brings it about, before it returns.
     Inline,
     /// The host, in a thread of its own: it calls [`Session::upkeep`] when
-    /// [`Domain::wants_upkeep`] says so.
+    /// [`Domain::wants_upkeep`] says so. What an operation leaves over goes back to the host in
+    /// part before it returns, 64 runs at most: a guest may wait for it.
     Host,
 }
 

@@ -127,8 +127,7 @@ impl<H: Host> Session<H> {
         }
         work.phase = Phase::Done;
         self.upkeep_inline();
-        self.return_excess();
-        Ok(Progress::Done)
+        Ok(self.return_excess())
     }
 
     fn count_singles(

@@ -96,7 +96,7 @@ impl<H: Host> Session<H> {
         domain.entries -= 1;
         domain.statistics.pages_given_back += 1;
         self.host.event(Event::Remove { gfn, order: Order::PAGE });
-        self.return_excess();
+        let _ = self.return_excess();
         self.upkeep_inline();
         true
     }
@@ -133,7 +133,7 @@ impl<H: Host> Session<H> {
             given += self.decrease_under_pod(gfn, order, content);
         }
         if under_pod || given > 0 {
-            self.return_excess();
+            let _ = self.return_excess();
         }
         given + self.give_run(gfn, order, Destination::Host)
     }
@@ -441,7 +441,7 @@ impl<H: Host> Session<H> {
             self.host.machine(Machine::flush);
             self.domain().statistics.unmap_flushes += 1;
         }
-        self.return_excess();
+        let _ = self.return_excess();
         self.upkeep_inline();
         Ok(discarded)
     }

@@ -68,7 +68,7 @@ impl<H: Host> Session<H> {
         }
         let (first, order) = (superpage.first(), Order::SUPERPAGE);
         self.host.event(Event::Populate { gfn: first, mfn, order, fault: gfn });
-        self.return_excess();
+        let _ = self.return_excess();
         true
     }
 

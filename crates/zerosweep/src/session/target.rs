@@ -4,6 +4,7 @@ use core::fmt;
 
 use super::{Progress, Session};
 use crate::cache::Dirty;
+use crate::domain::{Domain, Upkeep};
 use crate::event::Event;
 use crate::frame::{Mfn, Order, SUPERPAGE_PAGES};
 use crate::machine::{Allocated, Content, Host, Machine};
@@ -61,6 +62,59 @@ impl core::error::Error for TargetError {}
 
 /// How many steps [`Session::set_target`] takes at a time.
 const FILL_STEPS: u64 = 1024;
+/// Where the host does what can wait, no operation gives back more runs: what it came to free may
+/// be a million singles, and a guest waits for it.
+const RETURN_RUNS: u64 = 64;
+
+/// What the cache gives back next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Excess {
+    Dirty,
+    Superpage,
+    Single,
+}
+
+impl Domain {
+    /// Whether [`Session::return_excess`] has something to give back.
+    pub(crate) fn wants_return(&self, idle: bool) -> bool {
+        self.excess(Order::PAGE, idle).is_some()
+    }
+
+    /// What goes back next, of at least this order. `idle`: see [`Domain::wants_upkeep`].
+    fn excess(&self, least: Order, idle: bool) -> Option<Excess> {
+        let q = self.quantities();
+        // While the balloon works, what is retained may be taken out any moment: only the cache
+        // counts, and superpages in it wait for the pages that the guest touches to give them back.
+        let working = self.policy == Policy::Zerosweep && q.owed() > 0 && !idle;
+        let backing = if working { q.cache } else { q.cache + q.retained };
+        let excess = backing.checked_sub(q.entries).filter(|&pages| pages > 0)?;
+        let over = q.total() > q.target;
+        let cache = &self.cache;
+        let single = (cache.clean_pages() > 0).then_some(Excess::Single);
+        if self.policy == Policy::Zerosweep {
+            // What is to be cleared goes first: nobody needs to clear it then.
+            if excess >= SUPERPAGE_PAGES {
+                if cache.has_dirty_superpage() {
+                    return Some(Excess::Dirty);
+                }
+                if cache.superpages() > 0 {
+                    return Some(Excess::Superpage);
+                }
+            }
+            if !over || least == Order::SUPERPAGE {
+                return None;
+            }
+            if cache.dirty_pages() > 0 && !cache.has_dirty_superpage() {
+                return Some(Excess::Dirty);
+            }
+            return single;
+        }
+        if cache.superpages() > 0 && excess > SUPERPAGE_PAGES {
+            return Some(Excess::Superpage);
+        }
+        single
+    }
+}
 
 impl<H: Host> Session<H> {
     /// Sets the target, fills the cache up to it, and breaks superpages with retained pages while
@@ -78,15 +132,16 @@ impl<H: Host> Session<H> {
     }
 
     /// Breaks superpages with retained pages, those with the fewest live ones first, while the total
-    /// is above the target; at most `steps`.
+    /// is above the target, at most `steps`, and gives back what is left over. Where the host does
+    /// what can wait, [`Progress::More`] may be for the latter.
     pub fn shrink(&mut self, steps: u64) -> Progress {
         let mut left = steps;
         while left > 0 && self.wants_frames_from_retained() && self.break_one() {
             self.return_excess_superpages();
             left -= 1;
         }
-        self.return_excess();
-        if left > 0 { Progress::Done } else { Progress::More }
+        let returned = self.return_excess();
+        if left > 0 { returned } else { Progress::More }
     }
 
     fn wants_frames_from_retained(&mut self) -> bool {
@@ -157,58 +212,42 @@ impl<H: Host> Session<H> {
         allocated.ok().map(|allocated| allocated.mfn)
     }
 
-    /// Gives back to the host what the cache has beyond the entries, by policy.
-    pub(crate) fn return_excess(&mut self) {
-        while let Some(run) = self.take_excess(Order::PAGE) {
-            self.free_excess(&run);
-        }
+    /// Gives back to the host what the cache has beyond the entries, by policy. Where the host does
+    /// what can wait, a part of it: [`Progress::More`] if there may be more.
+    pub(crate) fn return_excess(&mut self) -> Progress {
+        self.return_runs(Order::PAGE)
     }
 
     /// As [`Session::return_excess`], but whole superpages only.
     pub(crate) fn return_excess_superpages(&mut self) {
-        while let Some(run) = self.take_excess(Order::SUPERPAGE) {
-            self.free_excess(&run);
-        }
+        let _ = self.return_runs(Order::SUPERPAGE);
     }
 
-    fn free_excess(&mut self, run: &Dirty) {
-        self.flush_dirty(run);
-        self.free(run.mfn, run.order);
+    fn return_runs(&mut self, least: Order) -> Progress {
+        let most = match self.domain().upkeep {
+            Upkeep::Inline => u64::MAX,
+            Upkeep::Host => RETURN_RUNS,
+        };
+        for _ in 0..most {
+            let Some(run) = self.take_excess(least) else { return Progress::Done };
+            self.flush_dirty(&run);
+            self.free(run.mfn, run.order);
+        }
+        Progress::More
     }
 
     fn take_excess(&mut self, least: Order) -> Option<Dirty> {
         let domain = self.host.domain();
-        let q = domain.quantities();
-        // While the balloon works, what is retained may be taken out any moment: only the cache
-        // counts, and superpages in it wait for the pages that the guest touches to give them back.
-        let working = domain.policy == Policy::Zerosweep && q.owed() > 0 && !domain.balloon_idle;
-        let backing = if working { q.cache } else { q.cache + q.retained };
-        let excess = backing.checked_sub(q.entries).filter(|&pages| pages > 0)?;
-        let over = q.total() > q.target;
         let clean = |mfn, order| Dirty { mfn, order, flushed: true };
+        let excess = domain.excess(least, domain.balloon_idle)?;
         let cache = &mut domain.cache;
-        if domain.policy == Policy::Zerosweep {
-            // What is to be cleared goes first: nobody needs to clear it then.
-            if excess >= SUPERPAGE_PAGES {
-                if cache.has_dirty_superpage() {
-                    return cache.take_dirty();
-                }
-                if let Some(mfn) = cache.take_superpage_to_return() {
-                    return Some(clean(mfn, Order::SUPERPAGE));
-                }
+        match excess {
+            Excess::Dirty => cache.take_dirty(),
+            Excess::Superpage => {
+                cache.take_superpage_to_return().map(|mfn| clean(mfn, Order::SUPERPAGE))
             }
-            if !over || least == Order::SUPERPAGE {
-                return None;
-            }
-            if cache.dirty_pages() > 0 && !cache.has_dirty_superpage() {
-                return cache.take_dirty();
-            }
-            return cache.take_single().map(|mfn| clean(mfn, Order::PAGE));
+            Excess::Single => cache.take_single().map(|mfn| clean(mfn, Order::PAGE)),
         }
-        if cache.superpages() > 0 && excess > SUPERPAGE_PAGES {
-            return cache.take_superpage().map(|mfn| clean(mfn, Order::SUPERPAGE));
-        }
-        cache.take_single().map(|mfn| clean(mfn, Order::PAGE))
     }
 
     /// An event for a range whose frame went to the cache.

@@ -1,6 +1,6 @@
 //! What can wait: clearing frames that came back dirty (rule R11), breaking superpages of which
-//! pages are retained, once it is known which (rules R2, R12), and filling the cache when such pages
-//! were taken again.
+//! pages are retained, once it is known which (rules R2, R12), giving back what is left over of the
+//! cache, and filling it when retained pages were taken again.
 //!
 //! While the guest still owes pages, more may come out of the same superpages, so nothing is
 //! broken that has live pages. When it owes no more, those with the fewest go first, until the
@@ -22,7 +22,10 @@ impl Domain {
     /// it may be short of the target.
     #[must_use]
     pub fn wants_upkeep(&self, idle: bool) -> bool {
-        self.cache.dirty_pages() > 0 || self.wants_break(idle) || self.wants_refill()
+        self.cache.dirty_pages() > 0
+            || self.wants_break(idle)
+            || self.wants_refill()
+            || self.wants_return(idle)
     }
 
     fn wants_refill(&self) -> bool {
@@ -55,9 +58,9 @@ impl<H: Host> Session<H> {
             let breaks = self.needs_break(idle);
             let more = self.clean_batch()
                 || (breaks && self.break_one())
-                || (self.domain().wants_refill() && self.fill(1).is_ok());
+                || (self.domain().wants_refill() && self.fill(1).is_ok())
+                || self.return_excess() == Progress::More;
             if !more {
-                self.return_excess();
                 return Progress::Done;
             }
         }
@@ -75,7 +78,7 @@ impl<H: Host> Session<H> {
             while self.needs_break(false) && self.break_one() {
                 self.return_excess_superpages();
             }
-            self.return_excess();
+            let _ = self.return_excess();
         }
     }
 

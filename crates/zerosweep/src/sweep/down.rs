@@ -74,7 +74,8 @@ impl<H: Host> Session<H> {
 
     /// Checks up to `count` superpages from `next` on, ascending, whatever the cache holds (rule
     /// R8). `next` is moved on; start with 0. Under our policy superpages with few live pages are
-    /// evacuated, while there is debt.
+    /// evacuated, while there is debt. When all are checked and the host does what can wait, more
+    /// calls give back what came free.
     pub fn sweep_full(&mut self, next: &mut u64, count: u64) -> Progress {
         let first = *next;
         let all = self.domain().p2m.superpages();
@@ -84,9 +85,11 @@ impl<H: Host> Session<H> {
             let most = if self.domain().debt() > 0 { WORTH_COPYING } else { 0 };
             reclaimed += self.check_superpage(superpage, most).freed();
         }
-        self.return_excess();
-        self.host.event(Event::Sweep { gfn: Superpage::new(first).first(), reclaimed });
-        if *next < all { Progress::More } else { Progress::Done }
+        let returned = self.return_excess();
+        if first < all {
+            self.host.event(Event::Sweep { gfn: Superpage::new(first).first(), reclaimed });
+        }
+        if *next < all { Progress::More } else { returned }
     }
 
     pub(crate) fn sweep_all_superpages(&mut self) {
