@@ -8,7 +8,7 @@
 
 use super::{Progress, Session};
 use crate::cache::Dirty;
-use crate::domain::{Domain, Quantities, Upkeep};
+use crate::domain::{Domain, Upkeep};
 use crate::frame::{Order, SUPERPAGE_PAGES};
 use crate::machine::{Host, Machine};
 
@@ -35,13 +35,7 @@ impl Domain {
     fn wants_break(&self, idle: bool) -> bool {
         let q = self.quantities();
         self.p2m.has_all_out()
-            || (q.total() > q.target && (idle || q.owed() <= 0) && self.can_shrink(&q))
-    }
-
-    /// Whether the total can fall without the guest: the cache has more than is promised, or
-    /// superpages with retained pages can be broken.
-    fn can_shrink(&self, q: &Quantities) -> bool {
-        q.excess() > 0 || self.p2m.fewest_live().is_some()
+            || (q.total() > q.target && (idle || q.owed() <= 0) && self.p2m.fewest_live().is_some())
     }
 }
 
