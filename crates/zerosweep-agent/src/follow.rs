@@ -91,15 +91,12 @@ fn obey(follower: &mut Follower, follow: &Follow, command: Command, memory: &Gue
         .is_some_and(|pages| memory.begin_target(pages * PAGE_BYTES) == Ok(true))
 }
 
-/// The guest's balloon has left it so much.
+/// The guest's balloon has left it so much. The upkeep does what follows.
 pub(crate) fn ballooned(memory: &GuestMemory, actual_bytes: u64) {
     let follower = follower();
     let target = memory.quantities().target;
-    let lowered = follower.lowered(target, actual_bytes.div_ceil(PAGE_BYTES));
-    let begun = lowered.is_some_and(|pages| memory.begin_target(pages * PAGE_BYTES) == Ok(true));
-    drop(follower);
-    if begun {
-        let _ = memory.reach_target();
+    if let Some(pages) = follower.lowered(target, actual_bytes.div_ceil(PAGE_BYTES)) {
+        let _ = memory.begin_target(pages * PAGE_BYTES);
     }
 }
 
