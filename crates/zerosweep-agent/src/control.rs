@@ -132,8 +132,7 @@ fn perform(operation: &Operation, config: &AgentConfig) -> Answer {
                 let message = format!("a target of {target_bytes} bytes is not in whole pages");
                 return refuse(ErrorKind::BadValue, message);
             }
-            let begun = crate::follow::overrule(|| memory.begin_target(*target_bytes));
-            match begun.and_then(|begun| Ok(begun && memory.reach_target()?)) {
+            match crate::follow::overrule(memory, *target_bytes) {
                 Ok(true) => {}
                 Ok(false) => {
                     let message = "the cap is lifted: there is no target".to_owned();

@@ -29,7 +29,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::Deserialize;
-use zerosweep::PAGE_BYTES;
+use zerosweep::{PAGE_BYTES, TargetError};
 use zerosweep_linux::GuestMemory;
 use zerosweep_wire::{BeforeStart, Follow};
 
@@ -100,12 +100,15 @@ pub(crate) fn ballooned(memory: &GuestMemory, actual_bytes: u64) {
     }
 }
 
-/// Sets the target by another's word: the last request is followed no further. Not to take long:
-/// the VMM may wait, and whoever asks for the status.
-pub(crate) fn overrule<R>(set: impl FnOnce() -> R) -> R {
-    let mut follower = follower();
-    follower.request = None;
-    set()
+/// Sets the target by another's word, and works for it: the last request is followed no further.
+pub(crate) fn overrule(memory: &GuestMemory, target_bytes: u64) -> Result<bool, TargetError> {
+    let begun = {
+        let mut follower = follower();
+        follower.request = None;
+        memory.begin_target(target_bytes)?
+    };
+    // Without the lock: the VMM may wait for it, and whoever asks for the status.
+    Ok(begun && memory.reach_target()?)
 }
 
 /// Whether the guest has run.

@@ -8,10 +8,10 @@
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use zerosweep_wire::{State, runtime};
+use zerosweep_wire::State;
 
 use super::harness::{
-    Agent, GUEST_BYTES, Guest, MEBIBYTE, Place, Spec, stderr, stdout, value, wait_until,
+    GUEST_BYTES, Guest, MEBIBYTE, Place, Spec, stderr, stdout, value, wait_until,
 };
 
 /// What the guest needs and a little more: its own 80 MiB, the pattern, the files.
@@ -47,7 +47,7 @@ fn no_byte_is_lost_while_everything_goes_on_at_once() {
     let done = AtomicBool::new(false);
     let (turns, works, (looks, waited)) = std::thread::scope(|scope| {
         let works = scope.spawn(|| work(&place, &done));
-        let looks = scope.spawn(|| look(&place, &done));
+        let looks = scope.spawn(|| look(&guest, &done));
         // Dropped when a check fails: else the other threads would go on for ever.
         let stop = Stop(&done);
         let turns = turn(&guest, seed, longest);
@@ -153,12 +153,11 @@ fn work(place: &Place, done: &AtomicBool) -> usize {
 }
 
 /// Asks for the status until `done`; returns how often, and the longest time that it took.
-fn look(place: &Place, done: &AtomicBool) -> (usize, Duration) {
-    let socket = runtime::control_socket(&place.runtime(), "vm");
+fn look(guest: &Guest, done: &AtomicBool) -> (usize, Duration) {
     let (mut looks, mut longest) = (0, Duration::ZERO);
     while !done.load(Relaxed) {
         let began = Instant::now();
-        Agent::connect(&socket).and_then(|mut agent| agent.status()).unwrap();
+        guest.status();
         longest = longest.max(began.elapsed());
         looks += 1;
         std::thread::sleep(PAUSE / 5);
