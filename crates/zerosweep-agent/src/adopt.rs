@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use zerosweep::{Gfn, Order, PAGE_BYTES};
-use zerosweep_linux::{GuestMemory, OnExhaustion, Options, Parking};
+use zerosweep_linux::{GuestMemory, MainLoop, OnExhaustion, Options, Parking};
 use zerosweep_wire::{AgentConfig, CONFIG_VARIABLE, PROTOCOL, ReturnMode};
 
 use crate::interpose;
@@ -231,6 +231,7 @@ fn take_over(start: usize, bytes: usize) -> Result<Arc<GuestMemory>, String> {
             ReturnMode::Eager => Parking::Eager(EAGER_STOCK),
         },
         fault_threads: Options::DEFAULT_FAULT_THREADS,
+        main_loop: MainLoop::MainThread,
     };
     let region = interpose::region(start, bytes).map_err(|error| error.to_string())?;
     let journal = crate::events::begin(config);

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use zerosweep::{Gfn, Order, PAGE_BYTES, Policy, SUPERPAGE_BYTES};
-use zerosweep_linux::{GuestMemory, OnExhaustion, Options, Parking, Region};
+use zerosweep_linux::{GuestMemory, MainLoop, OnExhaustion, Options, Parking, Region};
 
 use crate::cost::CostModel;
 
@@ -45,6 +45,7 @@ fn adopt(pages: u64, target: u64) -> Result<std::sync::Arc<GuestMemory>> {
         on_exhaustion: OnExhaustion::Stall,
         parking: Parking::Lazy,
         fault_threads: Options::DEFAULT_FAULT_THREADS,
+        main_loop: MainLoop::None,
     };
     GuestMemory::new(region, &options).context("guest memory cannot be managed here")
 }

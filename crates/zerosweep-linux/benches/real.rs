@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use criterion::{Criterion, SamplingMode, criterion_group, criterion_main};
 use zerosweep::{Gfn, Order, Policy};
-use zerosweep_linux::{GuestMemory, OnExhaustion, Options, PAGE_BYTES, Parking, Region};
+use zerosweep_linux::{GuestMemory, MainLoop, OnExhaustion, Options, PAGE_BYTES, Parking, Region};
 
 const SUPERPAGE_PAGES: u64 = 512;
 const SUPERPAGE_BYTES: u64 = SUPERPAGE_PAGES * PAGE_BYTES;
@@ -24,6 +24,7 @@ fn memory() -> Option<Arc<GuestMemory>> {
         on_exhaustion: OnExhaustion::Borrow,
         parking: Parking::Lazy,
         fault_threads: Options::DEFAULT_FAULT_THREADS,
+        main_loop: MainLoop::None,
     };
     match GuestMemory::new(region, &options) {
         Ok(memory) => Some(memory),

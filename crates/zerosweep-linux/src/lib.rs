@@ -44,7 +44,7 @@ pub mod vma;
 pub use addr::{HostAddr, PAGE_BYTES, SUPERPAGE_BYTES, SUPERPAGE_PAGES};
 pub use error::{Errno, OpenError, RegionError, SpanError, SysError, Unsuitable};
 pub use machine::{LinuxMachine, MachineCounters, MachineRef, Parking};
-pub use memory::{AdoptError, GuestMemory, OnExhaustion, Options, Snapshot};
+pub use memory::{AdoptError, GuestMemory, MainLoop, OnExhaustion, Options, Snapshot};
 #[cfg(feature = "vm-memory")]
 pub use sys::guest_ram::{GuestRam, GuestRamCollection};
 pub use sys::pagemap::Pagemap;

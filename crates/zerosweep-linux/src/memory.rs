@@ -57,10 +57,26 @@ const FILL_STEPS: u64 = 1024;
 /// So long a lift waits for operations, and as long for pages that do not move.
 const LIFT_WAITS: Duration = Duration::from_secs(5);
 
+/// Which thread the VMM lives by. While someone waits for a frame it is looked at: if it hangs in a
+/// system call that is no wait for events, whoever waits may have what it needs, and memory is
+/// borrowed after 2 seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum MainLoop {
+    /// The process' first thread, as in QEMU.
+    #[default]
+    MainThread,
+    /// The thread with this number (`gettid(2)`).
+    Thread(u32),
+    /// None: no thread that must go on ever waits for a virtual CPU. Right for a VMM whose first
+    /// thread only waits for the others to end.
+    None,
+}
+
 /// What happens when no frame can be found (rule R15).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnExhaustion {
-    /// A virtual CPU waits; other threads borrow.
+    /// A virtual CPU waits, and so does whoever asks from outside of this process: KVM's workers,
+    /// at most 64 for each virtual CPU. Other threads borrow.
     Stall,
     /// Memory beyond the target is taken, and counted.
     Borrow,
@@ -82,6 +98,8 @@ pub struct Options {
     pub parking: Parking,
     /// Threads that answer faults; at least one.
     pub fault_threads: usize,
+    /// The thread that the VMM lives by.
+    pub main_loop: MainLoop,
 }
 
 impl Options {
@@ -89,7 +107,7 @@ impl Options {
     pub const DEFAULT_FAULT_THREADS: usize = 2;
 
     /// Our policy, virtual CPUs that wait when no frame can be found, memory that comes and goes
-    /// as it is needed, [`Options::DEFAULT_FAULT_THREADS`].
+    /// as it is needed, [`Options::DEFAULT_FAULT_THREADS`], the main loop in the first thread.
     #[must_use]
     pub const fn new(target_bytes: u64) -> Self {
         Self {
@@ -98,6 +116,7 @@ impl Options {
             on_exhaustion: OnExhaustion::Stall,
             parking: Parking::Lazy,
             fault_threads: Self::DEFAULT_FAULT_THREADS,
+            main_loop: MainLoop::MainThread,
         }
     }
 }
@@ -207,6 +226,7 @@ pub struct GuestMemory {
     pub(crate) upkeep: UpkeepState,
     consolidation: Mutex<Consolidation>,
     pub(crate) on_exhaustion: OnExhaustion,
+    pub(crate) main_loop: MainLoop,
     lifted: AtomicBool,
     lift_reason: Mutex<Option<String>>,
     pub(crate) running: AtomicU32,
@@ -296,6 +316,7 @@ impl GuestMemory {
             upkeep: UpkeepState::new()?,
             consolidation: Mutex::new(Consolidation::default()),
             on_exhaustion: options.on_exhaustion,
+            main_loop: options.main_loop,
             lifted: AtomicBool::new(false),
             lift_reason: Mutex::new(None),
             running: AtomicU32::new(0),

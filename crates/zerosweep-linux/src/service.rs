@@ -9,9 +9,11 @@
 //! ended, or after a time. The threads make raw system calls, take no lock of the VMM's,
 //! and have the memory for their lists before they start.
 //!
-//! Exhaustion (rule R15): only threads known as virtual CPUs stall. One may stall while it holds a
-//! lock that the VMM's main thread wants; so while someone stalls, the main thread is looked at,
-//! and if it hangs on a lock for [`STUCK`], memory is borrowed and counted.
+//! Exhaustion (rule R15): a virtual CPU stalls, and so does whoever is no thread of this process:
+//! under KVM with the kernel's interrupt controller a worker of the kernel's asks for a virtual
+//! CPU's page, in its own name. The other threads of the VMM borrow. Whoever stalls may hold what
+//! the VMM's main loop needs; so while someone stalls, its thread is looked at ([`MainThread`]), and
+//! if it makes no progress for [`STUCK`], memory is borrowed and counted.
 
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -27,11 +29,12 @@ use crate::machine::place::frame_of;
 use crate::memory::{GuestMemory, OnExhaustion};
 use crate::service::main_thread::MainThread;
 use crate::sys::poll::{SharedWait, WakeEvent};
+use crate::sys::raw;
 use crate::sys::uffd::{Fault, FaultBuffer, FaultKind};
 
 mod main_thread;
 
-/// The main thread may hang on a lock for so long while a virtual CPU stalls.
+/// The VMM's main loop may make no progress for this long while someone stalls.
 const STUCK: Duration = Duration::from_secs(2);
 /// How often a stalled fault is tried again without a reason to.
 const RETRY_MS: u32 = 20;
@@ -39,6 +42,11 @@ const RETRY_MS: u32 = 20;
 const SWEEP_AGAIN: Duration = Duration::from_secs(1);
 /// How often a fault may fail to be mapped before the cap is lifted.
 const MAP_TRIES: u32 = 50;
+/// A stalled fault that came again this often is borrowed for. A thread with a pending signal does
+/// not wait in a fault that the kernel takes for it: it asks again, some 80,000 times a second, and
+/// gets to the signal only when it has the page. A thread that runs its handler in between comes
+/// once for each signal.
+const FLOOD: u32 = 4096;
 /// More faults than this wait in the kernel, not here.
 const MAX_PENDING: usize = 4096;
 const MAX_VCPUS: usize = 1024;
@@ -186,7 +194,7 @@ pub(crate) fn start(memory: &Arc<GuestMemory>) -> std::io::Result<()> {
             tried: Instant::now(),
             swept: Instant::now(),
             buffer: Box::new(FaultBuffer::new()),
-            main_thread: MainThread::of_this_process(),
+            main_thread: MainThread::new(memory.main_loop),
         };
         let memory = Arc::clone(memory);
         std::thread::Builder::new()
@@ -205,6 +213,8 @@ struct Pending {
     /// No frame was found for it yet; it counts as stalled while memory is swept once more, too.
     exhausted: bool,
     map_failures: u32,
+    /// How often the same thread has asked for the same page again.
+    repeats: u32,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -239,7 +249,7 @@ struct Server {
 impl Server {
     /// Runs until stopped; a failure of ours lifts the cap, it does not hang the guest.
     fn guarded(mut self, memory: &GuestMemory) {
-        crate::sys::raw::block_signals();
+        raw::block_signals();
         let outcome = catch_unwind(AssertUnwindSafe(|| self.run(memory)));
         let reason = match outcome {
             Ok(Ok(())) => return,
@@ -313,11 +323,14 @@ impl Server {
             // A signal makes a thread that waits fault again. One answer wakes all who wait there;
             // without this, a stalled thread under signals would fill the list.
             let page = |fault: &Fault| (fault.thread_id, fault.address.as_u64() / PAGE_BYTES);
-            if self.pending.iter().any(|pending| page(&pending.fault) == page(&fault)) {
+            let same = |pending: &&mut Pending| page(&pending.fault) == page(&fault);
+            if let Some(pending) = self.pending.iter_mut().find(same) {
+                pending.repeats = pending.repeats.saturating_add(1);
                 continue;
             }
-            let (why, exhausted, map_failures) = (Why::Turn, false, 0);
-            self.pending.push(Pending { fault, since: now, why, exhausted, map_failures });
+            let (why, exhausted) = (Why::Turn, false);
+            let (map_failures, repeats) = (0, 0);
+            self.pending.push(Pending { fault, since: now, why, exhausted, map_failures, repeats });
         }
         Ok(())
     }
@@ -385,7 +398,7 @@ impl Server {
             Ok(zerosweep::Fault::Again) => Answer::Wait(Why::Turn),
             Ok(zerosweep::Fault::Exhausted) => {
                 if memory.on_exhaustion == OnExhaustion::Kill {
-                    crate::sys::raw::kill_self();
+                    raw::kill_self();
                 }
                 Answer::Wait(Why::Stalled)
             }
@@ -422,8 +435,9 @@ impl Server {
             OnExhaustion::Borrow => true,
             OnExhaustion::Kill => false,
             OnExhaustion::Stall => {
-                !memory.service.is_vcpu(pending.fault.thread_id)
-                    || self.main_thread.stuck_for() >= STUCK
+                let thread = pending.fault.thread_id;
+                let is_device = !memory.service.is_vcpu(thread) && raw::is_thread_of_ours(thread);
+                is_device || pending.repeats >= FLOOD || self.main_thread.stuck_for() >= STUCK
             }
         }
     }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use zerosweep::Policy;
-use zerosweep_linux::{GuestMemory, OnExhaustion, Options, PAGE_BYTES, Parking, Region};
+use zerosweep_linux::{GuestMemory, MainLoop, OnExhaustion, Options, PAGE_BYTES, Parking, Region};
 
 const MIB: u64 = 1 << 20;
 const LIMIT: Duration = Duration::from_secs(60);
@@ -16,7 +16,9 @@ const LIMIT: Duration = Duration::from_secs(60);
 fn memory(policy: Policy, on_exhaustion: OnExhaustion, fault_threads: usize) -> Arc<GuestMemory> {
     let parking = Parking::Lazy;
     let target_bytes = 16 * MIB;
-    let options = Options { target_bytes, policy, on_exhaustion, parking, fault_threads };
+    let main_loop = MainLoop::None;
+    let options =
+        Options { target_bytes, policy, on_exhaustion, parking, fault_threads, main_loop };
     GuestMemory::new(Region::new(64 * MIB).unwrap(), &options).unwrap()
 }
 

@@ -8,7 +8,7 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use zerosweep::{Gfn, Order, Policy};
-use zerosweep_linux::{GuestMemory, OnExhaustion, Options, PAGE_BYTES, Parking, Region};
+use zerosweep_linux::{GuestMemory, MainLoop, OnExhaustion, Options, PAGE_BYTES, Parking, Region};
 
 const MIB: u64 = 1 << 20;
 
@@ -29,6 +29,7 @@ fn memory_parking(
         on_exhaustion: OnExhaustion::Stall,
         parking,
         fault_threads: Options::DEFAULT_FAULT_THREADS,
+        main_loop: MainLoop::None,
     };
     GuestMemory::new(region, &options).unwrap()
 }
@@ -282,6 +283,7 @@ fn memory_that_cannot_be_managed_is_refused_with_a_reason() {
         on_exhaustion: OnExhaustion::Stall,
         parking: Parking::Lazy,
         fault_threads: Options::DEFAULT_FAULT_THREADS,
+        main_loop: MainLoop::None,
     };
     for (target, message) in [(4097, "not a multiple"), (0, "target of 0"), (65 * MIB, "target")] {
         let region = Region::new(64 * MIB).unwrap();

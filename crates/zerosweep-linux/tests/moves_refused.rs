@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use zerosweep::{Gfn, Order, Policy};
-use zerosweep_linux::{GuestMemory, OnExhaustion, Options, PAGE_BYTES, Parking, Region};
+use zerosweep_linux::{GuestMemory, MainLoop, OnExhaustion, Options, PAGE_BYTES, Parking, Region};
 
 mod one_guest;
 #[path = "memory/pin.rs"]
@@ -25,6 +25,7 @@ fn memory(policy: Policy) -> Arc<GuestMemory> {
         on_exhaustion: OnExhaustion::Borrow,
         parking: Parking::Lazy,
         fault_threads: Options::DEFAULT_FAULT_THREADS,
+        main_loop: MainLoop::None,
     };
     GuestMemory::new(Region::new(64 * MIB).unwrap(), &options).unwrap()
 }

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use zerosweep::Policy;
-use zerosweep_linux::{GuestMemory, OnExhaustion, Options, PAGE_BYTES, Parking, Region};
+use zerosweep_linux::{GuestMemory, MainLoop, OnExhaustion, Options, PAGE_BYTES, Parking, Region};
 
 mod one_guest;
 #[path = "memory/pin.rs"]
@@ -40,6 +40,7 @@ fn a_guest_runs_on_small_pages_and_a_move_that_stops_goes_back() {
         // Nothing is made ready before huge pages are switched off.
         parking: Parking::Eager(0),
         fault_threads: Options::DEFAULT_FAULT_THREADS,
+        main_loop: MainLoop::None,
     };
     let memory = GuestMemory::new(Region::new(64 * MIB).unwrap(), &options).unwrap();
     // SAFETY: takes no pointers.

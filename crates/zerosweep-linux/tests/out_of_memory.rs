@@ -11,7 +11,7 @@ use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 use zerosweep::Policy;
-use zerosweep_linux::{GuestMemory, OnExhaustion, Options, PAGE_BYTES, Parking, Region};
+use zerosweep_linux::{GuestMemory, MainLoop, OnExhaustion, Options, PAGE_BYTES, Parking, Region};
 
 const MIB: u64 = 1 << 20;
 const LIMIT_MIB: u64 = 96;
@@ -109,6 +109,7 @@ fn be_the_guest(told: &str) {
         on_exhaustion: OnExhaustion::Stall,
         parking: Parking::Lazy,
         fault_threads: Options::DEFAULT_FAULT_THREADS,
+        main_loop: MainLoop::None,
     };
     let memory = GuestMemory::new(Region::new(256 * MIB).unwrap(), &options).unwrap();
     let guest = memory.guest();

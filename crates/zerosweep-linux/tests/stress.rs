@@ -28,7 +28,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use zerosweep::{Gfn, Order, Policy};
-use zerosweep_linux::{GuestMemory, OnExhaustion, Options, PAGE_BYTES, Parking, Region};
+use zerosweep_linux::{GuestMemory, MainLoop, OnExhaustion, Options, PAGE_BYTES, Parking, Region};
 
 const MIB: u64 = 1 << 20;
 const SUPERPAGES: u64 = 128;
@@ -570,6 +570,7 @@ fn stress(seed: u64, time: Duration, parking: Parking, end: End) {
         on_exhaustion: OnExhaustion::Stall,
         parking,
         fault_threads: Options::DEFAULT_FAULT_THREADS,
+        main_loop: MainLoop::None,
     };
     let region = Region::new(PAGES * PAGE_BYTES).unwrap();
     let stage = Arc::new(Stage {

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use zerosweep::{Gfn, Order, PAGE_BYTES, SUPERPAGE_PAGES};
 use zerosweep_events::{Detail, Figures, Packing, Recording};
-use zerosweep_linux::{AdoptError, GuestMemory, OnExhaustion, Options, Parking, Region, Snapshot};
+use zerosweep_linux::{
+    AdoptError, GuestMemory, MainLoop, OnExhaustion, Options, Parking, Region, Snapshot,
+};
 
 use super::{
     Experiment, Finished, Interrupted, Readings, Times, Watch, ZERO_WORDS, tell_unrecorded,
@@ -85,6 +87,7 @@ fn adopt(
         on_exhaustion: OnExhaustion::Stall,
         parking: Parking::Lazy,
         fault_threads: Options::DEFAULT_FAULT_THREADS,
+        main_loop: MainLoop::None,
     };
     let journal = recording.map(|recording| Arc::clone(recording.journal()));
     GuestMemory::recorded(region, &options, journal)

@@ -10,8 +10,8 @@ use super::place::frame_of;
 use super::{LinuxMachine, MOVE_TRIES, Stopped};
 use crate::sys::uffd::{Holes, MoveOutcome, Wake, Watch};
 use crate::{
-    FaultBuffer, GuestMemory, OnExhaustion, Options, PAGE_BYTES, Pagemap, Parking, Region, Span,
-    Uffd,
+    FaultBuffer, GuestMemory, MainLoop, OnExhaustion, Options, PAGE_BYTES, Pagemap, Parking,
+    Region, Span, Uffd,
 };
 
 #[path = "../../tests/one_guest/mod.rs"]
@@ -31,6 +31,7 @@ fn memory(policy: Policy) -> Arc<GuestMemory> {
         on_exhaustion: OnExhaustion::Borrow,
         parking: Parking::Lazy,
         fault_threads: Options::DEFAULT_FAULT_THREADS,
+        main_loop: MainLoop::None,
     };
     let memory = GuestMemory::new(Region::new(16 * MIB).unwrap(), &options).unwrap();
     as_guest(&memory, |memory| {

@@ -158,6 +158,18 @@ pub fn read(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> SysResult<usize> {
     check("read", answer)
 }
 
+/// Reads at most `buffer.len()` bytes from the beginning of a file, wherever it was read before; the
+/// answer is how many.
+///
+/// # Errors
+/// Those of `pread(2)`.
+pub fn read_at_start(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> SysResult<usize> {
+    let (pointer, length) = (buffer.as_mut_ptr(), buffer.len());
+    // SAFETY: the buffer is ours for writing, and this long.
+    let answer = unsafe { libc::syscall(libc::SYS_pread64, fd.as_raw_fd(), pointer, length, 0) };
+    check("pread64", answer)
+}
+
 /// Writes `buffer`; the answer is how many bytes were taken.
 ///
 /// # Errors
@@ -253,6 +265,15 @@ pub fn thread_id() -> u32 {
     unsafe { libc::syscall(libc::SYS_gettid) as u32 }
 }
 
+/// Whether `thread_id` is a thread of this process. True too if the kernel does not say.
+#[must_use]
+pub fn is_thread_of_ours(thread_id: u32) -> bool {
+    let process = std::process::id();
+    // SAFETY: signal 0 only asks whether the thread is there.
+    let answer = unsafe { libc::syscall(libc::SYS_tgkill, process, thread_id, 0) };
+    !check("tgkill", answer).is_err_and(|error| error.is(libc::ESRCH))
+}
+
 /// A `prctl(2)` that takes no arguments and answers with a number (`PR_GET_…`).
 ///
 /// # Errors
@@ -312,12 +333,20 @@ pub fn close_on_exec_from(first: u32) -> SysResult<()> {
     check("close_range", answer).map(|_| ())
 }
 
-/// Blocks every signal in this thread, so that the VMM's handlers run in its own threads only.
+/// Signals that stay open in threads of ours. The C library's own (32 ends a thread, 33 has every
+/// thread change its user: who asks waits until all have answered), and those that a thread's own
+/// instruction raises: blocked they end the process at once, open they are the VMM's to handle.
+const OPEN_SIGNALS: [c_int; 8] =
+    [32, 33, libc::SIGBUS, libc::SIGSEGV, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP, libc::SIGSYS];
+
+/// Blocks signals in this thread, so that the VMM's handlers run in its own threads only. The C
+/// library's own signals and those that an instruction raises stay open.
 pub fn block_signals() {
-    let all = [u64::MAX; 1];
+    let open = OPEN_SIGNALS.iter().fold(0_u64, |set, signal| set | 1 << (signal - 1));
+    let blocked = [!open; 1];
     // SAFETY: reads 8 bytes, the size of the kernel's signal set.
     unsafe {
-        libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, all.as_ptr(), 0, 8_usize);
+        libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, blocked.as_ptr(), 0, 8_usize);
     }
 }
 
@@ -336,5 +365,25 @@ mod tests {
     fn knows_the_kernel_and_the_thread() {
         assert!(release().unwrap()[0].is_ascii_digit());
         assert_ne!(thread_id(), 0);
+        assert!(is_thread_of_ours(thread_id()));
+        // Process 1, and a number above every one that a kernel gives.
+        assert!(!is_thread_of_ours(1) && !is_thread_of_ours(1 << 23));
+    }
+
+    /// glibc asks every thread to change its user by signal 33, and waits for all of them: a
+    /// blocked one would hang the VMM's `-runas`.
+    #[test]
+    fn the_c_librarys_and_an_instructions_signals_stay_open() {
+        let blocked = std::thread::spawn(|| {
+            block_signals();
+            let status =
+                std::fs::read_to_string(format!("/proc/self/task/{}/status", thread_id())).unwrap();
+            let line = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap();
+            u64::from_str_radix(line.trim(), 16).unwrap()
+        });
+        let blocked = blocked.join().unwrap();
+        let is_blocked = |signal: c_int| blocked >> (signal - 1) & 1 == 1;
+        assert!([libc::SIGTERM, libc::SIGUSR1, libc::SIGALRM, 34, 64].map(is_blocked) == [true; 5]);
+        assert!(OPEN_SIGNALS.map(is_blocked) == [false; 8], "{blocked:#x}");
     }
 }
