@@ -33,6 +33,9 @@ static OWNER: AtomicU32 = AtomicU32::new(0);
 static CONFIG: OnceLock<AgentConfig> = OnceLock::new();
 static GUEST: OnceLock<Result<Arc<GuestMemory>, String>> = OnceLock::new();
 
+/// Who calls for the guest's balloon, in the reason of a lift.
+const BALLOON: &str = "a call of the guest's balloon";
+
 /// Cache slots that keep their host memory with `--return eager`.
 const EAGER_STOCK: u64 = 16;
 
@@ -145,9 +148,7 @@ fn on_guest(start: usize, bytes: usize, advice: Advice) -> Decision {
         Advice::Mergeable | Advice::Cold => Decision::Done,
         Advice::WillNeed => {
             let pages = (bytes as u64).div_ceil(PAGE_BYTES);
-            let _ = catch_unwind(AssertUnwindSafe(|| {
-                memory.retake(Gfn::new(offset / PAGE_BYTES), pages)
-            }));
+            let _ = memory.guarded(BALLOON, || memory.retake(Gfn::new(offset / PAGE_BYTES), pages));
             Decision::Done
         }
         Advice::Populate => Decision::Refuse(libc::EINVAL),
@@ -173,16 +174,22 @@ fn overlap(memory: &GuestMemory, start: usize, bytes: usize) -> Option<(u64, boo
 fn give_back(memory: &GuestMemory, offset: u64, bytes: u64) -> Decision {
     let gfn = Gfn::new(offset / PAGE_BYTES);
     let pages = bytes.div_ceil(PAGE_BYTES);
-    let outcome = catch_unwind(AssertUnwindSafe(|| {
+    let given_back = memory.guarded(BALLOON, || {
         if pages == 1 { memory.decrease(gfn, Order::PAGE) } else { memory.discard(gfn, pages) }
-    }));
-    match outcome {
-        Ok(Some(_)) => Decision::Done,
-        Ok(None) => Decision::Pass,
-        Err(_) => {
-            memory.lift("an operation of the guest's balloon panicked");
-            Decision::Pass
-        }
+    });
+    match given_back.flatten() {
+        Some(_) => Decision::Done,
+        // The cap is lifted: the VMM does as without us.
+        None => Decision::Pass,
+    }
+}
+
+/// Does work of a thread of ours in the VMM. A panic in it ends the work, and lifts the cap: what
+/// the thread had in its hands is nobody's any more.
+pub(crate) fn guarded(who: &str, work: impl FnOnce()) {
+    match guest() {
+        Some(Ok(memory)) => drop(memory.guarded(who, work)),
+        _ => drop(catch_unwind(AssertUnwindSafe(work))),
     }
 }
 

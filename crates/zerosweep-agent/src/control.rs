@@ -6,7 +6,6 @@
 use std::io::{BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use zerosweep_wire::{
@@ -29,7 +28,7 @@ pub(crate) fn start() {
     let private = std::fs::Permissions::from_mode(0o600);
     let _ = std::fs::set_permissions(&config.socket, private);
     let builder = std::thread::Builder::new().name("zs-control".into());
-    let _ = builder.spawn(move || accept(&listener, config));
+    let _ = builder.spawn(move || adopt::guarded("zs-control", || accept(&listener, config)));
 }
 
 fn accept(listener: &UnixListener, config: &'static AgentConfig) {
@@ -42,8 +41,10 @@ fn accept(listener: &UnixListener, config: &'static AgentConfig) {
         };
         let Some(seat) = CLIENTS.admit(client) else { continue };
         let serve = move || {
-            zerosweep_linux::sys::raw::block_signals();
-            let _ = catch_unwind(AssertUnwindSafe(|| converse(&seat.client, config)));
+            adopt::guarded("zs-client", || {
+                zerosweep_linux::sys::raw::block_signals();
+                let _ = converse(&seat.client, config);
+            });
         };
         // Without a thread the seat is given up with what was to run.
         let builder = std::thread::Builder::new().name("zs-client".into());

@@ -25,7 +25,6 @@
 //! [`Operation::Ballooned`]: zerosweep_wire::Operation::Ballooned
 
 use std::ffi::c_int;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::Deserialize;
@@ -60,7 +59,7 @@ pub(crate) fn request_bytes() -> Option<u64> {
 
 /// The VMM has received something on a socket; `bytes` gives it. Never panics.
 pub(crate) fn received(socket: c_int, bytes: impl FnOnce() -> Vec<u8>) {
-    let _ = catch_unwind(AssertUnwindSafe(|| {
+    adopt::guarded("the reader of the monitor's commands", || {
         let Some(follow) = wanted() else { return };
         let Some(path) = interpose::local_path(socket) else { return };
         if !follow.monitors.contains(&path) {
@@ -79,7 +78,7 @@ pub(crate) fn received(socket: c_int, bytes: impl FnOnce() -> Vec<u8>) {
         if changed {
             let _ = memory.fill_cache();
         }
-    }));
+    });
 }
 
 /// Whether the target is another now.

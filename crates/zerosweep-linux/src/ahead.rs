@@ -19,14 +19,12 @@ const BATCH: usize = 8;
 
 /// Starts the thread. It ends when the service does.
 pub(crate) fn start(memory: &Arc<GuestMemory>) -> std::io::Result<()> {
-    let memory = Arc::clone(memory);
-    std::thread::Builder::new().name("zs-ahead".into()).spawn(move || run(&memory)).map(|_| ())
+    crate::threads::spawn(memory, "zs-ahead", run)
 }
 
 fn run(memory: &GuestMemory) {
-    crate::sys::raw::block_signals();
     let mut rescue = Rescue::new();
-    while !memory.service.is_stopping() && !memory.is_lifted() {
+    while memory.is_served() {
         rescue.look(memory);
         let mut batch = [None; BATCH];
         reserve(memory, &mut batch);

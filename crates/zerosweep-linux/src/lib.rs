@@ -38,6 +38,7 @@ pub mod probe;
 mod service;
 mod slots;
 pub mod sys;
+mod threads;
 mod upkeep;
 pub mod vma;
 

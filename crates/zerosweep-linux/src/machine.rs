@@ -27,6 +27,10 @@ use crate::sys::pagemap::Pagemap;
 use crate::sys::region::{Region, Span};
 use crate::sys::uffd::{Holes, MoveOutcome, Uffd, Wake};
 
+#[cfg(test)]
+mod hold;
+#[cfg(test)]
+mod lifts;
 pub(crate) mod place;
 #[cfg(test)]
 mod tests;
@@ -76,6 +80,8 @@ pub struct LinuxMachine {
     counters: MachineCounters,
     gate: place::Gate,
     readers: place::Readers,
+    #[cfg(test)]
+    pub(crate) hold: hold::Hold,
 }
 
 /// A move that did not come to its end.
@@ -117,6 +123,8 @@ impl LinuxMachine {
             counters: MachineCounters::default(),
             gate: place::Gate::default(),
             readers: place::Readers::new(),
+            #[cfg(test)]
+            hold: hold::Hold::default(),
         }
     }
 
@@ -440,10 +448,13 @@ impl LinuxMachine {
     fn free_run(&self, mfn: Mfn, order: Order) {
         let superslot = mfn.raw() / 512;
         let backing = self.settled_backing(superslot);
-        if order == Order::SUPERPAGE {
-            self.drop_superslot(mfn);
-        } else if self.slots.is_present(mfn.raw()) {
-            self.free_page_memory(mfn, backing);
+        // Once the machine is closed, what is at a slot may be the only copy: it stays.
+        if let Some(_moving) = self.moving() {
+            if order == Order::SUPERPAGE {
+                self.drop_superslot(mfn);
+            } else if self.slots.is_present(mfn.raw()) {
+                self.free_page_memory(mfn, backing);
+            }
         }
         let freed = {
             let mut frames = self.frames.lock().unwrap_or_else(PoisonError::into_inner);
@@ -487,6 +498,7 @@ impl LinuxMachine {
     }
 
     fn park_superslot(&self, mfn: Mfn) {
+        let Some(_moving) = self.moving() else { return };
         let whole = self.slots.backing(mfn.raw() / 512) == Backing::Whole;
         let keeps = match self.parking {
             Parking::Lazy => true,
@@ -499,6 +511,7 @@ impl LinuxMachine {
     }
 
     fn clear_run(&self, mfn: Mfn, order: Order) {
+        let Some(_moving) = self.moving() else { return };
         let superslot = mfn.raw() / 512;
         if order == Order::SUPERPAGE && self.settled_backing(superslot) != Backing::Whole {
             self.drop_superslot(mfn);
@@ -590,6 +603,13 @@ impl<'a> MachineRef<'a> {
         Self(machine, None)
     }
 
+    /// The machine, for one call of the engine's.
+    fn called(&self) -> &'a LinuxMachine {
+        #[cfg(test)]
+        self.0.hold.pass();
+        self.0
+    }
+
     /// Reads the guest's memory at `gfn`, where the engine knows a frame.
     fn reading<R>(&mut self, gfn: Gfn, work: impl FnOnce(&LinuxMachine) -> R) -> R {
         let machine = self.0;
@@ -621,19 +641,19 @@ impl Machine for MachineRef<'_> {
     }
 
     fn free(&mut self, mfn: Mfn, order: Order) {
-        self.0.free_run(mfn, order);
+        self.called().free_run(mfn, order);
     }
 
     fn map(&mut self, gfn: Gfn, mfn: Mfn, order: Order) -> Result<Mapped, MapError> {
         if order == Order::SUPERPAGE {
-            self.0.map_superpage(gfn, mfn)
+            self.called().map_superpage(gfn, mfn)
         } else {
-            self.0.map_page(gfn, mfn)
+            self.called().map_page(gfn, mfn)
         }
     }
 
     fn unmap(&mut self, gfn: Gfn, mfn: Mfn, order: Order) -> Unmapped {
-        self.0.unmap_run(gfn, mfn, order)
+        self.called().unmap_run(gfn, mfn, order)
     }
 
     fn flush(&mut self) {
@@ -656,22 +676,23 @@ impl Machine for MachineRef<'_> {
     }
 
     fn zero_check(&mut self, mfn: Mfn, pages: u64) -> Option<u32> {
-        self.0.first_nonzero(mfn, pages)
+        self.called().first_nonzero(mfn, pages)
     }
 
     fn copy(&mut self, from: Mfn, to: Mfn) {
-        self.0.copy_page(from, to);
+        self.called().copy_page(from, to);
     }
 
     fn scrub(&mut self, gfn: Gfn, _mfn: Mfn) -> Content {
+        self.called();
         self.reading(gfn, |machine| machine.scrub(gfn))
     }
 
     fn clear(&mut self, mfn: Mfn, order: Order) {
-        self.0.clear_run(mfn, order);
+        self.called().clear_run(mfn, order);
     }
 
     fn park(&mut self, mfn: Mfn) {
-        self.0.park_superslot(mfn);
+        self.called().park_superslot(mfn);
     }
 }

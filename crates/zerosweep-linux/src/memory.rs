@@ -34,6 +34,7 @@ use crate::sys::pagemap::Pagemap;
 use crate::sys::poll::WakeEvent;
 use crate::sys::region::{Region, Span};
 use crate::sys::uffd::{Uffd, Watch};
+use crate::threads;
 use crate::upkeep::UpkeepState;
 
 /// Superpages that are looked at under the lock at a time: some microseconds.
@@ -55,7 +56,7 @@ const WATCH_STEP: u64 = 64 << 20;
 const FILL_STEPS: u64 = 1024;
 
 /// So long a lift waits for operations, and as long for pages that do not move.
-const LIFT_WAITS: Duration = Duration::from_secs(5);
+const LIFT_WAITS: Duration = Duration::from_millis(if cfg!(test) { 50 } else { 5000 });
 
 /// Which thread the VMM lives by. While someone waits for a frame it is looked at: if it hangs in a
 /// system call that is no wait for events, whoever waits may have what it needs, and memory is
@@ -231,6 +232,9 @@ pub struct GuestMemory {
     lift_reason: Mutex<Option<String>>,
     pub(crate) running: AtomicU32,
     journal: Option<Arc<Journal>>,
+    /// The thread of ours that is to panic.
+    #[cfg(test)]
+    pub(crate) panics_in: Mutex<Option<&'static str>>,
 }
 
 impl GuestMemory {
@@ -321,6 +325,8 @@ impl GuestMemory {
             lift_reason: Mutex::new(None),
             running: AtomicU32::new(0),
             journal,
+            #[cfg(test)]
+            panics_in: Mutex::new(None),
         })
     }
 
@@ -399,16 +405,38 @@ impl GuestMemory {
     }
 
     /// Runs an operation, which [`GuestMemory::lift`] then waits for; `None` once it has begun.
-    /// Lifts the cap if the operation left pages where they do not belong.
+    /// Lifts the cap if the operation panics, or left pages where they do not belong.
     pub(crate) fn counted<R>(&self, work: impl FnOnce() -> R) -> Option<R> {
         self.running.fetch_add(1, Ordering::SeqCst);
-        let running = Running(self);
-        let result = (!self.is_lifted()).then(work);
-        drop(running);
+        let outcome = (!self.is_lifted()).then(|| threads::catch(work));
+        self.running.fetch_sub(1, Ordering::SeqCst);
+        if let Some(Err(message)) = &outcome {
+            self.lift(&format!("an operation of zerosweep's panicked: {message}"));
+        }
         if self.machine.is_closed() {
             self.lift("a move of pages could neither be finished nor taken back");
         }
-        result
+        outcome.and_then(Result::ok)
+    }
+
+    /// Does work for this guest; a panic in it lifts the cap and gives `None`. `who` is named in the
+    /// reason. For threads that must not end without a word. Not for use within an operation.
+    pub fn guarded<R>(&self, who: &str, work: impl FnOnce() -> R) -> Option<R> {
+        let outcome = threads::catch(work);
+        if let Err(message) = &outcome {
+            self.lift(&format!("{who} panicked: {message}"));
+        }
+        outcome.ok()
+    }
+
+    /// Whether the threads have work: neither stopped nor lifted.
+    pub(crate) fn is_served(&self) -> bool {
+        #[cfg(test)]
+        if std::thread::current().name() == *self.panics_in.lock().unwrap() {
+            *self.panics_in.lock().unwrap() = None;
+            panic!("a defect");
+        }
+        !self.service.is_stopping() && !self.is_lifted()
     }
 
     /// Runs an operation of a thread other than the fault thread; `None` once the cap is lifted.
@@ -766,15 +794,6 @@ fn in_steps(
         work(part)?;
     }
     Ok(())
-}
-
-/// Counts an operation as running until it is dropped, also by a panic.
-struct Running<'a>(&'a GuestMemory);
-
-impl Drop for Running<'_> {
-    fn drop(&mut self) {
-        self.0.running.fetch_sub(1, Ordering::SeqCst);
-    }
 }
 
 /// Repeats an operation while its range is in transit, unless the cap is being lifted: whoever has

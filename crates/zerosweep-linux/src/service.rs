@@ -16,7 +16,6 @@
 //! if it makes no progress for [`STUCK`], memory is borrowed and counted.
 
 use std::os::fd::AsFd;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -31,6 +30,7 @@ use crate::service::main_thread::MainThread;
 use crate::sys::poll::{SharedWait, WakeEvent};
 use crate::sys::raw;
 use crate::sys::uffd::{Fault, FaultBuffer, FaultKind};
+use crate::threads;
 
 mod main_thread;
 
@@ -187,7 +187,7 @@ pub(crate) fn start(memory: &Arc<GuestMemory>) -> std::io::Result<()> {
         let own = memory.service.desks[desk].wake.as_fd();
         let wait =
             SharedWait::new(memory.machine.uffd.as_fd(), own).map_err(std::io::Error::from)?;
-        let server = Server {
+        let mut server = Server {
             desk,
             wait,
             pending: Vec::with_capacity(MAX_PENDING),
@@ -196,10 +196,11 @@ pub(crate) fn start(memory: &Arc<GuestMemory>) -> std::io::Result<()> {
             buffer: Box::new(FaultBuffer::new()),
             main_thread: MainThread::new(memory.main_loop),
         };
-        let memory = Arc::clone(memory);
-        std::thread::Builder::new()
-            .name("zs-faults".into())
-            .spawn(move || server.guarded(&memory))?;
+        threads::spawn(memory, "zs-faults", move |memory| {
+            if let Err(reason) = server.run(memory) {
+                memory.lift(reason);
+            }
+        })?;
     }
     Ok(())
 }
@@ -247,21 +248,10 @@ struct Server {
 }
 
 impl Server {
-    /// Runs until stopped; a failure of ours lifts the cap, it does not hang the guest.
-    fn guarded(mut self, memory: &GuestMemory) {
-        raw::block_signals();
-        let outcome = catch_unwind(AssertUnwindSafe(|| self.run(memory)));
-        let reason = match outcome {
-            Ok(Ok(())) => return,
-            Ok(Err(reason)) => reason,
-            Err(_) => "the fault thread panicked",
-        };
-        memory.lift(reason);
-    }
-
+    /// Runs until stopped. A failure of ours is the reason to lift the cap: it does not hang the guest.
     fn run(&mut self, memory: &GuestMemory) -> Result<(), &'static str> {
         let state = &memory.service;
-        while !state.is_stopping() && !memory.is_lifted() {
+        while memory.is_served() {
             let ready = self
                 .wait
                 .wait(self.timeout_ms())

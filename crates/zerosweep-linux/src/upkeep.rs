@@ -53,16 +53,14 @@ impl UpkeepState {
 
 /// Starts the thread. It ends when the service does.
 pub(crate) fn start(memory: &Arc<GuestMemory>) -> std::io::Result<()> {
-    let memory = Arc::clone(memory);
-    std::thread::Builder::new().name("zs-upkeep".into()).spawn(move || run(&memory)).map(|_| ())
+    crate::threads::spawn(memory, "zs-upkeep", run)
 }
 
 fn run(memory: &GuestMemory) {
-    crate::sys::raw::block_signals();
     let mut given_back = 0;
     let mut since = Instant::now();
     let mut consolidation = Background::default();
-    while !memory.service.is_stopping() && !memory.is_lifted() {
+    while memory.is_served() {
         let state = &memory.upkeep;
         state.awake.store(true, Ordering::Release);
         let now = memory.lock().statistics().pages_given_back;

@@ -4,8 +4,9 @@
 //! pinned meanwhile), a hole that someone made behind our back, and an operation that is still at
 //! work when the cap is lifted. The rules:
 //!
-//! - A machine that could not take back a move is *closed*: nothing moves any more, whatever is
-//!   asked, and whoever called lifts the cap.
+//! - A machine that could not take back a move is *closed*: nothing moves and nothing is cleared or
+//!   dropped any more, whatever is asked, and whoever called lifts the cap. An operation that still
+//!   runs then finds its maps refused, and what it gives up keeps its content.
 //! - Before a hole is taken for zeros, its page is looked for at its slot.
 //! - Whoever reads the guest's memory says so in [`Readers`]: a thread that never reads it
 //!   ([`Rescue`]) fills the hole that a reader waits at. Nobody else may be able to: the reader has
@@ -30,7 +31,8 @@ const PAUSE: Duration = Duration::from_millis(1);
 /// A reader that is at the same page for so long waits at a hole.
 const WAITS: Duration = Duration::from_secs(1);
 
-/// Lets moves begin until it is closed, and knows how many are under way.
+/// Lets begin what moves or destroys content, until it is closed, and knows how much is under way.
+/// Copies are made at any time: they destroy nothing, and whoever makes one counts on it.
 #[derive(Default)]
 pub(super) struct Gate {
     closed: AtomicBool,

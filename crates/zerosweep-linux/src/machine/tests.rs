@@ -15,7 +15,7 @@ use crate::{
 };
 
 #[path = "../../tests/one_guest/mod.rs"]
-mod one_guest;
+pub(super) mod one_guest;
 #[path = "../../tests/memory/pin.rs"]
 mod pin;
 
@@ -263,4 +263,66 @@ fn a_move_that_the_kernel_forgets_is_found() {
         }
     }
     println!("moves that the kernel forgot: {:?} of 600", machine.counters.forgotten);
+}
+
+/// A panic of ours, wherever it is, lifts the cap: the guest keeps every byte, and nobody waits.
+fn lifts_after(reason: &str, defect: impl FnOnce(&Arc<GuestMemory>)) {
+    let memory = memory(Policy::Zerosweep);
+    defect(&memory);
+    let end = Instant::now() + one_guest::LIMIT;
+    while memory.snapshot().lifted.is_none() {
+        assert!(Instant::now() < end, "it is not lifted");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(memory.snapshot().lifted.as_deref(), Some(reason));
+    verify(&memory, None);
+    let other = Arc::clone(&memory);
+    let balloon = std::thread::spawn(move || other.decrease(Gfn::new(7), Order::PAGE));
+    while !balloon.is_finished() {
+        assert!(Instant::now() < end, "the balloon hangs");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(balloon.join().unwrap(), None);
+}
+
+#[test]
+#[ignore = "needs userfaultfd in kernel mode"]
+fn a_panic_in_an_operation_lifts_the_cap() {
+    // With the superpage claimed.
+    lifts_after("an operation of zerosweep's panicked: a defect", |memory| {
+        let settle = |session: &mut zerosweep::Session<crate::memory::LinuxHost<'_>>| {
+            session.settle(Gfn::new(5), |_| panic!("a defect"))
+        };
+        assert_eq!(memory.operate(settle), None);
+    });
+    // With the superpage out of the guest's reach.
+    lifts_after("an operation of zerosweep's panicked: a defect of 7", |memory| {
+        let unmap = || {
+            let mfn = frame(memory, 512);
+            let order = Order::SUPERPAGE;
+            assert_eq!(memory.machine.unmap_run(Gfn::new(512), mfn, order), Unmapped::Done);
+            let _guard = memory.lock();
+            panic!("a defect of {}", 7);
+        };
+        assert_eq!(memory.counted(unmap), None::<()>);
+    });
+}
+
+#[test]
+#[ignore = "needs userfaultfd in kernel mode"]
+fn a_panic_in_any_thread_of_ours_lifts_the_cap() {
+    for thread in ["zs-faults", "zs-upkeep", "zs-ahead"] {
+        lifts_after(&format!("{thread} panicked: a defect"), |memory| {
+            *memory.panics_in.lock().unwrap() = Some(thread);
+            // Something to do for each of them. The one that panics may come before it.
+            memory.upkeep.call();
+            memory.ahead.call();
+            as_guest(memory, |memory| {
+                let _ = memory.decrease(Gfn::new(512), Order::SUPERPAGE);
+                for page in 512..1024 {
+                    memory.guest().store_word(page * PAGE_BYTES + 8, page + 1).unwrap();
+                }
+            });
+        });
+    }
 }

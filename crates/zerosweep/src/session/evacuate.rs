@@ -3,6 +3,10 @@
 //! The superpage is claimed, unmapped and flushed when this begins: nobody can write to it. Live
 //! pages are copied to singles of the cache, and only what was copied is cleared. Where the cache
 //! has not enough singles, the live pages stay in their frames, and the others go to the cache.
+//!
+//! At every moment each live page's entry names a frame that holds its content: the frames that were
+//! copied from are cleared only when the entries name the copies. A host may stop an operation
+//! between any two calls and put every page where its entry says (INV-10).
 
 use super::examine::Findings;
 use super::{Check, Session};
@@ -43,20 +47,27 @@ impl<H: Host> Session<H> {
                 let (from, to) = (mfn.offset(index as u64), moved.to[index]);
                 if copies {
                     m.copy(from, to);
-                    m.clear(from, Order::PAGE);
                 }
                 if m.map(superpage.page(index), to, Order::PAGE).is_err() {
                     moved.detached.insert(index);
                 }
             }
-            if copies {
-                m.park(mfn);
-            }
         });
         self.set_evacuated(superpage, outs, found, &moved);
         let domain = self.host.domain();
         if copies {
-            domain.flight.in_hand -= found.count;
+            // The singles are the guest's now; the superframe is in this operation's hands.
+            domain.flight.in_hand += SUPERPAGE_PAGES - found.count;
+            self.host.machine(|m| {
+                for index in found.live.iter() {
+                    m.clear(mfn.offset(index as u64), Order::PAGE);
+                }
+                m.park(mfn);
+            });
+        }
+        let domain = self.host.domain();
+        if copies {
+            domain.flight.in_hand -= SUPERPAGE_PAGES;
             let _ = domain.put(mfn, Order::SUPERPAGE);
             domain.statistics.bytes_copied += found.count * PAGE_BYTES;
             domain.statistics.bytes_cleared += found.count * PAGE_BYTES;
