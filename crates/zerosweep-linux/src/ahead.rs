@@ -6,7 +6,7 @@
 //! wait at a hole.
 
 use std::os::fd::AsFd;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use zerosweep::Mfn;
 
@@ -34,6 +34,7 @@ fn run(memory: &GuestMemory) {
             memory.ahead.clear();
             continue;
         }
+        let _quiet = memory.backing.lock().unwrap_or_else(PoisonError::into_inner);
         for mfn in batch.into_iter().flatten() {
             // Without host memory the fault thread tries again, and says so if it must.
             let _ = memory.machine.back(mfn);

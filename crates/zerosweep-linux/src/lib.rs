@@ -34,6 +34,7 @@ mod ahead;
 pub mod error;
 mod machine;
 pub mod memory;
+mod placement;
 pub mod probe;
 mod service;
 mod slots;
@@ -46,6 +47,7 @@ pub use addr::{HostAddr, PAGE_BYTES, SUPERPAGE_BYTES, SUPERPAGE_PAGES};
 pub use error::{Errno, OpenError, RegionError, SpanError, SysError, Unsuitable};
 pub use machine::{LinuxMachine, MachineCounters, MachineRef, Parking};
 pub use memory::{AdoptError, GuestMemory, MainLoop, OnExhaustion, Options, Snapshot};
+pub use placement::Placement;
 #[cfg(feature = "vm-memory")]
 pub use sys::guest_ram::{GuestRam, GuestRamCollection};
 pub use sys::pagemap::Pagemap;

@@ -15,6 +15,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use zerosweep::{
     Allocated, Content, FramePool, Gfn, Machine, MapError, Mapped, Mfn, Order, OutOfFrames,
@@ -23,7 +24,7 @@ use zerosweep::{
 
 use crate::addr::{PAGE_BYTES, SUPERPAGE_BYTES};
 use crate::slots::{Backing, Slots};
-use crate::sys::pagemap::Pagemap;
+use crate::sys::pagemap::{Categories, Pagemap};
 use crate::sys::region::{Region, Span};
 use crate::sys::uffd::{Holes, MoveOutcome, Uffd, Wake};
 
@@ -84,6 +85,27 @@ pub struct LinuxMachine {
     pub(crate) hold: hold::Hold,
 }
 
+/// Waits for what another thread is about to finish: at first it only lets others run, then it
+/// sleeps, for the other may wait for memory of the host's.
+#[derive(Default)]
+struct Pause {
+    turns: u32,
+}
+
+impl Pause {
+    const TURNS: u32 = 32;
+    const SLEEP: Duration = Duration::from_micros(100);
+
+    fn wait(&mut self) {
+        if self.turns < Self::TURNS {
+            self.turns += 1;
+            std::thread::yield_now();
+        } else {
+            std::thread::sleep(Self::SLEEP);
+        }
+    }
+}
+
 /// A move that did not come to its end.
 enum Stopped {
     Busy,
@@ -139,6 +161,14 @@ impl LinuxMachine {
         self.scratch.all()
     }
 
+    pub(crate) fn pool_superslots(&self) -> usize {
+        (self.pool.bytes() / SUPERPAGE_BYTES) as usize
+    }
+
+    pub(crate) fn pagemap(&self) -> &Pagemap {
+        &self.pagemap
+    }
+
     /// Counters.
     #[must_use]
     pub fn counters(&self) -> &MachineCounters {
@@ -186,6 +216,16 @@ impl LinuxMachine {
     /// where nobody can give the frame away meanwhile: under the domain's lock.
     pub(crate) fn reserve_backing(&self, mfn: Mfn) -> bool {
         self.slots.advance(mfn.raw() / 512, Backing::Empty, Backing::Preparing)
+    }
+
+    /// Reserves a superslot that is whole and at home for [`LinuxMachine::back`], to get other
+    /// memory behind it; false if it is not. Call it as [`LinuxMachine::reserve_backing`].
+    pub(crate) fn retract(&self, mfn: Mfn) -> bool {
+        let whole = self.slots.advance(mfn.raw() / 512, Backing::Whole, Backing::Preparing);
+        if whole {
+            self.ready.fetch_sub(1, Ordering::Relaxed);
+        }
+        whole
     }
 
     /// Gets memory for a reserved superslot, a huge page if the host has one. False if it has
@@ -236,15 +276,17 @@ impl LinuxMachine {
     /// Makes sure that nobody gets a huge page for a superslot, and discards what is there first,
     /// while single pages of it are used.
     fn open(&self, superslot: u64) {
+        let mut pause = Pause::default();
         while !self.slots.open(superslot) {
-            std::thread::yield_now();
+            pause.wait();
         }
     }
 
     fn settled_backing(&self, superslot: u64) -> Backing {
+        let mut pause = Pause::default();
         loop {
             match self.slots.backing(superslot) {
-                Backing::Preparing => std::thread::yield_now(),
+                Backing::Preparing => pause.wait(),
                 settled => return settled,
             }
         }
@@ -284,7 +326,7 @@ impl LinuxMachine {
         let (Ok(to), Ok(from)) = (to.part(done, left), from.part(done, left)) else {
             return Err(Failed::ForGood);
         };
-        let moved = match self.uffd.move_pages(to, from, Holes::Skip, Wake::No) {
+        let moved = match self.move_pages(to, from) {
             // The kernel says the second of a source that is nothing but a hole.
             MoveOutcome::Done | MoveOutcome::Hole => return Ok(left),
             MoveOutcome::Partial { bytes } => bytes,
@@ -301,6 +343,18 @@ impl LinuxMachine {
         };
         self.counters.repeats.fetch_add(1, Ordering::Relaxed);
         Ok(moved)
+    }
+
+    /// Asks for one move. No huge zero page is ever its source: Linux before 6.19 would move it as
+    /// if it were memory (docs/hosts.md).
+    fn move_pages(&self, to: Span<'_>, from: Span<'_>) -> MoveOutcome {
+        let huge_zero = Categories::HUGE.and(Categories::ZERO);
+        debug_assert!(
+            self.pagemap.bytes_of(from, huge_zero, Categories::NONE).unwrap_or(0) == 0,
+            "the huge zero page would be moved from {:?}",
+            from.start()
+        );
+        self.uffd.move_pages(to, from, Holes::Skip, Wake::No)
     }
 
     /// How many bytes from the start have moved although the kernel says that the destination has a
@@ -378,11 +432,12 @@ impl LinuxMachine {
 
     /// Lends a page of the scratch region, and leaves it empty.
     fn with_scratch<R>(&self, work: impl FnOnce(Span<'_>) -> R) -> R {
+        let mut pause = Pause::default();
         let index = loop {
             let used = self.scratch_used.load(Ordering::Acquire);
             let index = (!used).trailing_zeros();
             if index >= 64 {
-                std::thread::yield_now();
+                pause.wait();
                 continue;
             }
             let taken = used | 1 << index;
@@ -567,6 +622,8 @@ impl LinuxMachine {
     /// Gets a page for a slot that has none; false if the host has none.
     fn back_hole(&self, mfn: Mfn) -> bool {
         let Ok(slot) = self.slot(mfn, Order::PAGE) else { return false };
+        // Whoever reads a hole of the pool from outside (a debugger) leaves the zero page in it.
+        let _ = slot.discard();
         let backed =
             self.with_scratch(|page| page.populate().is_ok() && self.move_all(slot, page).is_ok());
         if backed {

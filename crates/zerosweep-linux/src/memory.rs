@@ -29,6 +29,7 @@ use crate::addr::{PAGE_BYTES, SUPERPAGE_BYTES};
 use crate::error::{OpenError, RegionError, SysError, Unsuitable};
 use crate::machine::place::{Rescue, frame_of};
 use crate::machine::{LinuxMachine, MachineRef, Parking};
+use crate::placement::Placement;
 use crate::service::ServiceState;
 use crate::sys::pagemap::Pagemap;
 use crate::sys::poll::WakeEvent;
@@ -224,6 +225,8 @@ pub struct GuestMemory {
     pub(crate) domain: Mutex<Domain>,
     pub(crate) service: ServiceState,
     pub(crate) ahead: WakeEvent,
+    /// Held while superslots get memory ahead of the guest. No fault needs it.
+    pub(crate) backing: Mutex<()>,
     pub(crate) upkeep: UpkeepState,
     consolidation: Mutex<Consolidation>,
     pub(crate) on_exhaustion: OnExhaustion,
@@ -317,6 +320,7 @@ impl GuestMemory {
             domain: Mutex::new(domain),
             service: ServiceState::new(options.fault_threads)?,
             ahead: WakeEvent::new()?,
+            backing: Mutex::new(()),
             upkeep: UpkeepState::new()?,
             consolidation: Mutex::new(Consolidation::default()),
             on_exhaustion: options.on_exhaustion,
@@ -330,17 +334,65 @@ impl GuestMemory {
         })
     }
 
-    /// Maps zero pages everywhere and makes writes to them faults.
+    /// Maps zero pages everywhere and makes writes to them faults. Where the kernel has no huge zero
+    /// page a read would take frames for all of it: holes are left instead, whose first touch of
+    /// any kind is a fault.
     fn watch(&self) -> Result<(), AdoptError> {
         let guest = self.machine.guest.all();
         guest.ask_for_huge_pages().map_err(|_| RegionError::NoHugePages)?;
         guest.discard()?;
-        in_steps(guest, |part| part.map_zero())?;
+        let placement = Placement::at(guest.start());
+        placement.apply(guest)?;
+        self.place_pool(&placement)?;
+        let zero_mapped = self.maps_zero_without_frames(guest)?;
+        if zero_mapped {
+            in_steps(guest, |part| part.map_zero())?;
+        }
         let uffd = &self.machine.uffd;
         uffd.register(guest, Watch::MissingAndProtected)?;
         uffd.register(self.machine.pool_span(), Watch::Protected)?;
         uffd.register(self.machine.scratch_span(), Watch::Protected)?;
-        in_steps(guest, |part| uffd.protect(part))?;
+        if zero_mapped {
+            in_steps(guest, |part| uffd.protect(part))?;
+        }
+        Ok(())
+    }
+
+    /// Whether reading memory takes no frames, tried with the first superpage. It is empty then.
+    fn maps_zero_without_frames(&self, guest: Span<'_>) -> Result<bool, AdoptError> {
+        let first = guest.part(0, SUPERPAGE_BYTES.min(guest.bytes())).map_err(RegionError::from)?;
+        first.map_zero()?;
+        let frames = self.machine.pagemap().resident_pages(first)?;
+        first.discard()?;
+        Ok(frames == 0)
+    }
+
+    fn place_pool(&self, placement: &Placement) -> Result<(), SysError> {
+        placement.apply(self.machine.pool_span())?;
+        placement.apply(self.machine.scratch_span())
+    }
+
+    /// Has the frames that the guest gets from now on come from other NUMA nodes. Frames that it
+    /// has stay where they are.
+    ///
+    /// # Errors
+    /// Those of `mbind(2)`: `EINVAL` for nodes that are not there. The placement is as it was for
+    /// what was not reached.
+    pub fn place(&self, placement: &Placement) -> Result<(), SysError> {
+        placement.apply(self.machine.guest.all())?;
+        self.place_pool(placement)?;
+        // What was got ready ahead of the guest lies where it was asked for before.
+        let _quiet = self.backing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ready = Vec::with_capacity(self.machine.pool_superslots());
+        {
+            let domain = self.lock();
+            let superpages = domain.cache().iter().filter(|&(_, order)| order == Order::SUPERPAGE);
+            ready.extend(superpages.map(|(mfn, _)| mfn).filter(|&mfn| self.machine.retract(mfn)));
+        }
+        for mfn in ready {
+            // Without host memory the fault thread tries again, and says so if it must.
+            let _ = self.machine.back(mfn);
+        }
         Ok(())
     }
 

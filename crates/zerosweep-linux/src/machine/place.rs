@@ -22,7 +22,7 @@ use crate::addr::PAGE_BYTES;
 use crate::memory::GuestMemory;
 use crate::sys::pagemap::Categories;
 use crate::sys::region::Span;
-use crate::sys::uffd::{Holes, MoveOutcome, Wake};
+use crate::sys::uffd::{MoveOutcome, Wake};
 
 /// How long a move is tried to be taken back.
 const BACK: Duration = Duration::from_secs(5);
@@ -225,7 +225,7 @@ impl LinuxMachine {
         let _ = self.slots.break_up(mfn.raw() / 512);
         if self.stands(slot, false) {
             // If it does not move now, the guest asks again.
-            let _ = self.uffd.move_pages(page, slot, Holes::Skip, Wake::No);
+            let _ = self.move_pages(page, slot);
         } else {
             let _ = self.uffd.map_zero_pages(page, Wake::No);
         }
@@ -238,20 +238,26 @@ impl LinuxMachine {
         let (Ok(range), Ok(slot)) = (self.range(gfn, order), self.slot(mfn, order)) else {
             return 0;
         };
+        // A hole is zero wherever it is. A zero page at a slot was left by an outside reader.
+        if self.pagemap.is_whole(range).unwrap_or(false) || !self.stands(slot, false) {
+            return 0;
+        }
         if order == Order::SUPERPAGE {
-            if self.pagemap.is_whole(range).unwrap_or(false) {
-                return 0;
-            }
             if !self.stands(range, true) {
                 // Drops an empty page table: the huge page stays whole.
                 let _ = range.discard();
+            }
+            if !self.pagemap.is_whole(slot).unwrap_or(false) {
+                let pages = (0..order.pages()).map(|n| (gfn.offset(n), mfn.offset(n)));
+                let single = |(gfn, mfn)| self.put_in_place(gfn, mfn, Order::PAGE, until);
+                return pages.map(single).sum();
             }
         }
         let (mut at, mut lost) = (0, 0);
         while at < range.bytes() {
             let left = range.bytes() - at;
             let (Ok(to), Ok(from)) = (range.part(at, left), slot.part(at, left)) else { break };
-            match self.uffd.move_pages(to, from, Holes::Skip, Wake::No) {
+            match self.move_pages(to, from) {
                 MoveOutcome::Done | MoveOutcome::Hole => break,
                 MoveOutcome::Partial { bytes } if bytes > 0 => at += bytes,
                 // What the guest has stands.
@@ -278,7 +284,7 @@ impl LinuxMachine {
                 let copied = page.populate().is_ok() && page.copy_from(from).is_ok();
                 copied
                     && matches!(
-                        self.uffd.move_pages(to, page, Holes::Skip, Wake::No),
+                        self.move_pages(to, page),
                         MoveOutcome::Done | MoveOutcome::AlreadyThere
                     )
             })

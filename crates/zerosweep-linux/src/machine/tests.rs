@@ -326,3 +326,61 @@ fn a_panic_in_any_thread_of_ours_lifts_the_cap() {
         });
     }
 }
+
+/// Whoever reads the pool from outside (a debugger, a core dump) leaves zero pages in its holes, huge
+/// ones where a whole superslot is empty. None of these is ever moved to the guest.
+#[test]
+#[ignore = "needs userfaultfd in kernel mode"]
+fn a_zero_page_in_the_pool_stays_there() {
+    use crate::sys::pagemap::Categories;
+    let memory = memory(Policy::Zerosweep);
+    let machine = &memory.machine;
+    // A superpage and a single that are dropped behind the engine's back.
+    machine.range(Gfn::new(512), Order::SUPERPAGE).unwrap().discard().unwrap();
+    machine.range(Gfn::new(3), Order::PAGE).unwrap().discard().unwrap();
+    let pool = machine.pool_span();
+    let read = (0..pool.bytes()).step_by(PAGE_BYTES as usize);
+    assert_eq!(read.map(|at| pool.load_word(at).unwrap()).max(), Some(0), "nothing is at home");
+    let huge_zero = Categories::HUGE.and(Categories::ZERO);
+    let zero = |span, all| machine.pagemap.bytes_of(span, all, Categories::NONE).unwrap();
+    println!("{} huge zero pages in the pool", zero(pool, huge_zero) >> 21);
+    assert!(zero(pool, huge_zero) > 0, "the reader left none");
+    memory.lift("something else failed");
+    // What lies behind them was never touched, and is mapped to the zero page.
+    let touched = machine.guest.span(0, PAGES * PAGE_BYTES).unwrap();
+    assert_eq!(zero(touched, Categories::ZERO), 0, "a zero page was moved");
+    as_guest(&memory, |memory| {
+        for page in 0..PAGES {
+            let dropped = page == 3 || (512..1024).contains(&page);
+            let expected = if dropped { 0 } else { page + 1 };
+            assert_eq!(memory.guest().load_word(page * PAGE_BYTES + 8), Ok(expected), "{page}");
+        }
+    });
+}
+
+/// The same while the guest goes on: what it gets is memory.
+#[test]
+#[ignore = "needs userfaultfd in kernel mode"]
+fn a_guest_goes_on_among_zero_pages_in_the_pool() {
+    let memory = memory(Policy::Zerosweep);
+    let machine = &memory.machine;
+    for round in 0..3 {
+        let pool = machine.pool_span();
+        let read = (0..pool.bytes()).step_by(PAGE_BYTES as usize);
+        assert!(read.map(|at| pool.load_word(at)).all(|word| word.is_ok()));
+        as_guest(&memory, move |memory| {
+            for page in (0..PAGES).filter(|page| page % 3 == round) {
+                assert_eq!(memory.decrease(Gfn::new(page), Order::PAGE), Some(1));
+            }
+            let _ = memory.set_target(8 * MIB);
+            let _ = memory.set_target(16 * MIB);
+            for page in (0..PAGES).filter(|page| page % 3 == round) {
+                memory.guest().store_word(page * PAGE_BYTES + 8, page + 1).unwrap();
+            }
+        });
+        verify(&memory, None);
+        memory.audit().unwrap();
+    }
+    assert_eq!(memory.snapshot().lifted, None);
+    memory.stop();
+}

@@ -88,6 +88,43 @@ pub unsafe fn madvise(
     check(call, answer).map(|_| ())
 }
 
+/// Words of a set of NUMA nodes: 1024 nodes, as many as a kernel can have.
+pub const NODE_WORDS: usize = 16;
+const NODE_BITS: usize = NODE_WORDS * 64;
+
+/// `mbind(2)` without flags: pages that are there stay where they are. `length` is in bytes.
+///
+/// # Errors
+/// `ENOSYS` on a kernel without NUMA, `EINVAL` for nodes that are not there.
+pub fn mbind(address: usize, length: usize, mode: u32, nodes: &[u64; NODE_WORDS]) -> SysResult<()> {
+    // The kernel takes one bit less than it is told, and no nodes where the mode needs none.
+    let (nodes, bits) = match nodes.iter().all(|word| *word == 0) {
+        true => (core::ptr::null(), 0),
+        false => (nodes.as_ptr(), NODE_BITS + 1),
+    };
+    // SAFETY: a policy changes no content; the set is readable and this long.
+    let answer = unsafe { libc::syscall(libc::SYS_mbind, address, length, mode, nodes, bits, 0) };
+    check("mbind", answer).map(|_| ())
+}
+
+/// Mode and nodes of the policy of the mapping at an address, or of the calling thread.
+///
+/// # Errors
+/// `ENOSYS` on a kernel without NUMA, `EFAULT` where nothing is mapped.
+pub fn memory_policy(address: Option<usize>) -> SysResult<(u32, [u64; NODE_WORDS])> {
+    /// `MPOL_F_ADDR`.
+    const OF_ADDRESS: usize = 2;
+    let (mut mode, mut nodes) = (0_u32, [0; NODE_WORDS]);
+    let flags = if address.is_some() { OF_ADDRESS } else { 0 };
+    let address = address.unwrap_or(0);
+    let (mode_at, nodes_at) = (&raw mut mode, nodes.as_mut_ptr());
+    // SAFETY: both are ours for writing, the set is this long.
+    let answer = unsafe {
+        libc::syscall(libc::SYS_get_mempolicy, mode_at, nodes_at, NODE_BITS + 1, address, flags)
+    };
+    check("get_mempolicy", answer).map(|_| (mode, nodes))
+}
+
 /// `ioctl(2)` with a pointer to a structure. The answer is the call's non-negative value.
 ///
 /// # Errors
