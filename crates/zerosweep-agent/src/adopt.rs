@@ -151,7 +151,8 @@ fn on_guest(start: usize, bytes: usize, advice: Advice) -> Decision {
             let _ = memory.guarded(BALLOON, || memory.retake(Gfn::new(offset / PAGE_BYTES), pages));
             Decision::Done
         }
-        Advice::Populate => Decision::Refuse(libc::EINVAL),
+        // Not EINVAL: QEMU takes that for a kernel that lacks it, and touches every page itself.
+        Advice::Populate => Decision::Refuse(libc::EPERM),
         Advice::DontFork | Advice::Other => Decision::Pass,
         // Outside it, or not in whole pages: not a balloon's doing, and the kernel's to judge.
         Advice::DontNeed if !within || offset % PAGE_BYTES != 0 => {
@@ -169,6 +170,24 @@ fn overlap(memory: &GuestMemory, start: usize, bytes: usize) -> Option<(u64, boo
     let (last, end) = (first + length, start.saturating_add(bytes));
     let overlaps = start < last && end > first && bytes > 0;
     overlaps.then(|| (start.saturating_sub(first), start >= first && end <= last))
+}
+
+/// Whether guest RAM is managed, and not lifted.
+pub(crate) fn is_managed() -> bool {
+    matches!(guest(), Some(Ok(memory)) if !memory.is_lifted())
+}
+
+/// Whether a range is a part of managed guest RAM.
+pub(crate) fn is_guest_ram(start: usize, bytes: usize) -> bool {
+    matches!(guest(), Some(Ok(memory)) if overlap(memory, start, bytes).is_some())
+}
+
+/// Guest RAM has been given a memory policy. Where the pool cannot have it, guest RAM does as if it
+/// had none: the guest runs, on other nodes.
+pub(crate) fn placed() {
+    if let Some(Ok(memory)) = guest() {
+        let _ = memory.guarded("a change of the memory policy", || memory.follow_placement());
+    }
 }
 
 fn give_back(memory: &GuestMemory, offset: u64, bytes: u64) -> Decision {

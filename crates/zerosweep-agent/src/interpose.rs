@@ -4,7 +4,7 @@
 //! no memory. Otherwise it asks [`crate::adopt`], which never panics outwards.
 #![expect(unsafe_code, reason = "C functions with raw pointers, and system calls")]
 
-use core::ffi::{c_int, c_void};
+use core::ffi::{c_int, c_long, c_uint, c_ulong, c_void};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -150,6 +150,54 @@ pub(crate) unsafe extern "C" fn recvmsg(
         follow::received(socket, || unsafe { gather(message, received as usize) });
     }
     received as libc::ssize_t
+}
+
+/// `mbind(2)`: what is asked of guest RAM is asked of the pool too, from which its frames come.
+/// Nothing is migrated: a page under migration cannot be moved, and guest RAM has none yet.
+///
+/// # Safety
+/// As the system call.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn mbind(
+    start: *mut c_void,
+    bytes: c_ulong,
+    mode: c_int,
+    nodes: *const c_ulong,
+    bits: c_ulong,
+    flags: c_uint,
+) -> c_long {
+    let is_guest = !adopt::is_inert() && adopt::is_guest_ram(start.addr(), bytes as usize);
+    let flags = if is_guest { flags & !(MPOL_MF_MOVE | MPOL_MF_MOVE_ALL) } else { flags };
+    // SAFETY: the caller's arguments; fewer flags migrate fewer pages.
+    let answer = unsafe { libc::syscall(libc::SYS_mbind, start, bytes, mode, nodes, bits, flags) };
+    if answer == 0 && is_guest {
+        adopt::placed();
+    }
+    answer
+}
+
+/// Flags of `mbind(2)`: migrate pages that are elsewhere.
+const MPOL_MF_MOVE: c_uint = 1 << 1;
+const MPOL_MF_MOVE_ALL: c_uint = 1 << 2;
+
+/// `sendmsg(2)`: refused with `MSG_ZEROCOPY` while memory is managed. The kernel sends the pages
+/// themselves then, later, and does not say so when they are moved, copied or cleared meanwhile. QEMU
+/// asks for it when a migration has `zero-copy-send`, and ends that migration; the guest goes on.
+///
+/// # Safety
+/// As the system call.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn sendmsg(
+    socket: c_int,
+    message: *const libc::msghdr,
+    flags: c_int,
+) -> libc::ssize_t {
+    if flags & libc::MSG_ZEROCOPY != 0 && !adopt::is_inert() && adopt::is_managed() {
+        errno(libc::ENOBUFS);
+        return -1;
+    }
+    // SAFETY: the caller's arguments, unchanged.
+    unsafe { libc::syscall(libc::SYS_sendmsg, socket, message, flags) as libc::ssize_t }
 }
 
 /// The first `count` bytes of a message's buffers.

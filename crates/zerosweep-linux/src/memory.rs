@@ -74,6 +74,9 @@ pub enum MainLoop {
     None,
 }
 
+/// As long [`GuestMemory::stop`] tries to get frames back that somebody uses.
+const STOP_TIME: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
+
 /// What happens when no frame can be found (rule R15).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnExhaustion {
@@ -370,6 +373,15 @@ impl GuestMemory {
     fn place_pool(&self, placement: &Placement) -> Result<(), SysError> {
         placement.apply(self.machine.pool_span())?;
         placement.apply(self.machine.scratch_span())
+    }
+
+    /// Has pool and guest have the policy that the guest's mapping has been given from outside
+    /// (`mbind(2)`), as [`GuestMemory::place`] does.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn follow_placement(&self) -> Result<(), SysError> {
+        self.place(&Placement::at(self.machine.guest.start()))
     }
 
     /// Has the frames that the guest gets from now on come from other NUMA nodes. Frames that it
@@ -811,10 +823,15 @@ impl GuestMemory {
         lost
     }
 
-    /// Ends the threads. For a range of our own that nobody touches any more.
+    /// Gives the frames back and ends the threads. For a range of our own that nobody touches any
+    /// more. A page that somebody uses for good stays for as long as its mapping.
     pub fn stop(&self) {
+        let until = Instant::now() + STOP_TIME;
         // Once the cap is lifted nothing moves any more: all goes with the mappings.
-        while !self.machine.is_closed() && self.session().teardown(64) == Progress::More {}
+        while !self.machine.is_closed()
+            && self.session().teardown(64) == Progress::More
+            && Instant::now() < until
+        {}
         self.stop_threads();
     }
 

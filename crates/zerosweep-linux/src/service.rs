@@ -40,8 +40,9 @@ const STUCK: Duration = Duration::from_secs(2);
 const RETRY_MS: u32 = 20;
 /// How often a stalled guest's memory is swept again: it may have zeroed what it has.
 const SWEEP_AGAIN: Duration = Duration::from_secs(1);
-/// How often a fault may fail to be mapped before the cap is lifted.
-const MAP_TRIES: u32 = 50;
+/// A frame may fail to be mapped for this long before the cap is lifted: the host may be short of
+/// memory for a while, or a page in use, in swap or in migration.
+const MAP_TIME: Duration = Duration::from_secs(10);
 /// A stalled fault that came again this often is borrowed for. A thread with a pending signal does
 /// not wait in a fault that the kernel takes for it: it asks again, some 80,000 times a second, and
 /// gets to the signal only when it has the page. A thread that runs its handler in between comes
@@ -213,7 +214,8 @@ struct Pending {
     why: Why,
     /// No frame was found for it yet; it counts as stalled while memory is swept once more, too.
     exhausted: bool,
-    map_failures: u32,
+    /// Since when no frame could be mapped for it.
+    map_fails: Option<Instant>,
     /// How often the same thread has asked for the same page again.
     repeats: u32,
 }
@@ -319,8 +321,8 @@ impl Server {
                 continue;
             }
             let (why, exhausted) = (Why::Turn, false);
-            let (map_failures, repeats) = (0, 0);
-            self.pending.push(Pending { fault, since: now, why, exhausted, map_failures, repeats });
+            let (map_fails, repeats) = (None, 0);
+            self.pending.push(Pending { fault, since: now, why, exhausted, map_fails, repeats });
         }
         Ok(())
     }
@@ -354,11 +356,11 @@ impl Server {
                     pending.why = why;
                     pending.exhausted |= why == Why::Stalled;
                 }
-                Answer::MapFailed if pending.map_failures >= MAP_TRIES => {
-                    return Err("a frame could not be mapped");
-                }
                 Answer::MapFailed => {
-                    pending.map_failures += 1;
+                    let since = *pending.map_fails.get_or_insert_with(Instant::now);
+                    if since.elapsed() >= MAP_TIME {
+                        return Err("no frame could be mapped for 10 seconds");
+                    }
                     pending.why = Why::Transit;
                 }
                 Answer::Fatal(reason) => return Err(reason),

@@ -4,6 +4,8 @@
 #![expect(unsafe_code, reason = "a memory slot of KVM names memory by its address")]
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
@@ -103,4 +105,37 @@ fn a_main_loop_that_changes_a_memory_slot_is_let_go_on() {
     assert!(guest.is_done_within(Duration::from_secs(60)), "{:?}", guest.memory.snapshot());
     assert_eq!(guest.wrong_pages(), 0);
     guest.memory.audit().unwrap();
+}
+
+const IS_CHILD: &str = "ZEROSWEEP_TEST_STALLS";
+
+/// A process whose KVM worker waits for a page dies when it is killed, though its userfaultfd was
+/// there before its virtual machine.
+#[test]
+#[ignore = "needs userfaultfd in kernel mode, KVM"]
+fn a_process_with_a_stalled_guest_can_be_killed() {
+    if std::env::var_os(IS_CHILD).is_some() {
+        let guest = Guest::start(Controller::Kernel, TARGET, MainLoop::None);
+        while guest.memory.snapshot().stalled == 0 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        println!("stalled");
+        std::thread::sleep(Duration::from_secs(120));
+        return;
+    }
+    let test = "a_process_with_a_stalled_guest_can_be_killed";
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--ignored", "--nocapture"])
+        .env(IS_CHILD, "1")
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(lines.map_while(Result::ok).any(|line| line.ends_with("stalled")));
+    child.kill().unwrap();
+    let end = Instant::now() + Duration::from_secs(20);
+    while child.try_wait().unwrap().is_none() {
+        assert!(Instant::now() < end, "process {} cannot be killed", child.id());
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }

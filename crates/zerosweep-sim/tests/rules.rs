@@ -424,6 +424,24 @@ fn r11_verified_frames_are_not_cleared_again_and_no_frame_is_handed_out_dirty() 
 }
 
 #[test]
+fn r3_a_frame_that_could_not_be_mapped_is_the_last_to_be_tried_again() {
+    for policy in [Policy::Zerosweep, Policy::Xen2016] {
+        let mut guest = guest(2048, 1536, policy);
+        let superpages = |guest: &SoftwareGuest| guest.domain.cache().iter().collect::<Vec<_>>();
+        let before = superpages(&guest);
+        guest.machine.fail(0, 1, zerosweep_sim::Failure::Refuse);
+        assert_eq!(guest.session().fault(Gfn::new(0)), Err(FaultError::Map), "{policy}");
+        let after = superpages(&guest);
+        assert_eq!(after[..2], before[1..], "{policy}");
+        assert_eq!(after[2], before[0], "{policy}");
+        assert_eq!(state(&guest), (2048, 1536, 1536));
+        fill(&mut guest, 0..1, 7);
+        let mapped = guest.machine.translate(Gfn::new(0));
+        assert_eq!(mapped.map(|(mfn, _)| mfn), Some(before[1].0), "{policy}");
+    }
+}
+
+#[test]
 fn r15_exhaustion_is_a_state_that_a_page_given_back_ends() {
     for policy in Policy::ALL {
         let mut guest = guest(4096, 1024, policy);

@@ -173,6 +173,14 @@ impl Cache {
         }
     }
 
+    /// Puts a superpage in that could not be used: every other one is handed out before it.
+    pub fn put_last(&mut self, mfn: Mfn) {
+        match self.singles {
+            Singles::Fifo(_) => self.superpages.push_back(mfn),
+            Singles::Joining(_) => self.superpages.push_front(mfn),
+        }
+    }
+
     /// Puts in a run that is to be cleared; room was [reserved](Cache::reserve).
     pub fn put_dirty(&mut self, dirty: Dirty) {
         self.dirty_pages += dirty.order.pages();

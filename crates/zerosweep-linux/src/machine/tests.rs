@@ -384,3 +384,68 @@ fn a_guest_goes_on_among_zero_pages_in_the_pool() {
     assert_eq!(memory.snapshot().lifted, None);
     memory.stop();
 }
+
+/// A host that is short of memory, or a page in use, for longer than some tries take.
+#[test]
+#[ignore = "needs userfaultfd in kernel mode"]
+fn a_frame_that_cannot_be_mapped_for_a_while_is_waited_for() {
+    let options = Options { main_loop: MainLoop::None, ..Options::new(4 * MIB) };
+    let memory = GuestMemory::new(Region::new(16 * MIB).unwrap(), &options).unwrap();
+    let machine = &memory.machine;
+    let end = Instant::now() + one_guest::LIMIT;
+    while machine.ready() < 2 {
+        assert!(Instant::now() < end, "two superslots are to be ready");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let cached: Vec<_> = memory.lock().cache().iter().collect();
+    assert_eq!(cached.len(), 2);
+    let pin = |&(mfn, order)| pin::pin(machine.slot(mfn, order).unwrap().part(0, 4096).unwrap());
+    let Some(both) = cached.iter().map(pin).collect::<Option<Vec<_>>>() else {
+        eprintln!("skipped: io_uring is not available (kernel.io_uring_disabled)");
+        return;
+    };
+    let other = Arc::clone(&memory);
+    let guest = std::thread::spawn(move || {
+        other.guest().store_word(0, 7).unwrap();
+        other.guest().store_word(2 * MIB, 8).unwrap();
+    });
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(!guest.is_finished());
+    assert_eq!(memory.snapshot().lifted, None);
+    drop(both);
+    while !guest.is_finished() {
+        assert!(Instant::now() < end + one_guest::LIMIT, "{:?}", memory.snapshot());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(memory.snapshot().lifted, None);
+    let words = (memory.guest().load_word(0), memory.guest().load_word(2 * MIB));
+    assert_eq!(words, (Ok(7), Ok(8)));
+    memory.audit().unwrap();
+    memory.stop();
+}
+
+/// As the one before, of one frame: the next try takes another.
+#[test]
+#[ignore = "needs userfaultfd in kernel mode"]
+fn a_frame_that_cannot_be_mapped_holds_nobody_up_while_there_are_others() {
+    let options = Options { main_loop: MainLoop::None, ..Options::new(8 * MIB) };
+    let memory = GuestMemory::new(Region::new(16 * MIB).unwrap(), &options).unwrap();
+    let machine = &memory.machine;
+    let end = Instant::now() + one_guest::LIMIT;
+    while machine.ready() < 4 {
+        assert!(Instant::now() < end, "four superslots are to be ready");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let (first, order) = memory.lock().cache().iter().next().unwrap();
+    let slot = machine.slot(first, order).unwrap();
+    let Some(ring) = pin::pin(slot.part(0, PAGE_BYTES).unwrap()) else {
+        eprintln!("skipped: io_uring is not available (kernel.io_uring_disabled)");
+        return;
+    };
+    as_guest(&memory, |memory| memory.guest().store_word(0, 7).unwrap());
+    assert_ne!(frame(&memory, 0), first);
+    assert_eq!(memory.snapshot().lifted, None);
+    drop(ring);
+    memory.audit().unwrap();
+    memory.stop();
+}

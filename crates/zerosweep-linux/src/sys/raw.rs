@@ -184,6 +184,19 @@ pub fn eventfd() -> SysResult<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as c_int) })
 }
 
+/// The same open file under the lowest free number from `lowest` on, closed at `exec`.
+///
+/// # Errors
+/// `EMFILE` and `EINVAL` when no number up to the limit is free.
+pub fn duplicate_from(fd: BorrowedFd<'_>, lowest: c_int) -> SysResult<OwnedFd> {
+    // SAFETY: takes no pointers; the answer is a new descriptor.
+    let answer =
+        unsafe { libc::syscall(libc::SYS_fcntl, fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, lowest) };
+    let fd = check("fcntl(F_DUPFD_CLOEXEC)", answer)?;
+    // SAFETY: the kernel just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as c_int) })
+}
+
 /// Reads at most `buffer.len()` bytes; the answer is how many.
 ///
 /// # Errors

@@ -242,7 +242,7 @@ impl Uffd {
         let wanted = REQUIRED.iter().fold(abi::FEATURE_EXACT_ADDRESS, |all, (bit, _)| all | bit);
         let features = wanted & offered;
         handshake(&fd, features)?;
-        Ok(Self { fd, opened_by, features })
+        Ok(Self { fd: out_of_the_way(fd), opened_by, features })
     }
 
     /// One that also says when its memory is dropped (`UFFD_FEATURE_EVENT_REMOVE`): until such an
@@ -427,6 +427,19 @@ fn range(span: Span<'_>) -> abi::UffdioRange {
 
 /// Opens a userfaultfd by the device, with the error that opening the device, or the request on it,
 /// gave.
+/// The descriptor under a number above those that a VMM opens. A process that is killed releases its
+/// files from the highest number down. KVM's waits for its workers, and these may wait for a page:
+/// the userfaultfd, whose release ends every wait, has to go before it, whichever was opened first.
+fn out_of_the_way(fd: OwnedFd) -> OwnedFd {
+    /// Higher ones would only cost the kernel memory for its table.
+    const HIGHEST: u64 = 16 << 10;
+    /// For other files that want a high number.
+    const ROOM: u64 = 32;
+    let limit = raw::soft_limit(libc::RLIMIT_NOFILE).ok().flatten().unwrap_or(HIGHEST);
+    let lowest = limit.min(HIGHEST).saturating_sub(ROOM);
+    raw::duplicate_from(fd.as_fd(), lowest as i32).unwrap_or(fd)
+}
+
 pub(crate) fn open_by_device() -> SysResult<OwnedFd> {
     use std::os::fd::FromRawFd;
     let device = raw::open(c"/dev/userfaultfd", libc::O_RDWR)?;

@@ -242,7 +242,11 @@ impl<H: Host> Session<H> {
             }
             Err(_) => {
                 domain.count_unpopulate(order.pages());
-                self.put(mfn, order);
+                match order {
+                    // It may be this frame that cannot be mapped: the next try takes another.
+                    Order::SUPERPAGE => domain.cache.put_last(mfn),
+                    _ => self.put(mfn, order),
+                }
                 Err(FaultError::Map)
             }
         }
