@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use zerosweep::{Gfn, Order, PAGE_BYTES};
+use zerosweep_linux::references;
 use zerosweep_linux::{GuestMemory, MainLoop, OnExhaustion, Options, Parking};
 use zerosweep_wire::{AgentConfig, CONFIG_VARIABLE, PROTOCOL, ReturnMode};
 
@@ -182,6 +183,26 @@ pub(crate) fn is_guest_ram(start: usize, bytes: usize) -> bool {
     matches!(guest(), Some(Ok(memory)) if overlap(memory, start, bytes).is_some())
 }
 
+/// The VMM has opened a file, or been handed one. If guest pages may be in use by it without a sign,
+/// the cap is lifted before the VMM gets to it. Never panics.
+pub(crate) fn opened(fd: i32) {
+    lift_for(|| references::holder(fd));
+}
+
+/// Looks at all files that the VMM has open, as [`opened`] does at one.
+pub(crate) fn look_at_files() {
+    lift_for(references::find);
+}
+
+fn lift_for(find: impl FnOnce() -> Option<references::Holder>) {
+    let Some(Ok(memory)) = guest() else { return };
+    if !memory.is_lifted()
+        && let Some(Some(holder)) = memory.guarded("a look at the VMM's files", find)
+    {
+        memory.lift(&holder.to_string());
+    }
+}
+
 /// Guest RAM has been given a memory policy. Where the pool cannot have it, guest RAM does as if it
 /// had none: the guest runs, on other nodes.
 pub(crate) fn placed() {
@@ -259,6 +280,9 @@ fn take_over(start: usize, bytes: usize) -> Result<Arc<GuestMemory>, String> {
         fault_threads: Options::DEFAULT_FAULT_THREADS,
         main_loop: MainLoop::MainThread,
     };
+    if let Some(holder) = references::find() {
+        return Err(holder.to_string());
+    }
     let region = interpose::region(start, bytes).map_err(|error| error.to_string())?;
     let journal = crate::events::begin(config);
     GuestMemory::recorded(region, &options, journal).map_err(|error| error.to_string())

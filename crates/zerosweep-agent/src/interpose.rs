@@ -4,7 +4,7 @@
 //! no memory. Otherwise it asks [`crate::adopt`], which never panics outwards.
 #![expect(unsafe_code, reason = "C functions with raw pointers, and system calls")]
 
-use core::ffi::{c_int, c_long, c_uint, c_ulong, c_void};
+use core::ffi::{c_char, c_int, c_long, c_uint, c_ulong, c_void};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -144,12 +144,100 @@ pub(crate) unsafe extern "C" fn recvmsg(
 ) -> libc::ssize_t {
     // SAFETY: the caller's arguments, unchanged.
     let received = unsafe { libc::syscall(libc::SYS_recvmsg, socket, message, flags) };
+    // SAFETY: the kernel has just filled the caller's message.
+    if received >= 0 && !adopt::is_inert() && unsafe { (*message).msg_controllen } > 0 {
+        // Descriptors, most likely: of the VMM's disks, if another tool opens them.
+        adopt::look_at_files();
+    }
     if received >= 0 && flags & libc::MSG_PEEK == 0 && !adopt::is_inert() && follow::is_wanted() {
         // SAFETY: the kernel has just filled so many bytes of the caller's buffers, which are the
         // caller's until this function returns.
         follow::received(socket, || unsafe { gather(message, received as usize) });
     }
     received as libc::ssize_t
+}
+
+/// `open(2)`: a file through which guest pages would be in use without a sign lifts the cap
+/// (`zerosweep_linux::references`). The last argument is only there with some flags; what is in its
+/// register otherwise is passed on and not looked at.
+///
+/// # Safety
+/// As the system call.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn open(path: *const c_char, flags: c_int, mode: c_uint) -> c_int {
+    // SAFETY: the caller's arguments, unchanged.
+    unsafe { openat(libc::AT_FDCWD, path, flags, mode) }
+}
+
+/// `open64(2)`: the same on 64-bit machines.
+///
+/// # Safety
+/// As the system call.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn open64(path: *const c_char, flags: c_int, mode: c_uint) -> c_int {
+    // SAFETY: the caller's arguments, unchanged.
+    unsafe { openat(libc::AT_FDCWD, path, flags, mode) }
+}
+
+/// `openat64(2)`: the same on 64-bit machines.
+///
+/// # Safety
+/// As the system call.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn openat64(
+    directory: c_int,
+    path: *const c_char,
+    flags: c_int,
+    mode: c_uint,
+) -> c_int {
+    // SAFETY: the caller's arguments, unchanged.
+    unsafe { openat(directory, path, flags, mode) }
+}
+
+/// `openat(2)`: as [`open`].
+///
+/// # Safety
+/// As the system call.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn openat(
+    directory: c_int,
+    path: *const c_char,
+    flags: c_int,
+    mode: c_uint,
+) -> c_int {
+    // SAFETY: the caller's arguments, unchanged.
+    let fd = unsafe { libc::syscall(libc::SYS_openat, directory, path, flags, mode) } as c_int;
+    if fd >= 0 && !adopt::is_inert() {
+        adopt::opened(fd);
+    }
+    fd
+}
+
+/// What `open` with `_FORTIFY_SOURCE` becomes where the flags are not known: three arguments less
+/// the last.
+macro_rules! fortified {
+    ($($name:ident($($directory:ident)?);)*) => { $(
+        #[doc = concat!("`", stringify!($name), "`: `open(2)` without a mode.")]
+        ///
+        /// # Safety
+        /// As the system call.
+        #[unsafe(no_mangle)]
+        pub(crate) unsafe extern "C" fn $name(
+            $($directory: c_int,)?
+            path: *const c_char,
+            flags: c_int,
+        ) -> c_int {
+            let directory = [$($directory,)? libc::AT_FDCWD][0];
+            // SAFETY: the caller's arguments; nothing is created, so no mode is looked at.
+            unsafe { openat(directory, path, flags, 0) }
+        }
+    )* };
+}
+fortified! {
+    __open_2();
+    __open64_2();
+    __openat_2(directory);
+    __openat64_2(directory);
 }
 
 /// `mbind(2)`: what is asked of guest RAM is asked of the pool too, from which its frames come.

@@ -33,6 +33,8 @@ pub(crate) fn going_on(config: &AgentConfig, next: Option<u64>) -> Answer {
 }
 
 fn status(config: &AgentConfig) -> Status {
+    // What came in by a way that is not seen at once: inherited, or from another thread's hands.
+    adopt::look_at_files();
     let mut status = Status {
         protocol: PROTOCOL,
         name: config.name.clone(),

@@ -102,8 +102,9 @@ pub enum RegionError {
     Span(#[from] SpanError),
     /// No addresses or no memory for it.
     #[error(
-        "cannot reserve {bytes} bytes of addresses: look at `ulimit -v` (RLIMIT_AS) and at \
-         /proc/sys/vm/max_map_count"
+        "cannot reserve {bytes} bytes of addresses (the pool needs twice as many as the guest has): \
+         look at `ulimit -v` (RLIMIT_AS), at /proc/sys/vm/max_map_count, and whether \
+         /proc/sys/vm/overcommit_memory is 2"
     )]
     OutOfMemory {
         /// What was asked for, in bytes.
@@ -146,8 +147,9 @@ pub enum OpenError {
     /// No right to handle faults that the kernel itself takes (KVM, device I/O).
     #[error(
         "no right to handle page faults of the kernel itself (KVM and device I/O take them): run \
-         as root, or give the program CAP_SYS_PTRACE (`setcap cap_sys_ptrace+ep PROGRAM`), or open \
-         the device to its user (`setfacl -m u:USER:rw /dev/userfaultfd`; libvirt: add \
+         as root, or start the program with CAP_SYS_PTRACE as an ambient capability (systemd: \
+         AmbientCapabilities=CAP_SYS_PTRACE; a file capability would not do: it switches LD_PRELOAD \
+         off), or open the device to its user (`setfacl -m u:USER:rw /dev/userfaultfd`; libvirt: add \
          \"/dev/userfaultfd\" to cgroup_device_acl in /etc/libvirt/qemu.conf), or allow everyone \
          (`sysctl -w vm.unprivileged_userfaultfd=1`)"
     )]

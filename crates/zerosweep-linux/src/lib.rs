@@ -36,6 +36,7 @@ mod machine;
 pub mod memory;
 mod placement;
 pub mod probe;
+pub mod references;
 mod service;
 mod slots;
 pub mod sys;

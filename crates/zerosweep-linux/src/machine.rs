@@ -345,7 +345,7 @@ impl LinuxMachine {
         Ok(moved)
     }
 
-    /// Asks for one move. No huge zero page is ever its source: Linux before 6.19 would move it as
+    /// Asks for one move. No huge zero page is ever its source: Linux before 7.1 would move it as
     /// if it were memory (docs/hosts.md).
     fn move_pages(&self, to: Span<'_>, from: Span<'_>) -> MoveOutcome {
         let huge_zero = Categories::HUGE.and(Categories::ZERO);

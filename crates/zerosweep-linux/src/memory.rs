@@ -30,6 +30,7 @@ use crate::error::{OpenError, RegionError, SysError, Unsuitable};
 use crate::machine::place::{Rescue, frame_of};
 use crate::machine::{LinuxMachine, MachineRef, Parking};
 use crate::placement::Placement;
+use crate::probe::defects::{self, Defect};
 use crate::service::ServiceState;
 use crate::sys::pagemap::Pagemap;
 use crate::sys::poll::WakeEvent;
@@ -157,6 +158,12 @@ pub enum AdoptError {
          that setting"
     )]
     HugePagesDisabled,
+    /// The kernel has a defect that moves of pages can run into on this host.
+    #[error(
+        "Linux has a defect that zerosweep would run into on this host: {0}; boot a kernel with the \
+         fix, or end the cause (for swap: `swapoff -a`)"
+    )]
+    KernelDefect(&'static Defect),
     /// The engine refused to promise the range.
     #[error("the range cannot be promised: {0}")]
     Build(zerosweep::BuildError),
@@ -288,6 +295,9 @@ impl GuestMemory {
         }
         if crate::sys::raw::prctl_get(libc::PR_GET_THP_DISABLE).unwrap_or(0) != 0 {
             return Err(AdoptError::HugePagesDisabled);
+        }
+        if let Some(defect) = defects::refused() {
+            return Err(AdoptError::KernelDefect(defect));
         }
         // QEMU offers guest RAM to samepage merging unless told otherwise. Merged pages cannot
         // move; nothing has been merged yet, so the offer is taken back.

@@ -3,6 +3,7 @@
 //! Most read a file of /proc or /sys; two move real huge pages ([`experiment`]). It allocates and
 //! takes some 10 ms and 8 MiB: for `doctor` and for start-up, not for a fault thread.
 
+pub mod defects;
 pub mod experiment;
 mod host;
 

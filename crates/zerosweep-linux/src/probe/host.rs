@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use super::defects::{self, Action, Defect, Presence};
 use super::{Check, KernelVersion};
 use crate::sys::{raw, uffd};
 
@@ -15,6 +16,7 @@ const LOW_MEMORY_KIB: u64 = 512 << 10;
 
 pub(super) fn checks() -> Vec<Check> {
     let mut checks = vec![architecture(), kernel(KernelVersion::running())];
+    checks.push(kernel_defects(&defects::harmful()));
     checks.extend(userfaultfd());
     checks.push(huge_pages(&read(&format!("{THP}/enabled"))));
     checks.push(huge_pages_of_this_process());
@@ -60,6 +62,30 @@ fn kernel(version: Option<KernelVersion>) -> Check {
     }
 }
 
+fn kernel_defects(harmful: &[(&Defect, Presence)]) -> Check {
+    let name = "kernel defects";
+    if harmful.is_empty() {
+        return Check::ok(name, "none known that can do harm here");
+    }
+    let tell = |(defect, has): &(&Defect, Presence)| match has {
+        Presence::Unknown => format!("perhaps {defect}"),
+        _ => defect.to_string(),
+    };
+    let found = harmful.iter().map(tell).collect::<Vec<_>>().join("; ");
+    let newest = harmful.iter().map(|(defect, _)| defect.fixed_in).max();
+    let mend = match newest {
+        Some(version) => format!("boot Linux {version} or a kernel with these fixes"),
+        None => String::new(),
+    };
+    let is_refused = |&(defect, has): &(&Defect, Presence)| {
+        defect.action == Action::Refuse && has == Presence::Present
+    };
+    match harmful.iter().any(is_refused) {
+        true => Check::fail(name, found, mend),
+        false => Check::warn(name, found, mend),
+    }
+}
+
 /// The right to handle the kernel's faults, and the features.
 fn userfaultfd() -> Vec<Check> {
     let right = "userfaultfd in kernel mode";
@@ -73,8 +99,9 @@ fn userfaultfd() -> Vec<Check> {
             let mend = match by_call.is(libc::ENOSYS) {
                 true => "boot a kernel with CONFIG_USERFAULTFD=y",
                 false => {
-                    "run as root, or `setcap cap_sys_ptrace+ep PROGRAM`, or `setfacl -m \
-                     u:$USER:rw /dev/userfaultfd` (libvirt: add \"/dev/userfaultfd\" to \
+                    "run as root, or `setfacl -m u:$USER:rw /dev/userfaultfd`, or start it with \
+                     CAP_SYS_PTRACE as an ambient capability (systemd: \
+                     `AmbientCapabilities=CAP_SYS_PTRACE`) (libvirt: add \"/dev/userfaultfd\" to \
                      cgroup_device_acl in /etc/libvirt/qemu.conf), or `sysctl -w \
                      vm.unprivileged_userfaultfd=1`"
                 }
@@ -154,8 +181,8 @@ fn huge_zero_page(use_zero_page: &str) -> Check {
         other => Check::warn(
             name,
             format!(
-                "not in use (use_zero_page is {other:?}): populating is slower, and reads of memory \
-                 that was never written take frames"
+                "not in use (use_zero_page is {other:?}): populating is slower, and memory that is \
+                 only read takes frames, within the target"
             ),
             format!("`echo 1 > {THP}/use_zero_page`"),
         ),
@@ -219,7 +246,7 @@ fn address_space() -> Check {
         Ok(None) => Check::ok(name, "unlimited"),
         Ok(Some(bytes)) => Check::warn(
             name,
-            format!("limited to {} MiB: the pool needs as much again as the guest", bytes >> 20),
+            format!("limited to {} MiB: the pool needs twice as much as the guest", bytes >> 20),
             "`ulimit -v unlimited`",
         ),
         Err(error) => Check::warn(name, error.to_string(), "`ulimit -v unlimited`"),

@@ -197,6 +197,28 @@ pub fn duplicate_from(fd: BorrowedFd<'_>, lowest: c_int) -> SysResult<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as c_int) })
 }
 
+/// The flags that a descriptor's file is open with (`O_…`).
+///
+/// # Errors
+/// `EBADF`.
+pub fn file_flags(fd: c_int) -> SysResult<c_int> {
+    // SAFETY: takes no pointers; a descriptor that is not open is an error.
+    let answer = unsafe { libc::syscall(libc::SYS_fcntl, fd, libc::F_GETFL) };
+    check("fcntl(F_GETFL)", answer).map(|flags| flags as c_int)
+}
+
+/// The number of the file system that a descriptor's file lies on (`linux/magic.h`).
+///
+/// # Errors
+/// `EBADF`, `EIO`.
+pub fn file_system(fd: c_int) -> SysResult<u64> {
+    // SAFETY: all zeros is a valid value of this structure of numbers.
+    let mut what: libc::statfs64 = unsafe { core::mem::zeroed() };
+    // SAFETY: the structure is ours for writing; a descriptor that is not open is an error.
+    let answer = unsafe { libc::syscall(libc::SYS_fstatfs, fd, &raw mut what) };
+    check("fstatfs", answer).map(|_| what.f_type as u64)
+}
+
 /// Reads at most `buffer.len()` bytes; the answer is how many.
 ///
 /// # Errors
