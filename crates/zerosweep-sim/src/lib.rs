@@ -9,5 +9,7 @@
 mod guest;
 mod machine;
 
-pub use guest::{NewGuestError, Recorder, SoftwareGuest, TouchError, touch, touch_at_rest};
-pub use machine::{Failure, MachineCounters, SoftwareMachine};
+pub use guest::{
+    NewGuestError, Recorder, SoftwareGuest, TouchError, frame_of, touch, touch_at_rest,
+};
+pub use machine::{Failure, Kept, MachineCounters, SoftwareMachine};

@@ -44,6 +44,20 @@ pub enum Failure {
     Pieces,
 }
 
+/// A page whose content must not be lost: where it is if the machine stops now and puts every page
+/// where its entry says (INV-10).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// The page.
+    pub gfn: Gfn,
+    /// The frame that its entry names.
+    pub mfn: Mfn,
+    /// Which word of it is known, and what it is.
+    pub word: usize,
+    /// The word.
+    pub value: u64,
+}
+
 /// Which calls fail.
 #[derive(Clone, Copy, Debug, Default)]
 struct Failures {
@@ -76,6 +90,8 @@ pub struct SoftwareMachine {
     failures: Failures,
     /// Frames that are broken: nobody may use them any more.
     retired: BTreeSet<u64>,
+    /// What is looked at before each call.
+    kept: Vec<Kept>,
     counters: MachineCounters,
 }
 
@@ -97,6 +113,7 @@ impl SoftwareMachine {
             poison: false,
             failures: Failures::default(),
             retired: BTreeSet::new(),
+            kept: Vec::new(),
             counters: MachineCounters::default(),
         }
     }
@@ -157,6 +174,32 @@ impl SoftwareMachine {
     #[must_use]
     pub fn is_retired(&self, mfn: Mfn) -> bool {
         self.retired.contains(&mfn.raw())
+    }
+
+    /// Before each call that maps, unmaps, copies, clears or gives frames away, and when this is
+    /// called again, all of these must be where they were: mapped, or in the frame that is named.
+    ///
+    /// # Panics
+    /// When one of those that were said before is lost.
+    pub fn keep(&mut self, kept: Vec<Kept>) {
+        self.assert_kept();
+        self.kept = kept;
+    }
+
+    /// Looks whether each of `kept` is in its place.
+    ///
+    /// # Panics
+    /// When one is not.
+    pub fn assert_all_kept(&self, kept: impl IntoIterator<Item = Kept>) {
+        for page in kept {
+            let frame = self.translate(page.gfn).map_or(page.mfn, |(mfn, _)| mfn);
+            let word = self.word(frame, page.word);
+            assert_eq!(word, page.value, "INV-10: a lift now would lose {page:?}");
+        }
+    }
+
+    fn assert_kept(&self) {
+        self.assert_all_kept(self.kept.iter().copied());
     }
 
     /// Counts a call that can fail, and says whether it does. `whole`: it maps a superpage.
@@ -272,12 +315,14 @@ impl Machine for SoftwareMachine {
     }
 
     fn free(&mut self, mfn: Mfn, order: Order) {
+        self.assert_kept();
         self.assert_sound(mfn, order);
         self.assert_still(mfn, order.pages());
         assert!(self.pool.free(mfn, order), "INV-1: {mfn:?} was given back twice");
     }
 
     fn map(&mut self, gfn: Gfn, mfn: Mfn, order: Order) -> Result<Mapped, MapError> {
+        self.assert_kept();
         self.assert_sound(mfn, order);
         let failure = self.failure(order == Order::SUPERPAGE);
         if failure == Some(Failure::Refuse) {
@@ -306,6 +351,7 @@ impl Machine for SoftwareMachine {
     }
 
     fn unmap(&mut self, gfn: Gfn, mfn: Mfn, order: Order) -> Unmapped {
+        self.assert_kept();
         let run = mfn.raw()..mfn.raw() + order.pages();
         if self.refuses() || self.busy.range(run.clone()).next().is_some() {
             return Unmapped::Busy;
@@ -348,12 +394,14 @@ impl Machine for SoftwareMachine {
     }
 
     fn zero_check(&mut self, mfn: Mfn, pages: u64) -> Option<u32> {
+        self.assert_kept();
         self.assert_still(mfn, pages);
         self.counters.zero_checks += 1;
         zerosweep_scan::first_nonzero(self.words(mfn, pages)).map(|word| word as u32)
     }
 
     fn park(&mut self, mfn: Mfn) {
+        self.assert_kept();
         self.assert_sound(mfn, Order::SUPERPAGE);
         self.assert_still(mfn, SUPERPAGE_PAGES);
         self.counters.parks += 1;
@@ -365,6 +413,7 @@ impl Machine for SoftwareMachine {
     }
 
     fn copy(&mut self, from: Mfn, to: Mfn) {
+        self.assert_kept();
         self.assert_sound(to, Order::PAGE);
         self.assert_still(from, 1);
         self.counters.copies += 1;
@@ -373,6 +422,7 @@ impl Machine for SoftwareMachine {
     }
 
     fn scrub(&mut self, gfn: Gfn, mfn: Mfn) -> Content {
+        self.assert_kept();
         assert_eq!(self.translate(gfn).map(|(mfn, _)| mfn), Some(mfn), "another frame is there");
         if zerosweep_scan::first_nonzero(self.words(mfn, 1)).is_none() {
             return Content::Zero;
@@ -382,6 +432,7 @@ impl Machine for SoftwareMachine {
     }
 
     fn clear(&mut self, mfn: Mfn, order: Order) {
+        self.assert_kept();
         self.assert_still(mfn, order.pages());
         self.counters.clears += 1;
         self.counters.bytes_cleared += order.bytes();

@@ -140,6 +140,10 @@ impl Guest {
             cpu.remembered[self.number].insert(gfn, mfn);
             if let Some(value) = value {
                 cpu.machine.set_word(mfn, Self::word(gfn), value);
+                match value {
+                    0 => cpu.kept.remove(&gfn),
+                    _ => cpu.kept.insert(gfn, (Self::word(gfn), value)),
+                };
             }
             Some(cpu.machine.word(mfn, Self::word(gfn)))
         })
@@ -160,6 +164,7 @@ impl Guest {
         let whole = order > Order::PAGE && self.owns_superpage(gfn);
         let order = if whole { order } else { Order::PAGE };
         let first = gfn.align_down(order);
+        self.give_up(first, order.pages());
         let given = self.wait(|shared| shared.session().decrease(first, order));
         self.gave_up(first, order.pages(), given == order.pages());
     }
@@ -172,6 +177,7 @@ impl Guest {
             }
             _ => (gfn, 1),
         };
+        self.give_up(first, count);
         self.wait(|shared| shared.session().discard(first, count));
         self.gave_up(first, count, false);
     }
@@ -184,6 +190,12 @@ impl Guest {
                 Err(error) => panic!("{error}"),
             };
         }
+    }
+
+    /// What is in these pages need not be kept from now on.
+    fn give_up(&self, first: Gfn, count: u64) {
+        self.shared
+            .at_once(|cpu| cpu.kept.retain(|&gfn, _| gfn < first || gfn >= first.offset(count)));
     }
 
     fn gave_up(&mut self, first: Gfn, count: u64, all: bool) {

@@ -3,7 +3,7 @@
 //! scheduler may let others go on.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex as Cell;
+use std::sync::{Mutex as Cell, MutexGuard as CellGuard};
 
 use shuttle::sync::{Mutex, MutexGuard};
 use shuttle::thread;
@@ -12,7 +12,7 @@ use zerosweep::{
     Machine, MapError, Mapped, Mfn, Order, OutOfFrames, Policy, Progress, Session, Superpage,
     Unmapped, Upkeep,
 };
-use zerosweep_sim::{Failure, SoftwareGuest, SoftwareMachine};
+use zerosweep_sim::{Failure, Kept, SoftwareGuest, SoftwareMachine};
 
 use crate::program::{Hindrance, Task};
 
@@ -28,7 +28,10 @@ const QUICK_TOGETHER: u64 = 64;
 const AUDIT_EVERY: u64 = 16;
 
 pub(crate) struct Shared {
-    domain: Mutex<Books>,
+    /// Who has the domain's lock; the domain itself is in a cell, so that a look at it between two
+    /// events is none that the scheduler sees.
+    lock: Mutex<()>,
+    books: Cell<Books>,
     cpu: Cpus,
     frames: u64,
     /// Frames may be busy, and calls of the machine fail.
@@ -64,6 +67,8 @@ pub(crate) struct Cpu {
     pub(crate) machine: SoftwareMachine,
     /// For each guest: translations that may be stale until the next flush.
     pub(crate) remembered: [BTreeMap<Gfn, Mfn>; GUESTS],
+    /// Words of pages that nobody is giving back, which a lift must not lose.
+    pub(crate) kept: BTreeMap<Gfn, (usize, u64)>,
 }
 
 impl Shared {
@@ -78,19 +83,24 @@ impl Shared {
             ..Config::new(PAGES, target, Policy::Zerosweep)
         };
         let SoftwareGuest { domain, machine, .. } = SoftwareGuest::on(machine, config).unwrap();
-        let cpu = Cpu { machine, remembered: Default::default() };
+        let cpu = Cpu { machine, remembered: Default::default(), kept: BTreeMap::new() };
         let books = Books { domain, allowed: target, borrowing: 0, unlocks: 0 };
         let cpu = Cpus { point: Mutex::new(()), cell: Cell::new(cpu) };
-        Self { domain: Mutex::new(books), cpu, frames, is_hindered }
+        Self { lock: Mutex::new(()), books: Cell::new(books), cpu, frames, is_hindered }
     }
 
     pub(crate) fn session(&self) -> Session<Threaded<'_>> {
-        Session::new(Threaded { shared: self, guard: None, machine: Locked(&self.cpu) })
+        Session::new(Threaded { shared: self, guard: None, machine: Locked(self) })
     }
 
     /// Something that a guest's processor does.
     pub(crate) fn cpu<R>(&self, work: impl FnOnce(&mut Cpu) -> R) -> R {
         self.cpu.with(work)
+    }
+
+    /// Something that is no event: nobody comes in between.
+    pub(crate) fn at_once<R>(&self, work: impl FnOnce(&mut Cpu) -> R) -> R {
+        work(&mut self.cpu.cell.lock().unwrap())
     }
 
     pub(crate) fn keep(&self, task: Task) {
@@ -165,6 +175,8 @@ impl Shared {
 
     /// Every frame goes back to the host.
     pub(crate) fn end(&self) {
+        // The guests are gone.
+        self.at_once(|cpu| cpu.kept.clear());
         let failed = self.failed();
         crate::seen::add(self.session().host().domain().statistics(), failed);
         while self.session().teardown(1) == Progress::More {}
@@ -188,20 +200,31 @@ impl Books {
 /// One thread's way to domain and machine.
 pub(crate) struct Threaded<'a> {
     shared: &'a Shared,
-    guard: Option<MutexGuard<'a, Books>>,
+    guard: Option<Guard<'a>>,
     machine: Locked<'a>,
+}
+
+/// The domain's lock. The cell goes first.
+struct Guard<'a> {
+    books: CellGuard<'a, Books>,
+    _lock: MutexGuard<'a, ()>,
 }
 
 impl Threaded<'_> {
     fn books(&mut self) -> &mut Books {
-        self.guard.get_or_insert_with(|| self.shared.domain.lock().unwrap())
+        let shared = self.shared;
+        let guard = self.guard.get_or_insert_with(|| {
+            let lock = shared.lock.lock().unwrap();
+            Guard { books: shared.books.lock().unwrap(), _lock: lock }
+        });
+        &mut guard.books
     }
 
     fn unlock(&mut self) {
-        if let Some(mut books) = self.guard.take()
+        if let Some(mut guard) = self.guard.take()
             && !std::thread::panicking()
         {
-            books.check();
+            guard.books.check();
         }
     }
 }
@@ -226,11 +249,37 @@ impl<'a> Host for Threaded<'a> {
 }
 
 /// The machine, a call at a time.
-pub(crate) struct Locked<'a>(&'a Cpus);
+pub(crate) struct Locked<'a>(&'a Shared);
 
 impl Locked<'_> {
     fn with<R>(&self, work: impl FnOnce(&mut SoftwareMachine) -> R) -> R {
-        self.0.with(|cpu| work(&mut cpu.machine))
+        self.0.cpu.with(|cpu| work(&mut cpu.machine))
+    }
+
+    /// As [`Locked::with`], for a call that moves or changes content: after it the cap might be
+    /// lifted.
+    fn change<R>(&self, work: impl FnOnce(&mut SoftwareMachine) -> R) -> R {
+        self.0.cpu.with(|cpu| {
+            let result = work(&mut cpu.machine);
+            // Unless somebody is just changing the table: then that is not between two calls.
+            if let Ok(books) = self.0.books.try_lock() {
+                cpu.machine.assert_all_kept(cpu.kept(&books.domain));
+            }
+            result
+        })
+    }
+}
+
+impl Cpu {
+    /// Where a lift would find what must be kept.
+    fn kept<'a>(&'a self, domain: &'a Domain) -> impl Iterator<Item = Kept> + 'a {
+        self.kept.iter().map(|(&gfn, &(word, value))| {
+            // What is mapped is where it must be, whether the entry says so yet or not.
+            let mapped = self.machine.translate(gfn).map(|(mfn, _)| mfn);
+            let mfn = mapped.or_else(|| zerosweep_sim::frame_of(domain, gfn));
+            let mfn = mfn.unwrap_or_else(|| panic!("INV-10: a lift now would lose {gfn}"));
+            Kept { gfn, mfn, word, value }
+        })
     }
 }
 
@@ -244,19 +293,19 @@ impl Machine for Locked<'_> {
     }
 
     fn free(&mut self, mfn: Mfn, order: Order) {
-        self.with(|m| m.free(mfn, order));
+        self.change(|m| m.free(mfn, order));
     }
 
     fn map(&mut self, gfn: Gfn, mfn: Mfn, order: Order) -> Result<Mapped, MapError> {
-        self.with(|m| m.map(gfn, mfn, order))
+        self.change(|m| m.map(gfn, mfn, order))
     }
 
     fn unmap(&mut self, gfn: Gfn, mfn: Mfn, order: Order) -> Unmapped {
-        self.with(|m| m.unmap(gfn, mfn, order))
+        self.change(|m| m.unmap(gfn, mfn, order))
     }
 
     fn flush(&mut self) {
-        self.0.with(|cpu| {
+        self.0.cpu.with(|cpu| {
             cpu.machine.flush();
             cpu.remembered.iter_mut().for_each(BTreeMap::clear);
         });
@@ -265,9 +314,9 @@ impl Machine for Locked<'_> {
     fn quick_check(&mut self, gfn: Gfn, mfn: Mfn, order: Order) -> Option<u32> {
         // There are hundreds of these in a row: most of them at one moment.
         if gfn.raw().is_multiple_of(QUICK_TOGETHER) {
-            drop(self.0.point.lock().unwrap());
+            drop(self.0.cpu.point.lock().unwrap());
         }
-        self.0.cell.lock().unwrap().machine.quick_check(gfn, mfn, order)
+        self.0.cpu.cell.lock().unwrap().machine.quick_check(gfn, mfn, order)
     }
 
     fn peek(&mut self, gfn: Gfn, mfn: Mfn, word: u32) -> u64 {
@@ -279,14 +328,14 @@ impl Machine for Locked<'_> {
     }
 
     fn clear(&mut self, mfn: Mfn, order: Order) {
-        self.with(|m| m.clear(mfn, order));
+        self.change(|m| m.clear(mfn, order));
     }
 
     fn copy(&mut self, from: Mfn, to: Mfn) {
-        self.with(|m| m.copy(from, to));
+        self.change(|m| m.copy(from, to));
     }
 
     fn scrub(&mut self, gfn: Gfn, mfn: Mfn) -> Content {
-        self.with(|m| m.scrub(gfn, mfn))
+        self.change(|m| m.scrub(gfn, mfn))
     }
 }

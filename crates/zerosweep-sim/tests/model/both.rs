@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use zerosweep::{
-    BuildError, Config, Consolidation, Entry, Fault, FaultError, Gfn, Hold, InvalidTouch, Mfn,
-    Order, Progress, Quantities, TargetError,
+    BuildError, Config, Consolidation, Domain, Entry, Fault, FaultError, Gfn, Hold, Host,
+    InvalidTouch, Mfn, Order, Progress, Quantities, Session, TargetError,
 };
-use zerosweep_sim::{Failure, SoftwareGuest, SoftwareMachine, TouchError};
+use zerosweep_sim::{Failure, Kept, SoftwareGuest, SoftwareMachine, TouchError};
 
 use crate::steps::{Case, Step};
 
@@ -33,8 +33,45 @@ struct Before {
     failed: u64,
 }
 
+/// Who watches, at each call of the machine, that a lift just then would lose nothing.
+struct Watched<'a> {
+    guest: &'a mut SoftwareGuest,
+    /// Pages that are not zero and that this step may not change, and what is in them.
+    known: &'a BTreeMap<usize, u64>,
+}
+
+impl Host for Watched<'_> {
+    type Machine = SoftwareMachine;
+
+    fn domain(&mut self) -> &mut Domain {
+        &mut self.guest.domain
+    }
+
+    fn machine<R>(&mut self, work: impl FnOnce(&mut SoftwareMachine) -> R) -> R {
+        self.guest.machine.keep(self.kept());
+        let result = work(&mut self.guest.machine);
+        self.guest.machine.keep(Vec::new());
+        result
+    }
+}
+
+impl Watched<'_> {
+    fn kept(&self) -> Vec<Kept> {
+        let kept = self.known.iter().map(|(&page, &value)| {
+            let gfn = Gfn::new(page as u64);
+            let mfn = zerosweep_sim::frame_of(&self.guest.domain, gfn);
+            let mfn = mfn.unwrap_or_else(|| panic!("INV-10: a lift now would lose {gfn}"));
+            Kept { gfn, mfn, word: offset(page) / 8, value }
+        });
+        kept.collect()
+    }
+}
+
 pub(crate) struct Both {
     pub(crate) guest: SoftwareGuest,
+    /// What is in pages that the step under way may not change, if that is watched.
+    known: BTreeMap<usize, u64>,
+    watches: bool,
     model: Vec<Page>,
     /// Pages that are pinned, and their frames.
     pinned: BTreeMap<usize, Mfn>,
@@ -51,6 +88,8 @@ impl Both {
         let machine = SoftwareMachine::new(frames).with_poison();
         Self {
             guest: SoftwareGuest::on(machine, config).unwrap(),
+            known: BTreeMap::new(),
+            watches: false,
             model: vec![Page::In(0); config.max_pages as usize],
             pinned: BTreeMap::new(),
             frames,
@@ -60,10 +99,48 @@ impl Both {
         }
     }
 
+    /// From now on each call of the machine is one at which the cap might be lifted.
+    pub(crate) fn watch(mut self) -> Self {
+        self.watches = true;
+        self
+    }
+
+    fn session(&mut self) -> Session<Watched<'_>> {
+        Session::new(Watched { guest: &mut self.guest, known: &self.known })
+    }
+
+    /// What the step may not change: all but the pages that it names.
+    fn note_known(&mut self, step: &Step) {
+        self.known.clear();
+        if !self.watches {
+            return;
+        }
+        let named = match *step {
+            Step::Decrease(page, order)
+            | Step::Promise(page, order)
+            | Step::Physmap(page, order)
+            | Step::Special(page, order) => page..page.saturating_add(1 << order),
+            Step::Discard(page, count) | Step::Retake(page, count) => {
+                page..page.saturating_add(count)
+            }
+            _ => 0..0,
+        };
+        let pages = self.model.iter().enumerate();
+        self.known.extend(pages.filter_map(|(page, state)| match *state {
+            Page::In(value) if value != 0 && !named.contains(&(page as u64)) => Some((page, value)),
+            _ => None,
+        }));
+    }
+
     /// Does all steps of a case, one after the other, checking all there is after each, and takes
     /// the domain down. Returns how many steps that were.
     pub(crate) fn run(case: &Case) -> u64 {
-        let mut both = Self::new(case.config);
+        Self::new(case.config).run_steps(case)
+    }
+
+    /// As [`Both::run`], with this one.
+    pub(crate) fn run_steps(self, case: &Case) -> u64 {
+        let mut both = self;
         for step in &case.steps {
             both.step(step);
         }
@@ -79,6 +156,7 @@ impl Both {
             borrowed: self.guest.domain.statistics().borrowed,
             failed: machine.failed_calls(),
         };
+        self.note_known(step);
         self.perform(step, &before);
         if self.failed(&before) && self.in_pieces {
             // In 512 pieces a superpage cannot keep pages that are out.
@@ -142,7 +220,7 @@ impl Both {
             Step::Offline(mfn) => {
                 let mfn = Mfn::new(mfn % self.frames);
                 let was = self.guest.machine.is_retired(mfn);
-                let outcome = self.guest.session().offline(mfn).unwrap();
+                let outcome = self.session().offline(mfn).unwrap();
                 let is = self.guest.machine.is_retired(mfn);
                 assert_eq!(is, was || outcome != zerosweep::Offline::NotCached);
             }
@@ -150,38 +228,39 @@ impl Both {
                 let gfn = Gfn::new(page % pages);
                 let mapped = self.guest.machine.translate(gfn).is_some();
                 let mut runs = false;
-                let settled = self.guest.session().settle(gfn, |_| runs = true);
+                let settled = self.session().settle(gfn, |_| runs = true);
                 assert_eq!(settled, runs);
                 assert!(mapped || !settled);
             }
             Step::Target(target) => {
-                let outcome = self.guest.session().set_target(target);
+                let outcome = self.session().set_target(target);
                 self.check_target(target, outcome, before);
             }
             Step::TargetInSteps(target, steps) => {
-                let outcome = self.guest.session().begin_target(target);
+                let outcome = self.session().begin_target(target);
                 self.check_target(target, outcome, before);
-                let filled = self.guest.session().fill(steps);
+                let filled = self.session().fill(steps);
                 assert!(filled.is_ok() || self.failed(before), "{filled:?}");
             }
             Step::Sweep(count) => {
-                let mut session = self.guest.domain.with(&mut self.guest.machine);
-                if session.sweep_full(&mut self.swept, count) == Progress::Done {
-                    self.swept = 0;
-                }
+                let mut swept = self.swept;
+                let done = self.session().sweep_full(&mut swept, count) == Progress::Done;
+                self.swept = if done { 0 } else { swept };
             }
             Step::Consolidate(count) => {
-                let mut session = self.guest.domain.with(&mut self.guest.machine);
+                let mut work = std::mem::take(&mut self.consolidation);
+                let mut session = self.session();
                 loop {
-                    match session.consolidate(&mut self.consolidation, count).unwrap() {
-                        Progress::Done => self.consolidation = Consolidation::default(),
+                    match session.consolidate(&mut work, count).unwrap() {
+                        Progress::Done => work = Consolidation::default(),
                         Progress::More if count == u64::MAX => continue,
                         Progress::More => {}
                     }
                     break;
                 }
+                self.consolidation = work;
             }
-            Step::Upkeep(idle) => while self.guest.session().upkeep(1, idle) == Progress::More {},
+            Step::Upkeep(idle) => while self.session().upkeep(1, idle) == Progress::More {},
             Step::Fail(after, count, how) => {
                 self.in_pieces = how == Failure::Pieces;
                 self.guest.machine.fail(after, count, how);
@@ -194,10 +273,15 @@ impl Both {
         if self.in_pieces && self.failed(before) {
             self.follow(at..at + 1);
         }
-        let outcome = match write {
-            Some(value) => self.guest.write(gfn, offset(at), value).map(|()| value),
-            None => self.guest.read(gfn, offset(at)),
-        };
+        let mut host = Watched { guest: &mut self.guest, known: &self.known };
+        let outcome = zerosweep_sim::touch(&mut host, gfn).map(|mfn| {
+            if let Some(value) = write {
+                self.guest.machine.set_word(mfn, offset(at) / 8, value);
+                // What is written now is looked at from the next step on.
+                self.known.remove(&at);
+            }
+            self.guest.machine.word(mfn, offset(at) / 8)
+        });
         match (self.model[at], outcome) {
             // With no frame to be had nothing changes.
             (_, Err(TouchError::Exhausted)) => {}
@@ -226,7 +310,7 @@ impl Both {
             return;
         }
         let outcome = loop {
-            let outcome = self.guest.session().fault_borrowing(gfn);
+            let outcome = self.session().fault_borrowing(gfn);
             if outcome != Ok(Fault::Again) {
                 break outcome;
             }
@@ -250,7 +334,7 @@ impl Both {
                 self.model[index] = Page::Out;
             }
         }
-        let given = self.guest.session().decrease(Gfn::new(page), order);
+        let given = self.session().decrease(Gfn::new(page), order);
         let Some(range) = self.range(page, order.pages()) else {
             assert!(given.is_err());
             return;
@@ -280,7 +364,7 @@ impl Both {
         let range = self.range(page, order.pages());
         let unseen: Vec<bool> =
             range.into_iter().flatten().map(|index| self.is_unseen(index)).collect();
-        let mut session = self.guest.session();
+        let mut session = self.session();
         let outcome = match physmap {
             true => session.populate_physmap(Gfn::new(page), order),
             false => session.populate_on_demand(Gfn::new(page), order),
@@ -329,14 +413,14 @@ impl Both {
 
     fn special(&mut self, page: u64, order: u8) {
         let order = Order::new(order).unwrap();
-        let outcome = self.guest.session().set_special(Gfn::new(page), order);
+        let outcome = self.session().set_special(Gfn::new(page), order);
         if let (Ok(()), Some(range)) = (outcome, self.range(page, order.pages())) {
             self.model[range].fill(Page::Special);
         }
     }
 
     fn discard(&mut self, page: u64, count: u64) {
-        let outcome = self.guest.session().discard(Gfn::new(page), count);
+        let outcome = self.session().discard(Gfn::new(page), count);
         let Some(range) = self.range(page, count) else {
             assert!(outcome.is_err());
             return;
@@ -354,7 +438,7 @@ impl Both {
     }
 
     fn retake(&mut self, page: u64, count: u64) {
-        let taken = self.guest.session().retake(Gfn::new(page), count);
+        let taken = self.session().retake(Gfn::new(page), count);
         let mut fresh = 0;
         for index in page as usize..(page + count).min(self.pages()) as usize {
             if self.entry(index) != Entry::Invalid && self.model[index] == Page::Out {
@@ -369,10 +453,10 @@ impl Both {
         let (gfn, index) = (Gfn::new(page), page as usize);
         let hold = if pin { Hold::Pinned } else { Hold::Free };
         if self.range(page, 1).is_none() {
-            assert_eq!(self.guest.session().pin(gfn, hold), Err(BuildError::OutOfRange));
+            assert_eq!(self.session().pin(gfn, hold), Err(BuildError::OutOfRange));
             return;
         }
-        if self.guest.session().pin(gfn, hold).is_err() {
+        if self.session().pin(gfn, hold).is_err() {
             return;
         }
         let Entry::Ram { mfn, .. } = self.entry(index) else { panic!("pinned, but not ram") };
@@ -440,10 +524,11 @@ impl Both {
 
     /// R18: every frame comes back, but those that are broken.
     pub(crate) fn tear_down(mut self) {
+        self.known.clear();
         let frames = (0..self.frames).map(Mfn::new);
         frames.clone().for_each(|mfn| self.guest.machine.set_busy(mfn, false));
         let mut calls = 0;
-        while self.guest.session().teardown(1) == Progress::More {
+        while self.session().teardown(1) == Progress::More {
             calls += 1;
             assert!(calls < 100_000, "it comes to no end");
         }

@@ -75,7 +75,7 @@ fn configs() -> Vec<Config> {
 }
 
 fn prepared(config: Config, steps: &[Step]) -> Both {
-    let mut both = Both::new(config);
+    let mut both = Both::new(config).watch();
     for step in steps {
         both.step(step);
     }
