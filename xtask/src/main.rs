@@ -2,6 +2,7 @@
 //! `cargo xtask ci`.
 //!
 //! - [`setup`] installs QEMU, fetches a guest kernel and builds the guest image;
+//! - [`need`] knows what tests need, and installs it;
 //! - [`tests`] runs every test that this machine allows, and says which it left out and why;
 //! - [`mod@bench`] measures, and writes a record of it;
 //! - [`dist`] builds what is installed, and a Debian package;
@@ -19,6 +20,7 @@ mod cargo;
 mod ci;
 mod dist;
 mod machine;
+mod need;
 mod setup;
 mod tests;
 

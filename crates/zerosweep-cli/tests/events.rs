@@ -121,7 +121,7 @@ fn xenalyze(arguments: &[&str], file: &Path) -> String {
 /// Xen's own reader finds every event, under the domain that it is of. Before Xen 4.18 it shows
 /// every order as 0: the layout was another one.
 #[test]
-#[ignore = "needs xenalyze of Xen"]
+#[ignore = "needs xenalyze"]
 fn xenalyze_reads_what_is_written() {
     let place = Place::new();
     let directory = place.path().join("traces");
@@ -161,7 +161,7 @@ fn xenalyze_reads_what_is_written() {
 
 /// After a hole it still knows whose the events are.
 #[test]
-#[ignore = "needs xenalyze of Xen"]
+#[ignore = "needs xenalyze"]
 fn xenalyze_goes_on_after_lost_records() {
     use zerosweep::{Gfn, Mfn, Order};
     use zerosweep_events::{Note, What, Writer};

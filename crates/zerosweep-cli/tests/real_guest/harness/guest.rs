@@ -19,8 +19,8 @@ use super::control::{Agent, Qmp};
 use super::{ENDING, PATIENCE, wait_until};
 
 const VMM: &str = "qemu-system-x86_64";
-/// Lines of the console that a failed test shows.
-const TAIL: usize = 30;
+/// Where what guests of failed tests said is kept.
+const KEPT: &str = env!("CARGO_TARGET_TMPDIR");
 
 /// The kernel and the initramfs.
 fn image() -> &'static GuestImage {
@@ -213,15 +213,27 @@ impl Guest {
         }
     }
 
-    /// Fails the test, with what guest and program said.
+    /// Fails the test. What guest and program said is shown when the guest is dropped.
     #[track_caller]
     pub(crate) fn fail(&self, why: &str) -> ! {
         let status = self.try_status().map_or_else(|e| e.to_string(), |s| format!("{s:#?}"));
-        panic!(
-            "{why}\nconsole:\n{}standard error:\n{}status: {status}",
-            self.console.tail(TAIL),
-            self.errors.tail(TAIL)
+        panic!("{why}\nstatus: {status}");
+    }
+
+    /// Writes all that guest and program said to a file, and shows it: the reason of a failure is
+    /// often long before its end.
+    fn keep_what_was_said(&self) {
+        let said = format!(
+            "console:\n{}standard error:\n{}",
+            timed(&self.console, self.started),
+            timed(&self.errors, self.started)
         );
+        let test = std::thread::current().name().unwrap_or("test").replace("::", "-");
+        let file = Path::new(KEPT).join(format!("{test}-{}.console", self.child.id()));
+        match fs::write(&file, &said) {
+            Ok(()) => println!("{said}kept in {}", file.display()),
+            Err(error) => println!("{said}not kept in {}: {error}", file.display()),
+        }
     }
 
     fn try_status(&self) -> std::io::Result<Status> {
@@ -290,6 +302,13 @@ impl Guest {
     }
 }
 
+/// Every line, with the seconds from the start to it.
+fn timed(console: &Console, started: Instant) -> String {
+    let second = |line: &Line| line.at.saturating_duration_since(started).as_secs_f64();
+    let lines = console.lines(0);
+    lines.iter().map(|line| format!("{:9.3} {}\n", second(line), line.text)).collect()
+}
+
 /// The processes of a group that run.
 pub(crate) fn processes_of(group: u32) -> Vec<u32> {
     let group = group.to_string();
@@ -309,6 +328,9 @@ pub(crate) fn processes_of(group: u32) -> Vec<u32> {
 
 impl Drop for Guest {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.keep_what_was_said();
+        }
         // Once the child was waited for, its number could be another's: look who is left.
         if self.ended.is_none() || !self.processes().is_empty() {
             let _ = rustix::process::kill_process_group(self.group(), Signal::KILL);
