@@ -8,16 +8,17 @@ mod program;
 mod reasons;
 mod summary;
 
-use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
+use std::sync::Mutex;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 
-use self::program::{Program, build};
+use self::program::{Program, Ran, build};
 use self::reasons::Reasons;
 use self::summary::Summary;
-use crate::cargo::{CHECKED, Outcome, RELEASE, cargo, start, workspace};
+use crate::cargo::{CHECKED, Outcome, RELEASE, cargo, start, target, workspace};
 use crate::need::{self, Missing, Need, Needs};
 
 /// Whether tests on real guests are wanted.
@@ -29,50 +30,66 @@ pub(crate) enum RealGuests {
     LeftOut,
 }
 
-/// Tests of a program, by what they need.
-type Tests = BTreeMap<Needs, Vec<String>>;
-
 /// The program whose tests start what users have: the release build.
 const REAL_GUEST: &str = "real_guest";
-/// What they start.
-const STARTED: [&str; 6] = ["build", RELEASE, "-p", "zerosweep-cli", "-p", "zerosweep-agent"];
-/// The module of its tests that compare times.
+/// The variable that tells them where it is.
+const PROGRAM: &str = "ZEROSWEEP_PROGRAM";
+const BUILD: [&str; 6] = ["build", RELEASE, "-p", "zerosweep-cli", "-p", "zerosweep-agent"];
+/// The module of them that compares times.
 const TIMED: &str = "boot_time::";
+/// So many test programs run at once: while one waits, or has one long test left, another goes on.
+const PROGRAMS: usize = 2;
+/// So many real guests run at once: each has one busy CPU while it boots, and waits often.
+const GUESTS: usize = 3;
+
+/// Tests of one program that need the same, or all those that need nothing.
+struct Job<'a> {
+    program: &'a Program,
+    needs: Needs,
+    tests: Vec<String>,
+}
 
 /// Runs the tests; whether none failed, and nothing was left out that could have been installed.
 pub(crate) fn run(real_guests: RealGuests) -> Result<bool> {
     let began = Instant::now();
     let mut summary = Summary::default();
     let wanted = wanted()?;
-    let (missing, checked) = std::thread::scope(|scope| {
+    let (missing, programs) = std::thread::scope(|scope| {
         let installing = scope.spawn(|| match real_guests {
             RealGuests::Run => need::obtain(&wanted),
             RealGuests::LeftOut => left_out(&wanted),
         });
         let all = [&CHECKED[..], &["--workspace"]].concat();
-        let checked = summary.building("build of the tests", || build(&all));
-        (installing.join().expect("installing does not panic"), checked)
+        let programs = summary.building("build of the tests", || build(&all));
+        (installing.join().expect("installing does not panic"), programs)
     });
-    let Some(checked) = checked? else { return Ok(false) };
-    let checked: Vec<_> = checked.into_iter().filter(|program| !program.is(REAL_GUEST)).collect();
-    for program in &checked {
-        if program.ordinary()? > 0 {
-            let ran = program.run(&[])?;
-            summary.ran(&Needs::new(), &ran, |failed| program.command(&CHECKED, failed));
-        }
-    }
+    let Some(programs) = programs? else { return Ok(false) };
+    let (guests, others): (Vec<_>, Vec<_>) = jobs(&programs, &missing, &mut summary)?
+        .into_iter()
+        .partition(|job| job.program.is(REAL_GUEST));
+    let (timed, guests): (Vec<_>, Vec<_>) = guests
+        .into_iter()
+        .flat_map(Job::one_by_one)
+        .partition(|job| job.tests[0].starts_with(TIMED));
+    // Much of the tests' time is spent waiting: the build for real guests goes on meanwhile.
+    let is_needed = !(timed.is_empty() && guests.is_empty());
+    let release = is_needed.then(|| start(&BUILD)).transpose()?;
+    side_by_side(PROGRAMS, others, &mut summary, &[])?;
     let documentation = [&["test"], &CHECKED[..], &["--workspace", "--doc"]].concat();
     summary.documentation(|| cargo(&documentation, &[]))?;
-    // Most of the others wait for something: the build for real guests goes on meanwhile.
-    let guests = !missing.iter().any(|missing| missing.need == Need::GuestImage);
-    let release = guests.then(|| start(&[&STARTED[..], &["--bins"]].concat())).transpose()?;
-    for program in &checked {
-        for (needs, tests) in program.needing()? {
-            some(&mut summary, &missing, (program, &CHECKED), &needs, &tests, &[])?;
+    if let Some(mut build) = release {
+        build.wait()?;
+        let built = summary.building("what was left of the release build", || {
+            Ok((cargo(&BUILD, &[])? == Outcome::Passed).then_some(()))
+        })?;
+        if built.is_some() {
+            let program = target().join("release/zerosweep");
+            let variables = [(PROGRAM, program.as_path())];
+            // Those that compare times have the machine to themselves.
+            side_by_side(1, timed, &mut summary, &variables)?;
+            side_by_side(GUESTS, guests, &mut summary, &variables)?;
         }
     }
-    release.map(|mut build| build.wait()).transpose()?;
-    on_real_guests(&mut summary, &missing)?;
     println!("{}", summary.shown(began.elapsed(), &missing));
     let failed_to_install =
         real_guests == RealGuests::Run && missing.iter().any(Missing::is_installable);
@@ -97,57 +114,59 @@ fn left_out(wanted: &Needs) -> Vec<Missing> {
     missing
 }
 
-/// Runs tests of a program that need the same, or writes down why not.
-fn some(
-    summary: &mut Summary,
+/// What can be run; what cannot is left out in the summary.
+fn jobs<'a>(
+    programs: &'a [Program],
     missing: &[Missing],
-    (program, profile): (&Program, &[&str]),
-    needs: &Needs,
-    tests: &[String],
-    arguments: &[&str],
-) -> Result<()> {
-    if missing.iter().any(|missing| needs.contains(&missing.need)) {
-        summary.left_out(needs, tests.len());
-        return Ok(());
-    }
-    let names = tests.iter().map(String::as_str);
-    let all = ["--include-ignored", "--exact"].into_iter().chain(names);
-    let all: Vec<_> = all.chain(arguments.iter().copied()).collect();
-    summary.ran(needs, &program.run(&all)?, |failed| program.command(profile, failed));
-    Ok(())
-}
-
-fn on_real_guests(summary: &mut Summary, missing: &[Missing]) -> Result<()> {
-    if missing.iter().any(|missing| missing.need == Need::GuestImage) {
-        let tests = workspace().join("crates/zerosweep-cli/tests").join(REAL_GUEST);
-        let left_out = Reasons::below(&tests)?;
-        left_out.needs().for_each(|needs| summary.left_out(needs, 1));
-        return Ok(());
-    }
-    let profile = [RELEASE];
-    let arguments = [RELEASE, "-p", "zerosweep-cli", "-p", "zerosweep-agent", "--test", REAL_GUEST];
-    let programs = summary.building("release build for real guests", || {
-        // The tests start the program, which preloads the agent: both have to be there.
-        if cargo(&STARTED, &[])? == Outcome::Failed {
-            return Ok(None);
+    summary: &mut Summary,
+) -> Result<Vec<Job<'a>>> {
+    let mut jobs = Vec::new();
+    for program in programs {
+        if program.ordinary()? > 0 {
+            jobs.push(Job { program, needs: Needs::new(), tests: Vec::new() });
         }
-        build(&arguments)
-    })?;
-    for program in programs.iter().flatten() {
-        let (mut timed, mut others) = (Tests::new(), Tests::new());
         for (needs, tests) in program.needing()? {
-            let (alone, beside) =
-                tests.into_iter().partition(|name: &String| name.starts_with(TIMED));
-            timed.insert(needs.clone(), alone);
-            others.insert(needs, beside);
-        }
-        // Those that compare times have the machine to themselves.
-        for (tests, threads) in [(timed, "1"), (others, "2")] {
-            let arguments = ["--nocapture", "--test-threads", threads];
-            for (needs, tests) in tests.iter().filter(|(_, tests)| !tests.is_empty()) {
-                some(summary, missing, (program, &profile), needs, tests, &arguments)?;
+            if missing.iter().any(|missing| needs.contains(&missing.need)) {
+                summary.left_out(&needs, tests.len());
+            } else {
+                jobs.push(Job { program, needs, tests });
             }
         }
     }
-    Ok(())
+    Ok(jobs)
+}
+
+/// Runs jobs, so many at once.
+fn side_by_side(
+    lanes: usize,
+    jobs: Vec<Job<'_>>,
+    summary: &mut Summary,
+    variables: &[(&str, &Path)],
+) -> Result<()> {
+    let (jobs, summary) = (Mutex::new(jobs.into_iter()), Mutex::new(summary));
+    let lane = || -> Result<()> {
+        loop {
+            let next = jobs.lock().expect("a lane does not panic").next();
+            let Some(job) = next else { return Ok(()) };
+            let ran = job.run(variables)?;
+            let mut summary = summary.lock().expect("a lane does not panic");
+            summary.ran(&job.needs, &ran, |failed| job.program.command(&CHECKED, failed));
+        }
+    };
+    std::thread::scope(|scope| {
+        let lanes: Vec<_> = (0..lanes).map(|_| scope.spawn(lane)).collect();
+        lanes.into_iter().try_for_each(|lane| lane.join().expect("a lane does not panic"))
+    })
+}
+
+impl Job<'_> {
+    /// A job for each of its tests.
+    fn one_by_one(self) -> impl Iterator<Item = Self> {
+        let Self { program, needs, tests } = self;
+        tests.into_iter().map(move |test| Self { program, needs: needs.clone(), tests: vec![test] })
+    }
+
+    fn run(&self, variables: &[(&str, &Path)]) -> Result<Ran> {
+        self.program.run(&self.tests, variables)
+    }
 }

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -129,21 +130,33 @@ impl Program {
         command
     }
 
-    /// Runs it, and shows what it said when it is done.
-    pub(crate) fn run(&self, arguments: &[&str]) -> Result<Ran> {
+    /// Runs the tests of these names, or if there are none all that are not ignored, and shows what it
+    /// said when it is done.
+    pub(crate) fn run(&self, tests: &[String], variables: &[(&str, &Path)]) -> Result<Ran> {
         let log = cargo::target().join("tests");
         fs::create_dir_all(&log).with_context(|| format!("creating {}", log.display()))?;
-        let file = self.path.file_name().unwrap_or_default();
-        let log = log.join(file).with_extension(format!("{}.log", std::process::id()));
+        // It may run several times at once, for tests with different needs.
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let log = log.join(format!("{}-{number}.log", std::process::id()));
         let out = File::create(&log).with_context(|| format!("creating {}", log.display()))?;
         let began = Instant::now();
-        let status = self.start().args(arguments).stdout(out.try_clone()?).stderr(out).status();
+        let mut command = self.start();
+        command.envs(variables.iter().copied());
+        if !tests.is_empty() {
+            command.args(["--include-ignored", "--exact", "--show-output"]).args(tests);
+        }
+        let status = command.stdout(out.try_clone()?).stderr(out).status();
         let status = status.with_context(|| format!("starting {}", self.path.display()))?;
         let time = began.elapsed();
         let said = fs::read(&log).with_context(|| format!("reading {}", log.display()))?;
         fs::remove_file(&log)?;
         let said = String::from_utf8_lossy(&said);
-        println!("\n=== {} ({:.1} s)\n{}", self.name(), time.as_secs_f64(), said.trim_end());
+        let name = match tests {
+            [test] => format!("{} {test}", self.name()),
+            _ => self.name(),
+        };
+        println!("\n=== {name} ({:.1} s)\n{}", time.as_secs_f64(), said.trim_end());
         let (passed, failed) = counts(&said);
         // One that ends in the middle has no result to be counted.
         let failed = if status.success() { failed } else { failed.max(1) };

@@ -35,16 +35,6 @@ impl Reasons {
         Ok(reasons)
     }
 
-    /// Reads the sources below one directory.
-    ///
-    /// # Errors
-    /// As [`Reasons::of_package`].
-    pub(crate) fn below(directory: &Path) -> Result<Self> {
-        let mut reasons = Self::default();
-        reasons.add_all(directory)?;
-        Ok(reasons)
-    }
-
     /// Why the test of that name, with the names of its modules before it, is ignored.
     ///
     /// # Errors

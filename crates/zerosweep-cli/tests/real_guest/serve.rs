@@ -1,6 +1,6 @@
 //! `zerosweep serve` with a real guest: its target is changed by clicks in the page, and it follows.
 
-use super::browser::{self, Browser, Scheme};
+use super::browser::{Browser, Scheme};
 use super::harness::{Guest, MEBIBYTE, PATIENCE, Place, Spec, stderr, wait_until};
 use super::http::Serve;
 

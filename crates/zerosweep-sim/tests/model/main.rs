@@ -2,7 +2,7 @@
 //! answers, the same bytes, and books that add up after every step; the machine refuses calls now
 //! and then, and frames are busy, pinned or broken.
 //!
-//! Two million steps, half of them under our own policy, or as many as `ZEROSWEEP_STEPS` says. The
+//! A million steps, half of them under our own policy, or as many as `ZEROSWEEP_STEPS` says. The
 //! seed is fixed, or `ZEROSWEEP_SEED`; what fails is made as small as it gets and printed.
 //!
 //! The fuzz target `engine` (`fuzz/`) has the same model, and steps out of bytes; what it found
@@ -27,7 +27,7 @@ use zerosweep::{Gate, Policy};
 
 use crate::both::Both;
 
-const STEPS: u64 = 2_000_000;
+const STEPS: u64 = 1_000_000;
 const SEED: u64 = 20_110_309;
 
 fn number(variable: &str, default: u64) -> u64 {

@@ -28,6 +28,13 @@ fn image() -> &'static GuestImage {
     IMAGE.get_or_init(|| GuestImage::find().unwrap_or_else(|error| panic!("{error:#}")))
 }
 
+/// The program under test: the one of the same build as this test, or the one that is named, such as
+/// that of the release build.
+fn program() -> PathBuf {
+    std::env::var_os("ZEROSWEEP_PROGRAM")
+        .map_or_else(|| env!("CARGO_BIN_EXE_zerosweep").into(), PathBuf::from)
+}
+
 /// A runtime directory of its own.
 pub(crate) struct Place {
     directory: TempDir,
@@ -55,7 +62,7 @@ impl Place {
 
     /// The program, in this place.
     pub(crate) fn command(&self, arguments: impl IntoIterator<Item: AsRef<OsStr>>) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_zerosweep"));
+        let mut command = Command::new(program());
         command
             .args(arguments)
             .env("XDG_RUNTIME_DIR", self.path())

@@ -1,17 +1,13 @@
 //! `zerosweep run` with fake VMMs: exit status, signals, supervision, nothing left behind.
 
-#![expect(clippy::unwrap_used, reason = "test code; clippy does not see that in helpers")]
-
-mod support;
-
 use std::io::Read as _;
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::support::{self, FakeAgent, FakeQmp, Place, status, stderr, stdout, wait_until};
 use rustix::process::{Pid, Signal};
-use support::{FakeAgent, FakeQmp, Place, status, stderr, stdout, wait_until};
 use zerosweep_wire::{AgentConfig, Operation, State};
 
 const GIB: u64 = 1 << 30;

@@ -6,10 +6,8 @@
 //! what docs/libvirt.md says. The guest is that of the real-guest tests.
 //!
 //! ```text
-//! cargo test --profile checked -p zerosweep-cli --test libvirt -- --ignored --nocapture
+//! cargo test --profile checked -p zerosweep-cli --test cli libvirt -- --ignored --nocapture
 //! ```
-
-#![expect(clippy::unwrap_used, reason = "test code; clippy does not see that in helpers")]
 
 use std::fs;
 use std::path::{Path, PathBuf};

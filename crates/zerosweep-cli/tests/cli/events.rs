@@ -1,15 +1,11 @@
 //! `experiment --events`: traces of runs, read by our own reader and by Xen's `xenalyze`.
 
-#![expect(clippy::unwrap_used, reason = "test code; clippy does not see that in helpers")]
-
-mod support;
-
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use crate::support::{Place, stderr, stdout};
 use serde_json::Value;
-use support::{Place, stderr, stdout};
 
 fn json(place: &Place, arguments: &[&str]) -> Value {
     let output = place.output(arguments);
