@@ -107,10 +107,12 @@ struct Root {
 
 impl Root {
     fn new(path: PathBuf, keep: bool) -> Result<Self> {
-        let path = std::path::absolute(&path)?;
         if path.exists() {
             bail!("{0} exists; `rm -r {0}` if it is left from an earlier run", path.display());
         }
+        fs::create_dir_all(&path).with_context(|| format!("creating {}", path.display()))?;
+        // As it stands in the list of mounts.
+        let path = path.canonicalize()?;
         Ok(Self { path, keep, mirrors: Mirrors::of_host()?, toolchain: toolchain()? })
     }
 
@@ -120,12 +122,10 @@ impl Root {
         if machine::program("mmdebstrap").is_none() {
             apt::install(&["mmdebstrap"])?;
         }
-        fs::create_dir_all(&self.path)
-            .with_context(|| format!("creating {}", self.path.display()))?;
         let sources = tempfile::Builder::new().suffix(".sources").tempfile()?;
         fs::write(sources.path(), &self.mirrors.sources)?;
-        let mut command = Command::new("mmdebstrap");
-        command.args(["--mode=root", "--variant=minbase", "--quiet"]);
+        let mut command = in_namespaces();
+        command.args(["mmdebstrap", "--mode=root", "--variant=minbase", "--quiet"]);
         command.arg(format!("--include={PACKAGES}"));
         command.args(self.mirrors.apt.iter().map(|option| format!("--aptopt={option}")));
         command.arg(&self.mirrors.suite).arg(&self.path).arg(sources.path());
@@ -158,8 +158,7 @@ impl Root {
     fn enter(&self, what: &'static str, interrupted: &AtomicBool) -> Result<Step> {
         println!("\n=== in {}: {what}", self.path.display());
         let began = Instant::now();
-        let child = Command::new("unshare")
-            .args(["--mount", "--propagation", "private", "--pid", "--fork", "--kill-child"])
+        let child = in_namespaces()
             .args(["sh", "-c", ENTER, "sh"])
             .args([&self.path, &self.toolchain])
             .arg(what)
@@ -194,6 +193,14 @@ fn remove(root: &Path) -> Result<()> {
         bail!("something is mounted there: {mount}");
     }
     if root.exists() { fs::remove_dir_all(root).context("removing it") } else { Ok(()) }
+}
+
+/// Runs the command that follows in a mount and a process namespace of its own, which end with it.
+fn in_namespaces() -> Command {
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "--pid", "--fork", "--kill-child"]);
+    command.arg("--mount-proc");
+    command
 }
 
 /// Waits until a process has ended; if this one is interrupted, until the other has noticed, and no

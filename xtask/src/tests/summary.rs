@@ -103,7 +103,7 @@ impl Summary {
                 }
             }
         }
-        line("in all", "", total, "");
+        line("in all", "", total, "by the clock: some ran beside others");
         let is_needed = |missing: &&Missing| {
             let groups = self.groups.iter().filter(|(_, group)| group.left_out > 0);
             groups.into_iter().any(|(needs, _)| needs.contains(&missing.need))
