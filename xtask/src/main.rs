@@ -36,7 +36,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Install what tests on real guests need, and build the guest image
+    /// Install what a real guest needs, and build the guest image
     ///
     /// Where this is root on Debian or Ubuntu it installs QEMU and downloads a kernel package
     /// (without installing it); elsewhere it says what is missing and how to get it.
@@ -46,8 +46,10 @@ enum Task {
         check: bool,
     },
     /// Run every test that this machine allows, and say which were left out
+    ///
+    /// As root on Debian or Ubuntu it installs first what the tests need.
     Test {
-        /// Leave out the tests on real guests
+        /// Leave out the tests on real guests, and install nothing
         #[arg(long)]
         quick: bool,
     },

@@ -140,6 +140,11 @@ impl Program {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let log = log.join(format!("{}-{number}.log", std::process::id()));
         let out = File::create(&log).with_context(|| format!("creating {}", log.display()))?;
+        let name = match tests {
+            [test] => format!("{} {test}", self.name()),
+            _ => self.name(),
+        };
+        eprintln!("running {name}");
         let began = Instant::now();
         let mut command = self.start();
         command.envs(variables.iter().copied());
@@ -152,10 +157,6 @@ impl Program {
         let said = fs::read(&log).with_context(|| format!("reading {}", log.display()))?;
         fs::remove_file(&log)?;
         let said = String::from_utf8_lossy(&said);
-        let name = match tests {
-            [test] => format!("{} {test}", self.name()),
-            _ => self.name(),
-        };
         println!("\n=== {name} ({:.1} s)\n{}", time.as_secs_f64(), said.trim_end());
         let (passed, failed) = counts(&said);
         // One that ends in the middle has no result to be counted.
