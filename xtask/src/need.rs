@@ -23,6 +23,7 @@ pub(crate) enum Need {
     Chromium,
     CTools,
     Xenalyze,
+    Promtool,
     Userfaultfd,
     IoUring,
     Kvm,
@@ -55,7 +56,7 @@ struct Entry {
     hint: &'static str,
 }
 
-const TABLE: [Entry; 11] = [
+const TABLE: [Entry; 12] = [
     Entry {
         need: Need::Libvirt,
         names: &["libvirt"],
@@ -77,7 +78,7 @@ const TABLE: [Entry; 11] = [
     },
     Entry {
         need: Need::GuestImage,
-        names: &["a guest image"],
+        names: &["a guest image", "guest image"],
         check: || GuestImage::find().map(|_| ()).map_err(|e| format!("no guest image ({e:#})")),
         get: Get::Image,
         hint: "download a kernel package such as Debian's linux-image-6.1.0-…-amd64 and give it \
@@ -104,6 +105,13 @@ const TABLE: [Entry; 11] = [
         check: || programs(&["xenalyze"]),
         get: Get::Packages(&["xen-utils-common"]),
         hint: "Fedora: `dnf install xen-runtime`; elsewhere it is in Xen's tools/xentrace",
+    },
+    Entry {
+        need: Need::Promtool,
+        names: &["promtool"],
+        check: || programs(&["promtool"]),
+        get: Get::Packages(&["prometheus"]),
+        hint: "Fedora: `dnf install golang-github-prometheus`; Arch: `pacman -S prometheus`",
     },
     Entry {
         need: Need::Userfaultfd,
