@@ -96,18 +96,21 @@ fn has_lists() -> bool {
 }
 
 fn apt_get(arguments: &[&str], directory: &Path) -> Result<()> {
-    eprintln!("\n=== apt-get {}", arguments.join(" "));
-    let status = Command::new("apt-get")
+    eprintln!("=== apt-get {}", arguments.join(" "));
+    let output = Command::new("apt-get")
         // The unprivileged download user cannot write to a cache in root's home.
         .args(["--quiet", "-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=3"])
+        // Somebody else's apt may be at work.
+        .args(["-o", "DPkg::Lock::Timeout=300"])
         .args(arguments)
         .env("DEBIAN_FRONTEND", "noninteractive")
         .current_dir(directory)
         .stdin(Stdio::null())
-        .status()
+        .output()
         .context("starting apt-get")?;
-    if !status.success() {
-        bail!("apt-get {} failed ({status})", arguments.join(" "));
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr).trim_end().replace('\n', "\n  ");
+        bail!("apt-get {} failed ({}):\n  {said}", arguments.join(" "), output.status);
     }
     Ok(())
 }

@@ -15,6 +15,7 @@ use anyhow::Result;
 
 use crate::cargo::{Outcome, cargo};
 use crate::machine;
+use crate::need::Need;
 pub(crate) use compare::compare;
 use record::{Record, Row};
 
@@ -44,9 +45,9 @@ pub(crate) fn run(pace: Pace) -> Result<bool> {
         println!("{warning}");
     }
     let mut benches = vec![SCAN, ENGINE];
-    match machine::userfaultfd() {
-        Ok(()) => benches.push(REAL),
-        Err(why) => println!("left out: bench {}: {why}", REAL.name),
+    match Need::Userfaultfd.missing() {
+        None => benches.push(REAL),
+        Some(missing) => println!("left out: bench {}: {missing}", REAL.name),
     }
     let mut rows = Vec::new();
     for bench in benches {

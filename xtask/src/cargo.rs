@@ -38,6 +38,15 @@ pub(crate) fn cargo(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Ou
     Ok(if status.success() { Outcome::Passed } else { Outcome::Failed })
 }
 
+/// Runs cargo with `arguments` as [`cargo`] does, and returns what it writes to its standard output.
+pub(crate) fn output(arguments: &[&str]) -> Result<(Outcome, String)> {
+    eprintln!("\n=== {}", shown(arguments, &[]));
+    let output = command(arguments, &[]).stderr(Stdio::inherit()).output();
+    let output = output.context("starting cargo")?;
+    let outcome = if output.status.success() { Outcome::Passed } else { Outcome::Failed };
+    Ok((outcome, String::from_utf8_lossy(&output.stdout).into_owned()))
+}
+
 /// Whether cargo has a subcommand that is installed apart.
 pub(crate) fn has(subcommand: &str) -> bool {
     let mut command = command(&[subcommand, "--version"], &[]);
@@ -64,7 +73,7 @@ fn command(arguments: &[&str], variables: &[(&str, &str)]) -> Command {
 }
 
 /// The command as a person would type it.
-pub(crate) fn shown(arguments: &[&str], variables: &[(&str, &str)]) -> String {
+fn shown(arguments: &[&str], variables: &[(&str, &str)]) -> String {
     let variables = variables.iter().map(|(name, value)| format!("{name}='{value}' "));
     variables.collect::<String>() + "cargo " + &arguments.join(" ")
 }

@@ -23,7 +23,7 @@ pub(crate) fn program(name: &str) -> Option<PathBuf> {
 /// Whether a process may take the faults of kernel mode with userfaultfd, and move pages.
 ///
 /// # Errors
-/// Why not, and how to get it.
+/// Why not.
 pub(crate) fn userfaultfd() -> Result<(), String> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     if kernel_version(&release).is_none_or(|version| version < (6, 8)) {
@@ -36,22 +36,36 @@ pub(crate) fn userfaultfd() -> Result<(), String> {
     {
         return Ok(());
     }
-    Err("userfaultfd in kernel mode is not allowed: run as root, or \
-         `sudo setfacl -m u:$USER:rw /dev/userfaultfd`"
-        .to_owned())
+    Err("userfaultfd in kernel mode is not allowed to this user".to_owned())
 }
 
 /// Whether a process may start virtual machines.
 ///
 /// # Errors
-/// Why not, and how to get it.
+/// Why not.
 pub(crate) fn kvm() -> Result<(), String> {
     match OpenOptions::new().read(true).write(true).open("/dev/kvm") {
         Ok(_) => Ok(()),
         Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => {
-            Err("/dev/kvm is not allowed: run as root, or `sudo usermod -aG kvm $USER`".to_owned())
+            Err("/dev/kvm is not allowed to this user".to_owned())
         }
         Err(e) => Err(format!("/dev/kvm: {e}")),
+    }
+}
+
+/// Whether a process may use io_uring.
+///
+/// # Errors
+/// Why not.
+pub(crate) fn io_uring() -> Result<(), String> {
+    const SETTING: &str = "/proc/sys/kernel/io_uring_disabled";
+    let disabled = fs::read_to_string(SETTING).map_err(|e| {
+        format!("this kernel has no io_uring, or is older than 6.6 ({SETTING}: {e})")
+    })?;
+    match disabled.trim() {
+        "0" => Ok(()),
+        "1" if is_root() => Ok(()),
+        value => Err(format!("{SETTING} is {value}")),
     }
 }
 

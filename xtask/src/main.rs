@@ -1,11 +1,13 @@
 //! Developer tasks: `cargo xtask setup`, `cargo xtask test`, `cargo xtask bench`, `cargo xtask dist`,
-//! `cargo xtask ci`.
+//! `cargo xtask ci`, `cargo xtask fresh`.
 //!
 //! - [`setup`] installs QEMU, fetches a guest kernel and builds the guest image;
+//! - [`need`] knows what tests need, and installs it;
 //! - [`tests`] runs every test that this machine allows, and says which it left out and why;
 //! - [`mod@bench`] measures, and writes a record of it;
 //! - [`dist`] builds what is installed, and a Debian package;
-//! - [`ci`] is what CI runs: formatting, lints, documentation, then the tests.
+//! - [`ci`] is what CI runs: formatting, lints, documentation, then the tests;
+//! - [`fresh`] runs the README's commands on an empty system.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -18,7 +20,9 @@ mod bench;
 mod cargo;
 mod ci;
 mod dist;
+mod fresh;
 mod machine;
+mod need;
 mod setup;
 mod tests;
 
@@ -32,7 +36,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Install what tests on real guests need, and build the guest image
+    /// Install what a real guest needs, and build the guest image
     ///
     /// Where this is root on Debian or Ubuntu it installs QEMU and downloads a kernel package
     /// (without installing it); elsewhere it says what is missing and how to get it.
@@ -42,8 +46,10 @@ enum Task {
         check: bool,
     },
     /// Run every test that this machine allows, and say which were left out
+    ///
+    /// As root on Debian or Ubuntu it installs first what the tests need.
     Test {
-        /// Leave out the tests on real guests
+        /// Leave out the tests on real guests, and install nothing
         #[arg(long)]
         quick: bool,
     },
@@ -62,6 +68,19 @@ enum Task {
     Dist,
     /// Run what CI runs: formatting, lints, documentation, tests
     Ci,
+    /// Run the README's commands on an empty system, from a clean clone of the current commit
+    ///
+    /// Needs root on Debian or Ubuntu. The system is a directory with nothing in it but the
+    /// distribution's smallest set of packages, a C compiler and this machine's Rust toolchain. It
+    /// takes some 20 minutes and 10 GiB.
+    Fresh {
+        /// Where the root is made [default: fresh in the target directory]
+        #[arg(long, value_name = "DIR")]
+        root: Option<PathBuf>,
+        /// Do not remove it at the end
+        #[arg(long)]
+        keep: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -88,6 +107,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Bench { quick: false, .. } => bench::run(bench::Pace::Full)?,
         Task::Dist => dist::run()?,
         Task::Ci => ci::run()?,
+        Task::Fresh { root, keep } => fresh::run(&fresh::Options { root, keep })?,
     };
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -63,16 +63,13 @@ fn gives_back(memory: &GuestMemory, gfn: Gfn, order: Order) {
 }
 
 #[test]
-#[ignore = "needs userfaultfd in kernel mode: root, CAP_SYS_PTRACE or /dev/userfaultfd"]
+#[ignore = "needs userfaultfd, io_uring"]
 fn a_superpage_with_a_pinned_page_stays_until_it_is_unpinned() {
     for pinned in [0, 256, 511] {
         let memory = memory(Policy::Zerosweep);
         write(&memory, 0..1024);
         let page = memory.guest().part(pinned * PAGE_BYTES, PAGE_BYTES).unwrap();
-        let Some(ring) = pin(page) else {
-            eprintln!("skipped: io_uring is not available (kernel.io_uring_disabled)");
-            return;
-        };
+        let ring = pin(page);
         let before = busy(&memory);
         assert_eq!(memory.decrease(Gfn::new(0), Order::SUPERPAGE), Some(0), "page {pinned}");
         assert!(busy(&memory) > before);
@@ -88,7 +85,7 @@ fn a_superpage_with_a_pinned_page_stays_until_it_is_unpinned() {
 
 /// One page of a superpage in pieces is pinned: the others come and go, it stays.
 #[test]
-#[ignore = "needs userfaultfd in kernel mode: root, CAP_SYS_PTRACE or /dev/userfaultfd"]
+#[ignore = "needs userfaultfd, io_uring"]
 fn a_pinned_single_among_singles_stays_alone() {
     // Under this policy a page that is given back breaks its superpage.
     let memory = memory(Policy::Xen2016);
@@ -98,10 +95,7 @@ fn a_pinned_single_among_singles_stays_alone() {
     });
     assert_eq!(memory.decrease(Gfn::new(511), Order::PAGE), Some(1));
     let pinned = memory.guest().part(7 * PAGE_BYTES, PAGE_BYTES).unwrap();
-    let Some(ring) = pin(pinned) else {
-        eprintln!("skipped: io_uring is not available (kernel.io_uring_disabled)");
-        return;
-    };
+    let ring = pin(pinned);
     let before = busy(&memory);
     let given: u64 =
         (0..511).map(|page| memory.decrease(Gfn::new(page), Order::PAGE).unwrap()).sum();

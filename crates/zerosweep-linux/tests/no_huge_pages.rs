@@ -31,7 +31,7 @@ fn verify(memory: &Arc<GuestMemory>) {
 }
 
 #[test]
-#[ignore = "needs userfaultfd in kernel mode: root, CAP_SYS_PTRACE or /dev/userfaultfd"]
+#[ignore = "needs userfaultfd, io_uring"]
 fn a_guest_runs_on_small_pages_and_a_move_that_stops_goes_back() {
     let options = Options {
         target_bytes: 32 * MIB,
@@ -62,10 +62,7 @@ fn a_guest_runs_on_small_pages_and_a_move_that_stops_goes_back() {
     // The first finds the range in order; the others may find singles.
     for pinned in [256, 0, 511] {
         let page = memory.guest().part(pinned * PAGE_BYTES, PAGE_BYTES).unwrap();
-        let Some(ring) = pin::pin(page) else {
-            eprintln!("skipped: io_uring is not available (kernel.io_uring_disabled)");
-            return;
-        };
+        let ring = pin::pin(page);
         let before = counters.busy.load(Ordering::Relaxed);
         assert_eq!(memory.sweep(0, LIMIT), Some(None));
         assert!(counters.busy.load(Ordering::Relaxed) > before, "page {pinned}");

@@ -115,7 +115,7 @@ fn print_row(name: &str, [plain, managed, inflate, inflate_managed]: [f64; 4], r
 /// longer than [`INFLATE_MAX`] counts as that.
 fn measure(append: &str, managed: bool) -> (Duration, Duration) {
     let place = Place::new();
-    let append = format!("zs.fill=96M zs.settle={INFLATE_MAX} zs.end=idle {append}");
+    let append = format!("zs.fill=64M zs.settle={INFLATE_MAX} zs.end=idle {append}");
     let spec = Spec { append: &append, ..Spec::default() };
     let guest = match managed {
         true => Guest::managed(&place, &spec),

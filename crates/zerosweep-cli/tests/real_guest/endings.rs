@@ -8,7 +8,7 @@ use super::harness::{ENDING, Guest, PATIENCE, Place, Spec, stderr, stdout, wait_
 #[ignore = "needs QEMU, a guest image and userfaultfd: cargo xtask test sets them up"]
 fn killed_vmm_leaves_nothing() {
     let place = Place::new();
-    let spec = Spec { append: "zs.fill=96M zs.end=idle", ..Spec::default() };
+    let spec = Spec { append: "zs.fill=64M zs.end=idle", ..Spec::default() };
     let mut guest = Guest::managed(&place, &spec);
     guest.marker("filled ");
     let vmm = i32::try_from(guest.status().pid).ok().and_then(Pid::from_raw).unwrap();
@@ -24,7 +24,7 @@ fn killed_vmm_leaves_nothing() {
 #[ignore = "needs QEMU, a guest image and userfaultfd: cargo xtask test sets them up"]
 fn killed_tool_leaves_the_guest_running() {
     let place = Place::new();
-    let spec = Spec { append: "init_on_free=1 zs.fill=96M zs.rewrite=1", ..Spec::default() };
+    let spec = Spec { append: "init_on_free=1 zs.fill=64M zs.rewrite=1", ..Spec::default() };
     let mut guest = Guest::managed(&place, &spec);
     guest.marker("boot ");
     let vmm = guest.status().pid;

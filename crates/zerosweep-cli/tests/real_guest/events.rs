@@ -24,7 +24,7 @@ fn check(policy: &str) {
     let file = place.path().join("events.bin");
     let path = file.to_str().unwrap();
     let run = ["--target", "300M", "--policy", policy, "--events", path];
-    let append = "init_on_free=1 zs.fill=96M zs.end=idle";
+    let append = "init_on_free=1 zs.fill=64M zs.end=idle";
     let mut guest = Guest::managed(&place, &Spec { run: &run, append, ..Spec::default() });
     guest.marker("balloon settled");
     guest.marker("done ok");
@@ -92,7 +92,7 @@ fn compare(place: &Place, file: &Path, status: &Status) {
 fn a_full_disk_costs_the_trace_and_not_the_guest() {
     let place = Place::new();
     let run = ["--target", "300M", "--events", "/dev/full"];
-    let append = "zs.fill=96M zs.end=idle";
+    let append = "zs.fill=64M zs.end=idle";
     let mut guest = Guest::managed(&place, &Spec { run: &run, append, ..Spec::default() });
     guest.marker("balloon settled");
     assert!(guest.marker("verified ").text.contains(" bad=0 "));

@@ -26,7 +26,7 @@ const FEW: usize = 4;
 fn a_flood_of_garbage_and_silence_locks_nobody_out() {
     let place = Place::new();
     let guest =
-        Guest::managed(&place, &Spec { append: "zs.fill=96M zs.end=idle", ..Spec::default() });
+        Guest::managed(&place, &Spec { append: "zs.fill=64M zs.end=idle", ..Spec::default() });
     guest.marker("balloon settled");
     guest.marker("done ok");
     let vmm = guest.status().pid;

@@ -98,7 +98,7 @@ fn goes_on(file: &Path) {
 fn a_background_snapshot_and_the_destination_of_a_migration_are_refused() {
     let place = Place::new();
     let guest =
-        Guest::managed(&place, &Spec { append: "zs.fill=96M zs.end=idle", ..Spec::default() });
+        Guest::managed(&place, &Spec { append: "zs.fill=64M zs.end=idle", ..Spec::default() });
     guest.marker("done ok");
     let capability =
         json!({"capabilities": [{"capability": "background-snapshot", "state": true}]});

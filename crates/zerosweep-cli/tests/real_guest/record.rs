@@ -21,7 +21,7 @@ fn check(policy: &str) {
     let file = place.path().join("guest.bin.gz");
     let path = file.to_str().unwrap();
     let run = ["--target", "300M", "--policy", policy, "--record", path];
-    let append = "init_on_free=1 zs.fill=96M";
+    let append = "init_on_free=1 zs.fill=64M";
     let mut guest = Guest::managed(&place, &Spec { run: &run, append, ..Spec::default() });
     guest.marker("balloon settled");
     let recorded = guest.status().events.unwrap();

@@ -1,16 +1,12 @@
 //! `zerosweep serve` with a real guest: its target is changed by clicks in the page, and it follows.
 
-use super::browser::{self, Browser, Scheme};
+use super::browser::{Browser, Scheme};
 use super::harness::{Guest, MEBIBYTE, PATIENCE, Place, Spec, stderr, wait_until};
 use super::http::Serve;
 
 #[test]
-#[ignore = "needs QEMU, a guest image and userfaultfd: cargo xtask test sets them up"]
+#[ignore = "needs QEMU, a guest image, userfaultfd and Chromium: cargo xtask test sets them up"]
 fn a_target_set_in_the_page_is_followed_by_the_guest() {
-    if browser::program().is_none() {
-        println!("\n  left out: Chromium is not on the PATH (apt-get install chromium)");
-        return;
-    }
     let place = Place::new();
     let run = ["--target", "600M"];
     let append = "zs.fill=96M zs.stir=64M zs.end=idle";

@@ -52,7 +52,7 @@ fn a_stopped_tool_leaves_guest_and_others_alone() {
 fn a_tool_that_is_stopped_while_the_guest_starts_does_not_end_it() {
     let place = Place::new();
     let run = ["--target", "300M", "--wait-agent", "1"];
-    let spec = Spec { run: &run, append: "zs.fill=96M zs.end=idle", ..Spec::default() };
+    let spec = Spec { run: &run, append: "zs.fill=64M zs.end=idle", ..Spec::default() };
     let guest = Guest::managed(&place, &spec);
     wait_until("the VMM is started", ENDING, || (guest.processes().len() > 1).then_some(()));
     std::thread::sleep(Duration::from_millis(80));

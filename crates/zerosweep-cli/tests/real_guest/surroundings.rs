@@ -38,7 +38,7 @@ fn a_name_belongs_to_the_living() {
         assert!(file.exists(), "a listener that is gone leaves its file");
     }
     let mut first =
-        Guest::managed(&place, &Spec { append: "init_on_free=1 zs.fill=96M", ..Spec::default() });
+        Guest::managed(&place, &Spec { append: "init_on_free=1 zs.fill=64M", ..Spec::default() });
     first.marker("boot ");
     let pid = first.status().pid;
 
@@ -67,7 +67,7 @@ fn a_vmm_in_its_sandbox_is_managed() {
     let place = Place::new();
     let sandbox = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
     let qemu = ["-sandbox", sandbox];
-    let append = "init_on_free=1 zs.fill=96M zs.end=idle";
+    let append = "init_on_free=1 zs.fill=64M zs.end=idle";
     let guest = Guest::managed(&place, &Spec { qemu: &qemu, append, ..Spec::default() });
     guest.marker("balloon settled");
     assert!(guest.marker("verified ").text.contains(" bad=0 "));

@@ -38,7 +38,7 @@ pub struct Browser {
 }
 
 /// Chromium, if it is there.
-pub fn program() -> Option<PathBuf> {
+fn program() -> Option<PathBuf> {
     let names = ["chromium", "chromium-browser", "google-chrome"];
     let path = std::env::var_os("PATH").unwrap();
     let all = std::env::split_paths(&path).flat_map(|dir| names.map(|name| dir.join(name)));

@@ -108,6 +108,7 @@ impl Trace {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use proptest::test_runner::contextualize_config;
     use zerosweep::{Config, Consolidation, InvalidTouch, Policy, Progress};
 
     use super::*;
@@ -227,7 +228,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(60))]
+        #![proptest_config(contextualize_config(ProptestConfig::with_cases(60)))]
 
         /// Whatever happens, the records of the p2m say page by page what the engine has, and those
         /// of populate on demand are as many as it has counted.

@@ -67,16 +67,13 @@ fn take_away(memory: &GuestMemory, page: u64, pages: u64) {
 }
 
 #[test]
-#[ignore = "needs userfaultfd in kernel mode: root, CAP_SYS_PTRACE or /dev/userfaultfd"]
+#[ignore = "needs userfaultfd, io_uring"]
 fn a_move_that_cannot_be_taken_back_lifts_the_cap_and_loses_nothing() {
     let memory = memory(Policy::Zerosweep);
     let machine = &memory.machine;
     take_away(&memory, 0, 100);
     let slot = machine.slot(frame(&memory, 0), Order::SUPERPAGE).unwrap();
-    let Some(ring) = pin::pin(slot.part(50 * PAGE_BYTES, PAGE_BYTES).unwrap()) else {
-        eprintln!("skipped: io_uring is not available (kernel.io_uring_disabled)");
-        return;
-    };
+    let ring = pin::pin(slot.part(50 * PAGE_BYTES, PAGE_BYTES).unwrap());
     let began = Instant::now();
     let left_over = memory.counted(|| {
         let range = machine.range(Gfn::new(0), Order::SUPERPAGE).unwrap();
@@ -98,16 +95,13 @@ fn a_move_that_cannot_be_taken_back_lifts_the_cap_and_loses_nothing() {
 }
 
 #[test]
-#[ignore = "needs userfaultfd in kernel mode: root, CAP_SYS_PTRACE or /dev/userfaultfd"]
+#[ignore = "needs userfaultfd, io_uring"]
 fn a_move_back_waits_until_a_page_is_unpinned() {
     let memory = memory(Policy::Zerosweep);
     let machine = &memory.machine;
     take_away(&memory, 0, 100);
     let slot = machine.slot(frame(&memory, 0), Order::SUPERPAGE).unwrap();
-    let Some(ring) = pin::pin(slot.part(50 * PAGE_BYTES, PAGE_BYTES).unwrap()) else {
-        eprintln!("skipped: io_uring is not available (kernel.io_uring_disabled)");
-        return;
-    };
+    let ring = pin::pin(slot.part(50 * PAGE_BYTES, PAGE_BYTES).unwrap());
     let device = std::thread::spawn(move || {
         std::thread::sleep(Duration::from_secs(1));
         drop(ring);

@@ -9,14 +9,12 @@ use zerosweep_linux::Span;
 const PARAMETERS_BYTES: usize = 120;
 const IORING_REGISTER_BUFFERS: u32 = 0;
 
-/// Pins `span` until dropped; `None` where io_uring is not to be had.
-pub(crate) fn pin(span: Span<'_>) -> Option<OwnedFd> {
+/// Pins `span` until dropped.
+pub(crate) fn pin(span: Span<'_>) -> OwnedFd {
     let mut parameters = [0_u64; PARAMETERS_BYTES / 8];
     // SAFETY: the parameters are ours for writing and as long as the structure.
     let ring = unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, parameters.as_mut_ptr()) };
-    if ring < 0 {
-        return None;
-    }
+    assert!(ring >= 0, "io_uring_setup: {}", std::io::Error::last_os_error());
     // SAFETY: the kernel just made this descriptor for us.
     let ring = unsafe { OwnedFd::from_raw_fd(ring as i32) };
     let base = span.as_ptr().cast_mut().cast();
@@ -27,5 +25,5 @@ pub(crate) fn pin(span: Span<'_>) -> Option<OwnedFd> {
         libc::syscall(libc::SYS_io_uring_register, fd, operation, &raw const buffer, 1)
     };
     assert_eq!(registered, 0, "{}", std::io::Error::last_os_error());
-    Some(ring)
+    ring
 }

@@ -5,16 +5,13 @@ use crate::pin::pin;
 use zerosweep_linux::{MoveOutcome, PAGE_BYTES, SUPERPAGE_PAGES};
 
 #[test]
-#[ignore = "needs userfaultfd in kernel mode: root, CAP_SYS_PTRACE or /dev/userfaultfd"]
+#[ignore = "needs userfaultfd, io_uring"]
 fn a_pinned_superpage_is_busy_and_stays() {
     let bench = Bench::new();
     let (slot, range) = (bench.slot.superpage(0).unwrap(), bench.range.superpage(0).unwrap());
     slot.store_word(0, 6).unwrap();
     bench.watch(bench.range.all());
-    let Some(ring) = pin(slot.part(5 * PAGE_BYTES, PAGE_BYTES).unwrap()) else {
-        eprintln!("skipped: io_uring is not available (kernel.io_uring_disabled)");
-        return;
-    };
+    let ring = pin(slot.part(5 * PAGE_BYTES, PAGE_BYTES).unwrap());
     assert_eq!(bench.move_pages(range, slot), MoveOutcome::Busy);
     assert_eq!((bench.whole(slot), slot.load_word(0).unwrap()), (1, 6));
     drop(ring);
@@ -31,16 +28,13 @@ fn a_pinned_superpage_is_busy_and_stays() {
 }
 
 #[test]
-#[ignore = "needs userfaultfd in kernel mode: root, CAP_SYS_PTRACE or /dev/userfaultfd"]
+#[ignore = "needs userfaultfd, io_uring"]
 fn a_small_move_from_a_pinned_superpage_is_busy_and_loses_its_huge_mapping() {
     let bench = Bench::new();
     let slot = bench.slot.superpage(0).unwrap();
     slot.store_word(PAGE_BYTES, 6).unwrap();
     bench.watch(bench.range.all());
-    let Some(_ring) = pin(slot.part(5 * PAGE_BYTES, PAGE_BYTES).unwrap()) else {
-        eprintln!("skipped: io_uring is not available (kernel.io_uring_disabled)");
-        return;
-    };
+    let _ring = pin(slot.part(5 * PAGE_BYTES, PAGE_BYTES).unwrap());
     let page = slot.part(PAGE_BYTES, PAGE_BYTES).unwrap();
     let outcome = bench.move_pages(bench.range.page(0).unwrap(), page);
     assert_eq!(outcome, MoveOutcome::Busy);
@@ -49,7 +43,7 @@ fn a_small_move_from_a_pinned_superpage_is_busy_and_loses_its_huge_mapping() {
 }
 
 #[test]
-#[ignore = "needs userfaultfd in kernel mode: root, CAP_SYS_PTRACE or /dev/userfaultfd"]
+#[ignore = "needs userfaultfd, io_uring"]
 fn a_pinned_page_among_small_ones_ends_the_move_in_part() {
     let bench = Bench::new();
     bench.watch(bench.range.all());
@@ -57,10 +51,7 @@ fn a_pinned_page_among_small_ones_ends_the_move_in_part() {
     slot.discard().unwrap();
     slot.forbid_huge_pages().unwrap();
     slot.populate().unwrap();
-    let Some(_ring) = pin(slot.part(5 * PAGE_BYTES, PAGE_BYTES).unwrap()) else {
-        eprintln!("skipped: io_uring is not available (kernel.io_uring_disabled)");
-        return;
-    };
+    let _ring = pin(slot.part(5 * PAGE_BYTES, PAGE_BYTES).unwrap());
     let outcome = bench.move_pages(bench.range.superpage(0).unwrap(), slot);
     assert_eq!(outcome, MoveOutcome::Partial { bytes: 5 * PAGE_BYTES });
     let rest = slot.part(5 * PAGE_BYTES, PAGE_BYTES).unwrap();

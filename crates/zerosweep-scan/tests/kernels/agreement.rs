@@ -1,4 +1,5 @@
 use proptest::prelude::*;
+use proptest::test_runner::contextualize_config;
 use zerosweep_scan::{first_nonzero, first_nonzero_live};
 
 use crate::{MANY, kernels, naive};
@@ -81,11 +82,12 @@ fn live_memory_is_read_the_same_way() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig {
-        cases: if cfg!(miri) { 8 } else { 512 },
-        failure_persistence: None,
-        ..ProptestConfig::default()
-    })]
+    #![proptest_config(contextualize_config(if cfg!(miri) {
+        // Miri keeps the tests from the file system.
+        ProptestConfig { cases: 8, failure_persistence: None, ..ProptestConfig::default() }
+    } else {
+        ProptestConfig::with_cases(512)
+    }))]
 
     #[test]
     fn any_words_are_scanned_as_the_naive_scan_does(

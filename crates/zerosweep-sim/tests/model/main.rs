@@ -4,7 +4,7 @@
 //! (`failures`), each call is one at which the cap might be lifted: every page that the step may not
 //! change is then where the guest reaches it, or in the frame that its entry names.
 //!
-//! Two million steps, half of them under our own policy, or as many as `ZEROSWEEP_STEPS` says. The
+//! A million steps, half of them under our own policy, or as many as `ZEROSWEEP_STEPS` says. The
 //! seed is fixed, or `ZEROSWEEP_SEED`; what fails is made as small as it gets and printed.
 //!
 //! The fuzz target `engine` (`fuzz/`) has the same model, and steps out of bytes; what it found
@@ -29,7 +29,7 @@ use zerosweep::{Gate, Policy};
 
 use crate::both::Both;
 
-const STEPS: u64 = 2_000_000;
+const STEPS: u64 = 1_000_000;
 const SEED: u64 = 20_110_309;
 /// In one case of so many every call of the machine is one at which the cap might be lifted.
 const WATCH_EVERY: u64 = 4;

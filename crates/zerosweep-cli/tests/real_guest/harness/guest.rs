@@ -19,13 +19,20 @@ use super::control::{Agent, Qmp};
 use super::{ENDING, PATIENCE, wait_until};
 
 const VMM: &str = "qemu-system-x86_64";
-/// Lines of the console that a failed test shows.
-const TAIL: usize = 30;
+/// Where what guests of failed tests said is kept.
+const KEPT: &str = env!("CARGO_TARGET_TMPDIR");
 
 /// The kernel and the initramfs.
 fn image() -> &'static GuestImage {
     static IMAGE: OnceLock<GuestImage> = OnceLock::new();
     IMAGE.get_or_init(|| GuestImage::find().unwrap_or_else(|error| panic!("{error:#}")))
+}
+
+/// The program under test: the one of the same build as this test, or the one that is named, such as
+/// that of the release build.
+fn program() -> PathBuf {
+    std::env::var_os("ZEROSWEEP_PROGRAM")
+        .map_or_else(|| env!("CARGO_BIN_EXE_zerosweep").into(), PathBuf::from)
 }
 
 /// A runtime directory of its own.
@@ -55,7 +62,7 @@ impl Place {
 
     /// The program, in this place.
     pub(crate) fn command(&self, arguments: impl IntoIterator<Item: AsRef<OsStr>>) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_zerosweep"));
+        let mut command = Command::new(program());
         command
             .args(arguments)
             .env("XDG_RUNTIME_DIR", self.path())
@@ -213,15 +220,27 @@ impl Guest {
         }
     }
 
-    /// Fails the test, with what guest and program said.
+    /// Fails the test. What guest and program said is shown when the guest is dropped.
     #[track_caller]
     pub(crate) fn fail(&self, why: &str) -> ! {
         let status = self.try_status().map_or_else(|e| e.to_string(), |s| format!("{s:#?}"));
-        panic!(
-            "{why}\nconsole:\n{}standard error:\n{}status: {status}",
-            self.console.tail(TAIL),
-            self.errors.tail(TAIL)
+        panic!("{why}\nstatus: {status}");
+    }
+
+    /// Writes all that guest and program said to a file, and shows it: the reason of a failure is
+    /// often long before its end.
+    fn keep_what_was_said(&self) {
+        let said = format!(
+            "console:\n{}standard error:\n{}",
+            timed(&self.console, self.started),
+            timed(&self.errors, self.started)
         );
+        let test = std::thread::current().name().unwrap_or("test").replace("::", "-");
+        let file = Path::new(KEPT).join(format!("{test}-{}.console", self.child.id()));
+        match fs::write(&file, &said) {
+            Ok(()) => println!("{said}kept in {}", file.display()),
+            Err(error) => println!("{said}not kept in {}: {error}", file.display()),
+        }
     }
 
     fn try_status(&self) -> std::io::Result<Status> {
@@ -290,6 +309,13 @@ impl Guest {
     }
 }
 
+/// Every line, with the seconds from the start to it.
+fn timed(console: &Console, started: Instant) -> String {
+    let second = |line: &Line| line.at.saturating_duration_since(started).as_secs_f64();
+    let lines = console.lines(0);
+    lines.iter().map(|line| format!("{:9.3} {}\n", second(line), line.text)).collect()
+}
+
 /// The processes of a group that run.
 pub(crate) fn processes_of(group: u32) -> Vec<u32> {
     let group = group.to_string();
@@ -309,6 +335,9 @@ pub(crate) fn processes_of(group: u32) -> Vec<u32> {
 
 impl Drop for Guest {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.keep_what_was_said();
+        }
         // Once the child was waited for, its number could be another's: look who is left.
         if self.ended.is_none() || !self.processes().is_empty() {
             let _ = rustix::process::kill_process_group(self.group(), Signal::KILL);

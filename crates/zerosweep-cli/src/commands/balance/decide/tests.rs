@@ -56,8 +56,6 @@ fn obey(guests: &mut [Seen], decisions: &[Decision]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
-
     #[test]
     fn what_is_given_and_what_is_held_never_pass_the_total((total, guests) in hosts()) {
         let Ok(decisions) = decide(total, &guests) else { return Ok(()) };

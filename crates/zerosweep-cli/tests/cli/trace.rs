@@ -1,13 +1,9 @@
 //! `zerosweep trace` on traces of a real Xen host.
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
-
-mod support;
-
 use std::fs;
 use std::process::{Command, Output};
 
+use crate::support::{stderr, stdout};
 use serde_json::{Value, json};
-use support::{stderr, stdout};
 
 const BOOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../testdata/xentrace/boot-4.20.bin.gz");
 const OUT_OF_MEMORY: &str =

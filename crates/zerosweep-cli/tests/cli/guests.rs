@@ -1,11 +1,9 @@
 //! `status`, `ps` and `audit` on fake agents.
 
-mod support;
-
 use std::os::unix::net::UnixListener;
 use std::process::Stdio;
 
-use support::{FakeAgent, Place, status, stderr, stdout};
+use crate::support::{FakeAgent, Place, status, stderr, stdout};
 
 fn place_with_guest() -> (Place, FakeAgent) {
     let place = Place::new();

@@ -1,15 +1,11 @@
 //! The commands for many machines, as `docs/experiments.md` has them: run on a small matrix, they
 //! come to the same as one machine.
 
-#![expect(clippy::unwrap_used, reason = "test code; clippy does not see that in helpers")]
-
-mod support;
-
 use std::path::Path;
 use std::process::Command;
 
+use crate::support::{Place, stderr};
 use serde_json::Value;
-use support::{Place, stderr};
 
 /// Sizes at which a matrix takes no time.
 const SMALL: &str = "--max-mem 64M --target 16M";

@@ -1,14 +1,10 @@
 //! `zerosweep-qemu` with fake VMMs: what is passed on untouched, what is refused, and the companion.
 
-#![expect(clippy::unwrap_used, reason = "test code; clippy does not see that in helpers")]
-
-mod support;
-
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Child, Command, Output, Stdio};
 
+use crate::support::{self, FakeAgent, FakeQmp, Place, status, stderr, stdout, wait_until};
 use rustix::process::{Pid, Signal};
-use support::{FakeAgent, FakeQmp, Place, status, stderr, stdout, wait_until};
 use zerosweep_wire::{AgentConfig, BeforeStart, Operation, State};
 
 const GIB: u64 = 1 << 30;

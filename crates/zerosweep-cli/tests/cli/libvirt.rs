@@ -6,10 +6,8 @@
 //! what docs/libvirt.md says. The guest is that of the real-guest tests.
 //!
 //! ```text
-//! cargo test --profile checked -p zerosweep-cli --test libvirt -- --ignored --nocapture
+//! cargo test --profile checked -p zerosweep-cli --test cli libvirt -- --ignored --nocapture
 //! ```
-
-#![expect(clippy::unwrap_used, reason = "test code; clippy does not see that in helpers")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -118,7 +116,7 @@ impl Libvirt {
              <name>{name}</name><memory unit='MiB'>2048</memory>\
              <currentMemory unit='MiB'>512</currentMemory><vcpu>2</vcpu>\
              <os><type arch='x86_64' machine='pc'>hvm</type><kernel>{}</kernel>\
-             <initrd>{}</initrd><cmdline>console=ttyS0 quiet panic=-1 init_on_free=1 zs.fill=96M \
+             <initrd>{}</initrd><cmdline>console=ttyS0 quiet panic=-1 init_on_free=1 zs.fill=32M \
              zs.rewrite=1 zs.first=30 zs.end=idle</cmdline></os><devices>\
              <emulator>{}</emulator><serial type='file'><source path='{}'/></serial>\
              <memballoon model='virtio'/></devices>\
@@ -144,6 +142,20 @@ impl Libvirt {
     fn console(&self, name: &str) -> String {
         let bytes = fs::read(self.path(&format!("{name}.console"))).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Writes all that guests, QEMU and libvirtd said to files, and shows it.
+    fn keep_what_was_said(&self) {
+        let daemon = fs::read_to_string(self.path("said")).unwrap_or_default();
+        println!("libvirtd:\n{daemon}");
+        for name in &self.domains {
+            let said = format!("console:\n{}\nlog:\n{}\n", self.console(name), self.log(name));
+            let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.console"));
+            match fs::write(&file, &said) {
+                Ok(()) => println!("{said}kept in {}", file.display()),
+                Err(error) => println!("{said}not kept in {}: {error}", file.display()),
+            }
+        }
     }
 
     #[track_caller]
@@ -192,9 +204,7 @@ impl Libvirt {
             if let Some(result) = done() {
                 return result;
             }
-            let logs: String = self.domains.iter().map(|name| self.log(name)).collect();
-            let said = fs::read_to_string(self.path("said")).unwrap_or_default();
-            assert!(Instant::now() < deadline, "waited in vain until {what}\n{said}\n{logs}");
+            assert!(Instant::now() < deadline, "waited in vain until {what}");
             std::thread::sleep(Duration::from_millis(50));
         }
     }
@@ -202,6 +212,9 @@ impl Libvirt {
 
 impl Drop for Libvirt {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.keep_what_was_said();
+        }
         for name in &self.domains {
             self.virsh(&["destroy", name]);
         }
@@ -230,7 +243,7 @@ fn processes_with(first: &str, second: &str) -> Vec<String> {
 }
 
 #[test]
-#[ignore = "needs libvirt, QEMU, a guest image and userfaultfd: cargo xtask test sets them up"]
+#[ignore = "needs libvirt, QEMU, a guest image, userfaultfd and root: cargo xtask test sets them up"]
 fn the_target_follows_virsh() {
     let mut libvirt = Libvirt::start();
     let name = format!("zs-follow-{}", std::process::id());
@@ -297,7 +310,7 @@ fn the_target_follows_virsh() {
 }
 
 #[test]
-#[ignore = "needs libvirt, QEMU, a guest image and userfaultfd: cargo xtask test sets them up"]
+#[ignore = "needs libvirt, QEMU, a guest image, userfaultfd and root: cargo xtask test sets them up"]
 fn a_target_that_is_given_counts_before_libvirts_first_request() {
     let mut libvirt = Libvirt::start();
     let name = format!("zs-given-{}", std::process::id());

@@ -4,16 +4,12 @@
 //! A page of our own has the report in a frame of a phone's width, measures it, and writes what it
 //! found into its own text, which Chromium prints.
 
-#![expect(clippy::unwrap_used, reason = "test code; clippy does not see that in helpers")]
-
-mod support;
-
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::support::{Place, stderr, stdout};
 use serde_json::{Value, json};
-use support::{Place, stderr, stdout};
 
 const PHONE: (u32, u32) = (390, 844);
 /// Chromium may take so long to start on a busy machine.

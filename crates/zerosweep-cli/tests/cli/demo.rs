@@ -1,12 +1,8 @@
 //! `zerosweep demo`: on real memory where that is allowed, and elsewhere where it is not.
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
-
-mod support;
-
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-use support::without_userfaultfd;
+use crate::support::without_userfaultfd;
 
 fn demo(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_zerosweep"));

@@ -1,14 +1,10 @@
 //! `zerosweep experiment`: its answers, its files, and what it refuses.
 
-#![expect(clippy::unwrap_used, reason = "test code; clippy does not see that in helpers")]
-
-mod support;
-
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use crate::support::{self, Place, stderr, stdout, wait_until};
 use serde_json::Value;
-use support::{Place, stderr, stdout, wait_until};
 
 /// A small matrix: a second in a debug build.
 const SMALL: [&str; 5] = ["experiment", "--max-mem", "64M", "--target", "16M"];

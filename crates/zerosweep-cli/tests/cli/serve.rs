@@ -1,20 +1,14 @@
 //! `zerosweep serve` on fake agents: what it answers, whom it refuses, and what it costs the agents.
 
-#![expect(clippy::unwrap_used, reason = "test code; clippy does not see that in helpers")]
-
-#[path = "support/http.rs"]
-mod http;
-mod support;
-
 use std::io::Read as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
-use http::{Answer, Serve};
+use crate::http::{Answer, Serve};
+use crate::support::{FakeAgent, FakeQmp, Place, Server, status, stderr, stdout, wait_until};
 use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
-use support::{FakeAgent, FakeQmp, Place, Server, status, stderr, stdout, wait_until};
 use zerosweep_wire::Operation;
 
 /// A place with the guest `vm` and its QEMU.

@@ -2,23 +2,15 @@
 //!
 //! One test at a time: frames are counted.
 
-#![expect(clippy::unwrap_used, reason = "test code; clippy does not see that in helpers")]
-
-#[path = "support/browser.rs"]
-mod browser;
-#[path = "support/http.rs"]
-mod http;
-mod support;
-
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use browser::{Browser, Scheme};
-use http::Serve;
+use crate::browser::{Browser, Scheme};
+use crate::http::Serve;
+use crate::support::{FakeAgent, FakeQmp, Place, status};
 use serde_json::json;
-use support::{FakeAgent, FakeQmp, Place, status};
 use zerosweep_wire::{Operation, State};
 
 const SOON: Duration = Duration::from_secs(20);

@@ -1,11 +1,10 @@
 //! What is written is read: records, times, and where some are missing.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
-
 use std::io::Read as _;
 
 use flate2::read::MultiGzDecoder;
 use proptest::prelude::*;
+use proptest::test_runner::contextualize_config;
 use zerosweep::{Gfn, Mfn, Order};
 use zerosweep_events::{Kind, Note, Packing, What, Writer};
 use zerosweep_lab::xentrace::{Event, Layout, PageKind, Reader, guess};
@@ -111,52 +110,89 @@ fn unpacked(packed: &[u8]) -> (Vec<u8>, bool) {
     (trace, whole)
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+/// A window is shorter when it is packed if it has so many records; a shorter one may grow.
+const WORTH_PACKING: usize = 32;
+/// A window that cannot be packed grows by at most so many bytes: header and end of a gzip member,
+/// and the headers of its stored blocks.
+const MEMBER_BYTES: usize = 64;
 
-    /// Packed, it is the same but for the times; and wherever it is cut, all windows before can be
-    /// read.
+/// Packs a trace of `steps` and reads it: packed, it is the same but for the times; and wherever it is
+/// cut, all windows before can be read.
+fn pack_and_read(
+    steps: &[(u64, Note)],
+    flush_every: usize,
+    cut: impl FnOnce(usize) -> usize,
+) -> Result<(), TestCaseError> {
+    let mut packed = Vec::new();
+    let mut writer = Writer::begin_packed(&mut packed, Packing::Gzip, 1, MAX_PAGES);
+    let (mut now, mut wanted) = (1, Vec::new());
+    // How long the file was, and how many notes were in it.
+    let mut ends = vec![(0, 0)];
+    for (n, (pause, note)) in steps.iter().enumerate() {
+        now += pause;
+        writer.note(now, note).unwrap();
+        wanted.push((now, expected(note)));
+        if n % flush_every == 0 {
+            writer.flush().unwrap();
+            ends.push((writer.written(), n + 1));
+        }
+    }
+    writer.finish(now).unwrap();
+    ends.push((writer.written(), steps.len()));
+    drop(writer);
+    let (trace, whole) = unpacked(&packed);
+    prop_assert!(whole);
+    let (length, plain) = (packed.len(), trace.len());
+    let windows = ends.len() + plain / (64 << 10);
+    prop_assert!(length <= plain + windows * MEMBER_BYTES, "{} packed, {} plain", length, plain);
+    if flush_every.min(steps.len()) >= WORTH_PACKING {
+        prop_assert!(length < plain, "{} packed, {} plain", length, plain);
+    }
+    let (events, _) = read(&trace);
+    prop_assert_eq!(events.len(), wanted.len());
+    for ((time_ns, event), (now, wanted)) in events.iter().zip(&wanted) {
+        prop_assert_eq!(event, wanted);
+        prop_assert!(time_ns <= now && now - time_ns < 1 << 16, "{} for {}", time_ns, now);
+    }
+    let cut = cut(packed.len());
+    let (trace, whole) = unpacked(&packed[..cut]);
+    let (_, notes) = *ends.iter().rfind(|(length, _)| *length <= cut as u64).unwrap();
+    let mut reader = Reader::new(trace.as_slice());
+    let mut count = 0;
+    while let Ok(Some(record)) = reader.next_record() {
+        count += usize::from(Event::decode(&record, Layout::Words).unwrap().is_some());
+    }
+    prop_assert!(count >= notes + if notes > 0 { 5 } else { 0 }, "{} of {}", count, notes);
+    prop_assert!(!whole || ends.iter().any(|(length, _)| *length == cut as u64));
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(contextualize_config(ProptestConfig::with_cases(24)))]
+
     #[test]
     fn what_is_packed_is_read(
         steps in proptest::collection::vec((0..1_u64 << 20, note()), 1..3000),
         flush_every in 1..400_usize,
         cut in any::<prop::sample::Index>(),
     ) {
-        let mut packed = Vec::new();
-        let mut writer = Writer::begin_packed(&mut packed, Packing::Gzip, 1, MAX_PAGES);
-        let (mut now, mut wanted) = (1, Vec::new());
-        // How long the file was, and how many notes were in it.
-        let mut ends = vec![(0, 0)];
-        for (n, (pause, note)) in steps.iter().enumerate() {
-            now += pause;
-            writer.note(now, note).unwrap();
-            wanted.push((now, expected(note)));
-            if n % flush_every == 0 {
-                writer.flush().unwrap();
-                ends.push((writer.written(), n + 1));
-            }
-        }
-        writer.finish(now).unwrap();
-        ends.push((writer.written(), steps.len()));
-        drop(writer);
-        let (trace, whole) = unpacked(&packed);
-        prop_assert!(whole && packed.len() < trace.len());
-        let (events, _) = read(&trace);
-        prop_assert_eq!(events.len(), wanted.len());
-        for ((time_ns, event), (now, wanted)) in events.iter().zip(&wanted) {
-            prop_assert_eq!(event, wanted);
-            prop_assert!(time_ns <= now && now - time_ns < 1 << 16, "{} for {}", time_ns, now);
-        }
-        let cut = cut.index(packed.len());
-        let (trace, whole) = unpacked(&packed[..cut]);
-        let (_, notes) = *ends.iter().rfind(|(length, _)| *length <= cut as u64).unwrap();
-        let mut reader = Reader::new(trace.as_slice());
-        let mut count = 0;
-        while let Ok(Some(record)) = reader.next_record() {
-            count += usize::from(Event::decode(&record, Layout::Words).unwrap().is_some());
-        }
-        prop_assert!(count >= notes + if notes > 0 { 5 } else { 0 }, "{} of {}", count, notes);
-        prop_assert!(!whole || ends.iter().any(|(length, _)| *length == cut as u64));
+        pack_and_read(&steps, flush_every, |length| cut.index(length))?;
+    }
+}
+
+/// A window of one or two records that have nothing in common is longer when it is packed.
+#[test]
+fn windows_of_few_records_packed_are_read() {
+    let mixed = |n: u64| n.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let populate = |n: u64| Note {
+        what: What::Populate,
+        gfn: Gfn::new(mixed(n) >> 24),
+        mfn: Some(Mfn::new(mixed(n + 1000) >> 16)),
+        order: Order::PAGE,
+    };
+    let steps: Vec<_> = (1..=200).map(|n| (mixed(n) >> 44, populate(n))).collect();
+    for (flush_every, part) in (1..=2).flat_map(|every| (0..16).map(move |part| (every, part))) {
+        pack_and_read(&steps, flush_every, |length| length * part / 16).unwrap();
     }
 }
 

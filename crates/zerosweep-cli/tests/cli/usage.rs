@@ -1,8 +1,6 @@
 //! Wrong usage: each message, exit status 2, nothing started and nothing left behind.
 
-mod support;
-
-use support::{Place, stderr, stdout};
+use crate::support::{Place, stderr, stdout};
 
 /// `zerosweep run OPTIONS -- VMM` must exit with 2 and say all of `parts`.
 fn refused(options: &str, vmm: &str, parts: &[&str]) {

@@ -1,15 +1,11 @@
 //! `experiment --events`: traces of runs, read by our own reader and by Xen's `xenalyze`.
 
-#![expect(clippy::unwrap_used, reason = "test code; clippy does not see that in helpers")]
-
-mod support;
-
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use crate::support::{Place, stderr, stdout};
 use serde_json::Value;
-use support::{Place, stderr, stdout};
 
 fn json(place: &Place, arguments: &[&str]) -> Value {
     let output = place.output(arguments);
@@ -121,7 +117,7 @@ fn xenalyze(arguments: &[&str], file: &Path) -> String {
 /// Xen's own reader finds every event, under the domain that it is of. Before Xen 4.18 it shows
 /// every order as 0: the layout was another one.
 #[test]
-#[ignore = "needs xenalyze of Xen"]
+#[ignore = "needs xenalyze"]
 fn xenalyze_reads_what_is_written() {
     let place = Place::new();
     let directory = place.path().join("traces");
@@ -161,7 +157,7 @@ fn xenalyze_reads_what_is_written() {
 
 /// After a hole it still knows whose the events are.
 #[test]
-#[ignore = "needs xenalyze of Xen"]
+#[ignore = "needs xenalyze"]
 fn xenalyze_goes_on_after_lost_records() {
     use zerosweep::{Gfn, Mfn, Order};
     use zerosweep_events::{Note, What, Writer};

@@ -1,13 +1,9 @@
 //! `zerosweep script`: the examples of its document, word by word, and what cannot be done.
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
-
-mod support;
-
 use std::fs;
 use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
 
-use support::stderr;
+use crate::support::stderr;
 
 const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/script.md");
 

@@ -8,12 +8,8 @@
 //! | quantities at the end of boot | the timeline: the last moment before ballooning |
 //! | cache at the end | the run |
 
-#![expect(clippy::unwrap_used, reason = "test code; clippy does not see that in helpers")]
-
-mod support;
-
+use crate::support::{Place, stderr};
 use serde_json::Value;
-use support::{Place, stderr};
 
 const SUPERPAGE_BYTES: u64 = 2 << 20;
 const GUEST_SUPERPAGES: u64 = 2048;

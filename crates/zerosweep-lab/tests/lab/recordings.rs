@@ -1,9 +1,9 @@
 //! Recordings: of software guests, which are done again exactly, and of Debian under QEMU.
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 use std::path::PathBuf;
 
 use proptest::prelude::*;
+use proptest::test_runner::contextualize_config;
 use zerosweep::{
     Config, Domain, Event, Gfn, Host, InvalidTouch, Order, Policy, Session, Statistics,
 };
@@ -176,7 +176,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(40))]
+    #![proptest_config(contextualize_config(ProptestConfig::with_cases(40)))]
 
     /// Whatever a guest did, it can be done again under every policy, and under `none`, which looks at
     /// nothing and keeps nothing back, exactly.
