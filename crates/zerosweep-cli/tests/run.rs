@@ -142,7 +142,7 @@ fn an_agent_that_never_answers_stops_the_vmm() {
     let fake = place.script("fake-qemu", "exec sleep 60");
     let (code, said) = end(start(&place, &["--wait-agent", "0.3"], &fake));
     assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains("did not answer") && said.contains("LD_PRELOAD"), "{said}");
+    assert!(said.contains("stopping the VMM"), "{said}");
     assert!(place.left_behind().is_empty());
 }
 

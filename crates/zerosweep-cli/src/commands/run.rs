@@ -6,6 +6,7 @@
 //! signals    what this process is told, the VMM is told
 //! supervise  a thread: the agent comes up, the guest balloons, trouble is told
 //! balloon    QMP: vCPU threads, RAM check, ballooning to the target
+//! absence    why an agent does not answer
 //! alarms     what of a status a person should know
 //! ```
 //!
@@ -13,6 +14,7 @@
 //! warning: the guest matters more than its tool. A `run` that is killed leaves the guest alive
 //! and managed; the agent removes the sockets when the VMM ends.
 
+mod absence;
 mod alarms;
 mod balloon;
 pub(crate) mod plan;
@@ -75,6 +77,7 @@ pub(crate) fn execute(arguments: &RunArguments) -> Result<ExitCode, Failure> {
     let vmm = Arc::new(Vmm::spawn(&plan)?);
     let supervisor = Supervisor {
         config: plan.config.clone(),
+        agent: plan.agent.clone(),
         files: plan.files.clone(),
         wait_agent: arguments.wait_agent,
         wait_balloon: arguments.wait_balloon,
@@ -120,7 +123,7 @@ fn wait(vmm: &Vmm, events: &Receiver<Event>, console: &Console) -> Result<ExitSt
             (Ok(None), Event::VmmChanged) => {}
             (Ok(None), Event::Failed(reason)) => {
                 console.close();
-                complain(&format!("error: {reason}; stopping the VMM (pid {})", vmm.pid()));
+                complain(&format!("error: {reason}; stopping the VMM (pid {})", vmm.pid));
                 vmm.stop(STOP_TIMEOUT);
                 return Err(Failure::work("the guest was stopped"));
             }

@@ -19,7 +19,8 @@ use crate::error::Failure;
 #[derive(Debug)]
 pub(super) struct Vmm {
     child: Mutex<Child>,
-    pid: u32,
+    /// Its process number.
+    pub(super) pid: u32,
 }
 
 impl Vmm {
@@ -30,11 +31,6 @@ impl Vmm {
         })?;
         let pid = child.id();
         Ok(Self { child: Mutex::new(child), pid })
-    }
-
-    /// Its process number.
-    pub(super) fn pid(&self) -> u32 {
-        self.pid
     }
 
     /// How it ended, if it did.
@@ -50,6 +46,10 @@ impl Vmm {
 impl Process for Vmm {
     fn is_running(&self) -> bool {
         matches!(self.try_wait(), Ok(None))
+    }
+
+    fn pid(&self) -> Option<u32> {
+        Some(self.pid)
     }
 
     fn signal(&self, signal: Signal) {
