@@ -109,6 +109,9 @@ pub(crate) struct RunArguments {
     /// Warn when the guest has given nothing back for so many seconds
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = parse_seconds)]
     pub(crate) wait_balloon: Duration,
+    /// After SIGTERM, kill a VMM that has not ended after so many seconds; another signal hastens it
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = parse_seconds)]
+    pub(crate) wait_end: Duration,
     /// How long the agent may take to answer, in seconds
     #[arg(long, hide = true, value_name = "SECONDS", default_value = "10")]
     #[arg(value_parser = parse_seconds)]

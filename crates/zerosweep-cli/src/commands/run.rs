@@ -4,6 +4,7 @@
 //! plan       everything that can be refused is, before anything is started
 //! process    the VMM: started with the agent preloaded, signalled, waited for
 //! signals    what this process is told, the VMM is told
+//! ending     a VMM that does not end at SIGTERM is killed
 //! supervise  a thread: the agent comes up, the guest balloons, trouble is told
 //! balloon    QMP: vCPU threads, RAM check, ballooning to the target
 //! absence    why an agent does not answer
@@ -17,6 +18,7 @@
 mod absence;
 mod alarms;
 mod balloon;
+mod ending;
 pub(crate) mod plan;
 mod process;
 mod signals;
@@ -27,10 +29,12 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::process::{ExitCode, ExitStatus};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use zerosweep_wire::runtime as wire;
 
+use self::ending::{Ending, Step};
 use self::plan::{Plan, Wanted};
 use self::process::{TerminalMode, Vmm};
 use self::supervise::{Process as _, Supervisor};
@@ -49,6 +53,8 @@ pub(crate) const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) enum Event {
     /// The VMM may have ended.
     VmmChanged,
+    /// A signal was passed on to the VMM.
+    Signal(Signal),
     /// The guest cannot be managed: end it.
     Failed(String),
 }
@@ -87,7 +93,7 @@ pub(crate) fn execute(arguments: &RunArguments) -> Result<ExitCode, Failure> {
     let threads =
         received.forward(Arc::clone(&vmm), sender.clone()).and_then(|()| supervisor.start(sender));
     let ended = match threads {
-        Ok(()) => wait(&vmm, &events, &console),
+        Ok(()) => wait(&vmm, &events, Ending::new(arguments.wait_end), &console),
         Err(failure) => {
             vmm.stop(STOP_TIMEOUT);
             Err(failure)
@@ -102,7 +108,12 @@ pub(crate) fn execute(arguments: &RunArguments) -> Result<ExitCode, Failure> {
 }
 
 /// Waits for the VMM's end, or ends it when the guest cannot be managed.
-fn wait(vmm: &Vmm, events: &Receiver<Event>, console: &Console) -> Result<ExitStatus, Failure> {
+fn wait(
+    vmm: &Vmm,
+    events: &Receiver<Event>,
+    mut ending: Ending,
+    console: &Console,
+) -> Result<ExitStatus, Failure> {
     loop {
         let event = match events.recv_timeout(LOOK_INTERVAL) {
             Ok(event) => event,
@@ -112,26 +123,54 @@ fn wait(vmm: &Vmm, events: &Receiver<Event>, console: &Console) -> Result<ExitSt
                 Event::VmmChanged
             }
         };
-        let ended = vmm.try_wait();
+        let ended = vmm
+            .try_wait()
+            .map_err(|error| Failure::work(format!("cannot wait for the VMM: {error}")))?;
+        if let (Some(status), Event::VmmChanged | Event::Signal(_)) = (ended, &event) {
+            return Ok(status);
+        }
         match (ended, event) {
-            (Ok(Some(status)), Event::VmmChanged) => return Ok(status),
-            (Ok(Some(status)), Event::Failed(reason)) => {
+            (Some(status), Event::Failed(reason)) => {
                 console.clear();
                 complain(&format!("warning: {reason}"));
                 return Ok(status);
             }
-            (Ok(None), Event::VmmChanged) => {}
-            (Ok(None), Event::Failed(reason)) => {
+            (None, Event::Failed(reason)) => {
                 console.close();
                 complain(&format!("error: {reason}; stopping the VMM (pid {})", vmm.pid));
                 vmm.stop(STOP_TIMEOUT);
                 return Err(Failure::work("the guest was stopped"));
             }
-            (Err(error), _) => {
-                return Err(Failure::work(format!("cannot wait for the VMM: {error}")));
-            }
+            (_, Event::Signal(signal)) => ending.received(signal, Instant::now()),
+            (_, Event::VmmChanged) => {}
+        }
+        see_to_its_end(vmm, &mut ending, console)?;
+    }
+}
+
+/// What a VMM that was told to end, and has not, needs now.
+fn see_to_its_end(vmm: &Vmm, ending: &mut Ending, console: &Console) -> Result<(), Failure> {
+    let pid = vmm.pid;
+    match ending.step(Instant::now()) {
+        Step::Wait => {}
+        Step::Tell(waited, left) => console.warn(&format!(
+            "the VMM (pid {pid}) has not ended {waited:.1?} after SIGTERM; it will be killed in \
+             {left:.0?}, or at once if another SIGTERM or Ctrl-C comes"
+        )),
+        Step::Kill(waited) => {
+            console.warn(&format!(
+                "the VMM (pid {pid}) has not ended {waited:.1?} after SIGTERM: it is killed"
+            ));
+            vmm.signal(Signal::KILL);
+        }
+        Step::GiveUp => {
+            return Err(Failure::work(format!(
+                "the VMM (pid {pid}) was killed and has not ended: it waits in the kernel (ps -o \
+                 pid,stat,wchan -p {pid}), for a disk or a network file system perhaps"
+            )));
         }
     }
+    Ok(())
 }
 
 /// The VMM's own exit status, or 128 and the signal that ended it, as a shell says it.

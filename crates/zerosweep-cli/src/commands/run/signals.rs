@@ -1,8 +1,8 @@
 //! Signals that this process receives are the VMM's.
 //!
 //! The terminal sends Ctrl-C to the whole process group, so the VMM may get it twice; QEMU does
-//! not mind. However many come, this process stays until the VMM has ended. SIGTSTP and SIGCONT
-//! keep their meaning.
+//! not mind. However many come, this process stays until the VMM has ended; after SIGTERM, it sees to
+//! it that the VMM does (`ending`). SIGTSTP and SIGCONT keep their meaning.
 
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
@@ -31,7 +31,8 @@ impl Received {
             .map_err(|error| Failure::work(format!("cannot catch signals: {error}")))
     }
 
-    /// Passes them on to `vmm`, in a thread of its own; wakes the main thread when `vmm` changes.
+    /// Passes them on to `vmm`, in a thread of its own; wakes the main thread when `vmm` changes, or
+    /// is told something.
     pub(super) fn forward(mut self, vmm: Arc<Vmm>, events: Sender<Event>) -> Result<(), Failure> {
         let pass_on = move || {
             for number in self.0.forever() {
@@ -39,6 +40,7 @@ impl Received {
                     let _ = events.send(Event::VmmChanged);
                 } else if let Some(signal) = Signal::from_named_raw(number) {
                     vmm.signal(signal);
+                    let _ = events.send(Event::Signal(signal));
                 }
             }
         };
