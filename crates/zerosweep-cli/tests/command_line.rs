@@ -90,3 +90,115 @@ fn a_vmm_with_another_memory_size_is_told_with_the_sizes_that_it_has() {
         assert!(said.contains("256M") && said.contains("another memory size"), "{said}");
     }
 }
+
+/// `zerosweep run` starts the VMM with the line as it is.
+#[track_caller]
+fn accepted(line: &str) -> String {
+    let (code, started, said) = run("--target 64M", line);
+    assert_eq!(code, Some(0), "{line}: {said}");
+    let words: String = line.split_whitespace().map(|word| format!("[{word}]\n")).collect();
+    assert!(started.starts_with(&words), "{line}: {started}");
+    started
+}
+
+#[test]
+fn a_size_that_nothing_can_be_plugged_beyond_is_no_hotplug() {
+    for line in [
+        "-m size=512M,maxmem=512M",
+        "-m 512 -m maxmem=536870912",
+        "-object memory-backend-ram,id=r,size=1G -machine memory-backend=r -m maxmem=1G",
+    ] {
+        accepted(line);
+    }
+    refused("-m 512M,maxmem=1G", &["maxmem=1G", "hotplug"]);
+    refused("-m 512M,slots=2,maxmem=513M", &["maxmem=513M", "hotplug"]);
+}
+
+#[test]
+fn objects_that_are_not_guest_ram_are_the_vmms_own() {
+    for line in [
+        "-object memory-backend-file,id=i,share=on,size=4M,mem-path=/dev/shm/x -device \
+         ivshmem-plain,memdev=i",
+        "-object memory-backend-memfd,id=i,size=16M -object rng-random,id=r,filename=/dev/urandom",
+        "-object memory-backend-ram,id=i,size=8M,prealloc=on",
+        "-object memory-backend-ram,id=r,size=512M -machine memory-backend=r -object \
+         memory-backend-shm,id=i,size=64M",
+    ] {
+        accepted(&format!("-m 512 {line}"));
+    }
+    // The agent finds guest RAM by its size.
+    let same = "-object memory-backend-ram,id=i,size=512M -m 512";
+    refused(same, &["id=i", "as large as the guest's RAM"]);
+    refused(
+        "-m 512 -object memory-backend-memfd,id=r,size=512M -machine memory-backend=r",
+        &["memory-backend-memfd", "private anonymous"],
+    );
+}
+
+#[test]
+fn all_reasons_are_told_at_once() {
+    let said = refused(
+        "-m 512 -daemonize -readconfig /x -overcommit mem-lock=on -device vfio-pci,host=1",
+        &["4 reasons", "-daemonize", "-readconfig", "mem-lock=on", "vfio-pci"],
+    );
+    assert_eq!(said.lines().filter(|line| line.starts_with("  - ")).count(), 4, "{said}");
+    refused(
+        "-m 512 -object memory-backend-ram,id=r,size=512M,prealloc=on,share=on -machine \
+         memory-backend=r -overcommit mem-lock=on",
+        &["3 reasons", "prealloc=on", "share=on", "mem-lock=on"],
+    );
+    let one = refused("-m 512 -daemonize", &["cannot manage this guest: -daemonize: "]);
+    assert_eq!(one.lines().count(), 1, "{one}");
+}
+
+#[test]
+fn devices_and_drivers_that_use_guest_pages_unseen_are_refused() {
+    for (line, parts) in [
+        ("-device vhost-scsi-pci,wwpn=naa.1", ["vhost-scsi-pci", "virtio-scsi"]),
+        (r#"-device {"driver":"vhost-scsi-pci","wwpn":"x"}"#, ["vhost-scsi-pci", "reference"]),
+        ("-drive file=nvme://0000:01:00.0/1,if=none", ["nvme://", "pins"]),
+        ("nvme://0000:01:00.0/1", ["nvme://", "pins"]),
+        ("-blockdev driver=nvme,device=0000:01:00.0,namespace=1,node-name=n", ["nvme", "pins"]),
+        ("-blockdev driver=raw,node-name=n,file.driver=nvme,file.device=0", ["nvme", "pins"]),
+        (
+            r#"-blockdev {"driver":"raw","node-name":"n","file":{"driver":"nvme","device":"0"}}"#,
+            ["nvme", "pins"],
+        ),
+        ("-global migration.zero-copy-send=on", ["zero-copy-send", "migrat"]),
+        ("-global driver=migration,property=x-zero-copy-send,value=true", ["zero-copy", "migrat"]),
+    ] {
+        refused(&format!("-m 512 {line}"), &parts);
+    }
+    accepted("-m 512 -device nvme,serial=1,drive=d -global migration.zero-copy-send=off");
+    accepted("-m 512 -device virtio-scsi-pci -drive if=none,file=/nvme,cache=none");
+}
+
+#[test]
+fn options_that_are_set_apart_are_read_too() {
+    let ram = "-m 512 -object memory-backend-ram,id=r,size=512M -machine memory-backend=r";
+    refused(&format!("{ram} -set object.r.share=on"), &["share=on"]);
+    refused(&format!("-set object.r.prealloc=on {ram}"), &["prealloc=on"]);
+    accepted(&format!("{ram} -set object.other.share=on"));
+}
+
+const NO_ASYNC_FAULTS: &str =
+    "[-global]\n[x86_64-cpu.kvm-asyncpf=off]\n[-global]\n[x86_64-cpu.kvm-asyncpf-int=off]\n";
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn asynchronous_page_faults_are_left_out_under_kvm() {
+    for line in ["-accel kvm", "-machine q35,accel=kvm:tcg", "-enable-kvm -cpu host,-vmx,-svm"] {
+        let started = accepted(&format!("-m 512 {line}"));
+        assert!(started.contains(NO_ASYNC_FAULTS), "{line}: {started}");
+    }
+    for line in [
+        "-accel tcg",
+        "-machine q35",
+        "-accel kvm -cpu EPYC,kvm-asyncpf=on",
+        "-accel kvm -cpu EPYC,-kvm-asyncpf-int",
+        "-accel kvm -global x86_64-cpu.kvm-asyncpf=on",
+    ] {
+        let started = accepted(&format!("-m 512 {line}"));
+        assert!(!started.contains("asyncpf=off"), "{line}: {started}");
+    }
+}

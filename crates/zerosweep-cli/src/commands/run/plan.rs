@@ -19,6 +19,7 @@ use crate::error::Failure;
 use crate::runtime::GuestFiles;
 use crate::size::{PAGE_BYTES, Size};
 use crate::vmm::args::{self, Analysis, DEFAULT_RAM_BYTES, RAM_ALIGNMENT_BYTES, Ram};
+use crate::vmm::host::Host;
 use crate::vmm::{elf, monitors, options, program};
 
 /// VMMs whose command line is another one.
@@ -27,6 +28,9 @@ const OTHER_VMMS: [&str; 5] = ["cloud-hypervisor", "crosvm", "firecracker", "kvm
 /// What the target is until a tool beside us says it: enough for what firmware writes before the
 /// guest runs, and no more, for a target is easily raised, but lowered only as the guest gives back.
 const FIRST_TARGET: Size = Size(64 << 20);
+
+/// The id of the balloon device that is added.
+pub(super) const BALLOON: &str = "zerosweep-balloon";
 
 /// What is to be run, and how.
 #[derive(Clone, Copy, Debug)]
@@ -112,8 +116,8 @@ impl Plan {
             let message = format!("{name}: only QEMU's command line is understood, for now");
             return Err(Failure::usage(message));
         }
-        let analysis = args::analyse(&name, vmm_arguments)
-            .map_err(|refusal| Failure::usage(format!("cannot manage this guest: {refusal}")))?;
+        let analysis = args::analyse(&name, vmm_arguments, &Host::this())
+            .map_err(|refusals| Failure::usage(format!("cannot manage this guest: {refusals}")))?;
         let max_mem = max_mem(wanted.max_mem, analysis.ram)?;
         let follow = follow(wanted, &analysis);
         let target = match (wanted.target, &follow) {
@@ -252,8 +256,9 @@ fn additions(analysis: &Analysis, max_mem: Size, files: &GuestFiles) -> Vec<OsSt
     }
     if let Some(device) = analysis.missing_balloon {
         words.push("-device".to_owned());
-        words.push(format!("{device},id=zerosweep-balloon"));
+        words.push(format!("{device},id={BALLOON}"));
     }
+    words.extend(analysis.cpu_options.iter().cloned());
     let mut words: Vec<OsString> = words.into_iter().map(OsString::from).collect();
     let socket = options::escape_commas(&files.qmp.to_string_lossy());
     words.push("-qmp".into());
@@ -269,7 +274,14 @@ mod tests {
 
     fn analysis(ram: Ram, name: Option<&str>, missing_balloon: Option<&'static str>) -> Analysis {
         let name = name.map(str::to_owned);
-        Analysis { ram, name, missing_balloon, uses_terminal: false }
+        Analysis {
+            ram,
+            name,
+            missing_balloon,
+            without_bus: None,
+            cpu_options: Vec::new(),
+            uses_terminal: false,
+        }
     }
 
     #[test]
