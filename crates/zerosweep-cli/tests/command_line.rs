@@ -202,3 +202,91 @@ fn asynchronous_page_faults_are_left_out_under_kvm() {
         assert!(!started.contains("asyncpf=off"), "{line}: {started}");
     }
 }
+
+/// A VMM that cannot take the balloon device that is added to its line, for this reason.
+fn without_place(reason: &str, otherwise: &str) -> (Option<i32>, String, String) {
+    let place = Place::new();
+    let fake = place.script(
+        "fake-qemu",
+        &format!(
+            "case \"$*\" in *zerosweep-balloon*) echo \"qemu: -device \
+             virtio-balloon-pci,id=zerosweep-balloon: {reason}\" >&2; exit 1;; esac\n{otherwise}"
+        ),
+    );
+    let words = ["run", "--name", "vm", "--target", "64M", "--", &fake, "-m", "512"];
+    let output = place.output(&words);
+    assert!(place.left_behind().is_empty());
+    (output.status.code(), stdout(&output), stderr(&output))
+}
+
+#[test]
+fn a_guest_without_a_place_for_our_balloon_device_starts_without_it() {
+    for reason in [
+        "No 'PCI' bus found for device 'virtio-balloon-pci'",
+        "PCI: no slot/function available for virtio-balloon-pci, all in use or reserved",
+        "Bus 'pci.0' does not support hotplugging",
+    ] {
+        let started = "for word; do echo \"[$word]\"; done; exit 7";
+        let (code, started, said) = without_place(reason, started);
+        assert_eq!(code, Some(7), "{said}");
+        assert!(started.starts_with("[-m]\n[512]\n[-qmp]\n"), "{started}");
+        assert!(said.contains("zerosweep's own balloon device"), "{said}");
+        assert!(said.contains("starts without it"), "{said}");
+        assert!(said.contains(reason), "QEMU's own words: {said}");
+    }
+}
+
+#[test]
+fn a_guest_that_does_not_start_without_the_device_either_is_not_tried_for_ever() {
+    let (code, _, said) = without_place("no slot", "echo 'qemu: no such disk' >&2; exit 1");
+    assert_eq!(code, Some(1), "{said}");
+    assert_eq!(said.matches("no such disk").count(), 1, "{said}");
+    assert_eq!(said.matches("starts without it").count(), 1, "{said}");
+}
+
+#[test]
+fn a_machine_without_a_bus_is_not_given_a_balloon_device() {
+    let (code, started, said) = run("--target 64M", "-M isapc -m 256");
+    assert_eq!(code, Some(0), "{said}");
+    assert!(!started.contains("balloon"), "{started}");
+    assert!(said.contains("isapc has no bus for a balloon device"), "{said}");
+}
+
+/// What a VMM says is passed on as it is, and does not hold `run` up.
+#[test]
+fn the_vmms_own_words_are_passed_on() {
+    let place = Place::new();
+    let text = "printf 'a line\\nhalf' >&2; sleep 30 >/dev/null & exit 3";
+    let fake = place.script("fake-qemu", text);
+    let began = std::time::Instant::now();
+    let mut command = place.command(&["run", "--target", "64M", "--", &fake]);
+    let mut child = command.stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let status = child.wait().unwrap();
+    assert!(began.elapsed() < std::time::Duration::from_secs(10), "it waits for a grandchild");
+    assert_eq!(status.code(), Some(3));
+    let mut said = [0; 11];
+    std::io::Read::read_exact(&mut child.stderr.take().unwrap(), &mut said).unwrap();
+    assert_eq!(said, *b"a line\nhalf");
+}
+
+#[test]
+fn memory_that_the_host_does_not_promise_is_explained() {
+    let place = Place::new();
+    for (name, more, hint) in [
+        ("pc.ram", "", "-object memory-backend-ram,id=ram0,size=64G,reserve=off"),
+        ("mach-virt.ram", "", "-machine memory-backend=ram0"),
+        ("r", " -object memory-backend-ram,id=r,size=64G -machine memory-backend=r", "id=r,"),
+    ] {
+        let text = format!(
+            "echo \"qemu: cannot set up guest memory '{name}': Cannot allocate memory\" >&2; exit 1"
+        );
+        let fake = place.script("fake-qemu", &text);
+        let line = format!("run --name vm --target 1G -- {fake} -m 64G{more}");
+        let output = place.output(&line.split(' ').collect::<Vec<_>>());
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("does not promise 64G at once"), "{said}");
+        assert!(said.contains(hint) && said.contains("reserve=off"), "{said}");
+        assert!(said.contains("vm.overcommit_memory"), "{said}");
+    }
+}

@@ -3,6 +3,8 @@
 //! ```text
 //! plan       everything that can be refused is, before anything is started
 //! process    the VMM: started with the agent preloaded, signalled, waited for
+//! words      what the VMM says is passed on
+//! last_words what it said at its end, explained
 //! signals    what this process is told, the VMM is told
 //! ending     a VMM that does not end at SIGTERM is killed
 //! supervise  a thread: the agent comes up, the guest balloons, trouble is told
@@ -19,10 +21,12 @@ mod absence;
 mod alarms;
 mod balloon;
 mod ending;
+mod last_words;
 pub(crate) mod plan;
 mod process;
 mod signals;
 pub(crate) mod supervise;
+mod words;
 
 use std::fs::File;
 use std::os::unix::process::ExitStatusExt as _;
@@ -35,8 +39,10 @@ use rustix::process::Signal;
 use zerosweep_wire::runtime as wire;
 
 use self::ending::{Ending, Step};
+use self::last_words::Meaning;
 use self::plan::{Plan, Wanted};
 use self::process::{TerminalMode, Vmm};
+use self::signals::Running;
 use self::supervise::{Process as _, Supervisor};
 use crate::cli::RunArguments;
 use crate::console::{Console, Verbosity, complain};
@@ -75,36 +81,89 @@ pub(crate) fn execute(arguments: &RunArguments) -> Result<ExitCode, Failure> {
             .map_err(|error| Failure::work(format!("cannot write {}: {error}", file.display())))?;
     }
 
-    let (sender, events) = mpsc::channel();
     // Before the VMM is there, so that no signal can end this process and leave it behind.
     let received = signals::Received::new()?;
     let mode = TerminalMode::save();
-    console.verbose(&format!("starting {}", plan.shown()));
-    let vmm = Arc::new(Vmm::spawn(&plan)?);
-    let supervisor = Supervisor {
-        config: plan.config.clone(),
-        agent: plan.agent.clone(),
-        files: plan.files.clone(),
-        wait_agent: arguments.wait_agent,
-        wait_balloon: arguments.wait_balloon,
-        vmm: Arc::clone(&vmm),
-        console: Arc::clone(&console),
-    };
-    let threads =
-        received.forward(Arc::clone(&vmm), sender.clone()).and_then(|()| supervisor.start(sender));
-    let ended = match threads {
-        Ok(()) => wait(&vmm, &events, Ending::new(arguments.wait_end), &console),
-        Err(failure) => {
-            vmm.stop(STOP_TIMEOUT);
-            Err(failure)
-        }
-    };
+    plan.notes.iter().for_each(|note| console.warn(note));
+    let ended = live(plan, arguments, received, &console);
     console.close();
     drop(claim);
     if !matches!(&ended, Ok(status) if status.code().is_some()) {
         mode.restore();
     }
     ended.map(exit_code)
+}
+
+/// Starts the VMM and looks after it until it ends; once more, if only our own device was in its way.
+fn live(
+    mut plan: Plan,
+    arguments: &RunArguments,
+    received: signals::Received,
+    console: &Arc<Console>,
+) -> Result<ExitStatus, Failure> {
+    let start = |plan: &Plan| {
+        console.verbose(&format!("starting {}", plan.shown()));
+        Vmm::spawn(plan).map(Arc::new)
+    };
+    let (sender, mut events) = mpsc::channel();
+    let mut vmm = start(&plan)?;
+    let running = Arc::new(Running::new(Arc::clone(&vmm), sender.clone()));
+    let mut threads = received
+        .forward(Arc::clone(&running))
+        .and_then(|()| supervisor(&plan, arguments, &vmm, console).start(sender));
+    loop {
+        if let Err(failure) = threads {
+            vmm.stop(STOP_TIMEOUT);
+            return Err(failure);
+        }
+        let status = wait(&vmm, &events, Ending::new(arguments.wait_end), console)?;
+        let Some(meaning) = (status.code() == Some(1))
+            .then(|| last_words::meaning(&vmm.words.last(), &plan))
+            .flatten()
+        else {
+            return Ok(status);
+        };
+        match meaning {
+            Meaning::Hint(hint) => {
+                console.warn(&hint);
+                return Ok(status);
+            }
+            Meaning::NoPlaceForBalloon(reason) => {
+                let name = plan.config.name.clone();
+                let Some(without) = plan.without_balloon() else { return Ok(status) };
+                console.warn(&format!(
+                    "QEMU has no place for zerosweep's own balloon device ({reason}): guest {name} \
+                     starts without it. It is not asked to give memory back; free a slot, or add a \
+                     -device virtio-balloon-… where there is one"
+                ));
+                plan = without;
+                plan.files.remove_sockets();
+                let (sender, ear) = mpsc::channel();
+                let Some(next) = running.replace(|| start(&plan), sender.clone())? else {
+                    return Ok(status);
+                };
+                (vmm, events) = (next, ear);
+                threads = supervisor(&plan, arguments, &vmm, console).start(sender);
+            }
+        }
+    }
+}
+
+fn supervisor(
+    plan: &Plan,
+    arguments: &RunArguments,
+    vmm: &Arc<Vmm>,
+    console: &Arc<Console>,
+) -> Supervisor<Vmm> {
+    Supervisor {
+        config: plan.config.clone(),
+        agent: plan.agent.clone(),
+        files: plan.files.clone(),
+        wait_agent: arguments.wait_agent,
+        wait_balloon: arguments.wait_balloon,
+        vmm: Arc::clone(vmm),
+        console: Arc::clone(console),
+    }
 }
 
 /// Waits for the VMM's end, or ends it when the guest cannot be managed.
