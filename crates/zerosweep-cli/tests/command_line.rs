@@ -4,7 +4,13 @@
 
 mod support;
 
-use support::{Place, stderr, stdout};
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::net::UnixStream;
+use std::process::Stdio;
+
+use rustix::process::{Pid, Signal};
+use serde_json::{Value, json};
+use support::{Place, stderr, stdout, wait_until};
 
 /// The exit status of `zerosweep run OPTIONS -- VMM LINE`, and what was said. The VMM prints its
 /// arguments, one a line.
@@ -203,6 +209,57 @@ fn asynchronous_page_faults_are_left_out_under_kvm() {
     }
 }
 
+/// Properties of a QEMU's first virtual CPU: of one that `zerosweep run` starts with this line, without
+/// a guest.
+fn cpu_properties(line: &str, names: &[&str]) -> Vec<Value> {
+    let place = Place::new();
+    let words = ["run", "--name", "vm", "--target", "32M", "--", "qemu-system-x86_64", "-m", "64"];
+    let mut command = place.command(&words);
+    command.args(["-S", "-display", "none", "-nodefaults"]).args(line.split_whitespace());
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let socket = place.runtime().join("vm.qmp");
+    wait_until("QEMU listens", || socket.exists());
+    let mut stream = BufReader::new(UnixStream::connect(&socket).unwrap());
+    let mut line = String::new();
+    stream.read_line(&mut line).unwrap();
+    let mut ask = |command: &str, arguments: Value| {
+        let request = json!({"execute": command, "arguments": arguments});
+        stream.get_mut().write_all(format!("{request}\n").as_bytes()).unwrap();
+        loop {
+            line.clear();
+            stream.read_line(&mut line).unwrap();
+            let mut answer: Value = serde_json::from_str(&line).unwrap();
+            if answer.get("event").is_none() {
+                return answer.get_mut("return").unwrap_or_else(|| panic!("{line}")).take();
+            }
+        }
+    };
+    ask("qmp_capabilities", json!({}));
+    let path = ask("query-cpus-fast", json!({}))[0]["qom-path"].clone();
+    let property = |name: &&str| ask("qom-get", json!({"path": path, "property": name}));
+    let found = names.iter().map(property).collect();
+    rustix::process::kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    child.wait().unwrap();
+    found
+}
+
+/// What QEMU makes of what is added.
+#[test]
+#[cfg(target_arch = "x86_64")]
+#[ignore = "needs QEMU, KVM"]
+fn qemu_leaves_asynchronous_page_faults_out() {
+    let names = ["type", "kvm-asyncpf", "kvm-asyncpf-int"];
+    for (line, expect) in [
+        ("-accel kvm", json!(["qemu64-x86_64-cpu", false, false])),
+        ("-accel kvm -cpu host", json!(["host-x86_64-cpu", false, false])),
+        ("-machine q35,accel=kvm -cpu qemu64,+x2apic", json!(["qemu64-x86_64-cpu", false, false])),
+        ("-accel kvm -cpu host,kvm-asyncpf=on", json!(["host-x86_64-cpu", true, true])),
+        ("-accel tcg", json!(["qemu64-x86_64-cpu", false, false])),
+    ] {
+        assert_eq!(Value::from(cpu_properties(line, &names)), expect, "{line}");
+    }
+}
+
 /// A VMM that cannot take the balloon device that is added to its line, for this reason.
 fn without_place(reason: &str, otherwise: &str) -> (Option<i32>, String, String) {
     let place = Place::new();
@@ -260,7 +317,7 @@ fn the_vmms_own_words_are_passed_on() {
     let fake = place.script("fake-qemu", text);
     let began = std::time::Instant::now();
     let mut command = place.command(&["run", "--target", "64M", "--", &fake]);
-    let mut child = command.stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
     let status = child.wait().unwrap();
     assert!(began.elapsed() < std::time::Duration::from_secs(10), "it waits for a grandchild");
     assert_eq!(status.code(), Some(3));
@@ -288,5 +345,24 @@ fn memory_that_the_host_does_not_promise_is_explained() {
         assert!(said.contains("does not promise 64G at once"), "{said}");
         assert!(said.contains(hint) && said.contains("reserve=off"), "{said}");
         assert!(said.contains("vm.overcommit_memory"), "{said}");
+    }
+}
+
+#[test]
+#[ignore = "needs QEMU"]
+fn memory_that_the_host_does_not_promise_to_qemu_is_explained() {
+    let overcommit = std::fs::read_to_string("/proc/sys/vm/overcommit_memory").unwrap();
+    assert_ne!(overcommit.trim(), "1", "this host promises everything");
+    let place = Place::new();
+    for more in ["", " -object memory-backend-ram,id=r,size=16T -machine memory-backend=r"] {
+        let line = format!(
+            "run --name vm --target 1G -- qemu-system-x86_64 -M q35 -cpu max -display none -m 16T{more}"
+        );
+        let output = place.output(&line.split(' ').collect::<Vec<_>>());
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("cannot set up guest memory"), "QEMU's own words: {said}");
+        assert!(said.contains("does not promise 16T at once"), "{said}");
+        assert!(said.contains("reserve=off"), "{said}");
     }
 }

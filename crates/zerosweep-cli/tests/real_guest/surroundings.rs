@@ -81,6 +81,47 @@ fn a_vmm_in_its_sandbox_is_managed() {
     assert!(status.counters.peak_total_pages <= status.pages.target);
 }
 
+/// Its bus is full: it starts without the device that is ours, and is managed.
+#[test]
+#[ignore = "needs QEMU, guest image, userfaultfd"]
+fn a_guest_whose_bus_is_full_starts_without_our_balloon_device() {
+    let place = Place::new();
+    let devices: Vec<_> = (4..32).map(|slot| format!("virtio-rng-pci,addr={slot:#x}")).collect();
+    let qemu: Vec<_> = devices.iter().flat_map(|device| ["-device", device.as_str()]).collect();
+    let append = "init_on_free=1 zs.fill=96M zs.scrub=1 zs.balloon=0 zs.touch=32M zs.end=idle";
+    let mut guest = Guest::managed(&place, &Spec { qemu: &qemu, append, ..Spec::default() });
+    assert!(guest.marker("verified ").text.contains(" bad=0 "));
+    guest.marker("done ok");
+    assert!(guest.errors.has("no slot/function available"), "{}", guest.errors.tail(9));
+    assert!(guest.errors.has("starts without it"), "{}", guest.errors.tail(9));
+    let status = guest.status();
+    if status.state != State::Managing
+        || status.counters.peak_total_pages > status.pages.target
+        || status.borrowed_pages != 0
+    {
+        guest.fail("it is not managed within its target");
+    }
+    guest.signal(Signal::TERM);
+    assert_eq!(guest.end(), 0);
+    guest.wait_until_gone();
+    assert_eq!(place.left_behind(), [""; 0]);
+}
+
+/// A machine without a bus for the device is managed without it.
+#[test]
+#[ignore = "needs QEMU, userfaultfd"]
+fn a_machine_without_pci_is_managed() {
+    for program in ["qemu-system-x86_64", "qemu-system-i386"] {
+        let place = Place::new();
+        let words = "run --name vm --target 64M -- PROGRAM -M isapc -m 256 -display none";
+        let words = words.replace("PROGRAM", program);
+        let guest = Guest::run(&place, "vm", place.command(words.split(' ')));
+        let mut agent = guest.agent();
+        assert_eq!(agent.status().unwrap().state, State::Managing, "{program}");
+        assert!(guest.errors.has("isapc has no bus"), "{}", guest.errors.tail(5));
+    }
+}
+
 /// `setuid` of the C library asks every thread of the process, those of the agent too.
 #[test]
 #[ignore = "needs QEMU, guest image, userfaultfd"]
