@@ -299,7 +299,7 @@ pub(crate) enum TraceCommand {
 /// Which trace, and how it is written.
 #[derive(Args, Debug)]
 pub(crate) struct TraceFile {
-    /// A trace of `xentrace`, packed by gzip or not
+    /// A trace of `xentrace`, packed by gzip, xz or zstd, or not; - is standard input
     pub(crate) file: PathBuf,
     /// How domain and order are written: words since Xen 4.18, halves before [default: guessed]
     #[arg(long, value_enum)]
