@@ -1,4 +1,6 @@
-//! `status`, `ps` and `audit` on fake agents.
+//! `status`, `ps`, `audit` and `watch` on fake agents.
+
+#![expect(clippy::unwrap_used, reason = "test code; clippy does not see that in helpers")]
 
 mod support;
 
