@@ -113,6 +113,8 @@ struct Reader {
     cpu: Cpu,
     has_balloon: bool,
     uses_terminal: bool,
+    /// The first network device of vhost-net.
+    vhost: Option<String>,
 }
 
 impl Reader {
@@ -129,7 +131,9 @@ impl Reader {
             "balloon" => self.has_balloon |= value.starts_with("virtio"),
             "numa" => self.memory.node(&Properties::parse(value, "type")),
             "global" => global(value)?,
-            "netdev" | "nic" | "net" => network(&option.name, &Properties::parse(value, "type"))?,
+            "netdev" | "nic" | "net" => {
+                self.network(option, &Properties::parse(value, "type"))?;
+            }
             "mem-path" => return Err(Refusal::NotAnonymous(format!("-mem-path {value}"))),
             "mem-prealloc" => return Err(Refusal::Preallocated("-mem-prealloc".into())),
             "overcommit" => locked(option, "mem-lock")?,
@@ -195,12 +199,29 @@ impl Reader {
         Ok(())
     }
 
+    fn network(&mut self, option: &VmmOption, properties: &Properties) -> Result<(), Refusal> {
+        let what = |kind: &str| format!("-{} {kind}", option.name);
+        match properties.get("type") {
+            Some("vhost-user") => return Err(Refusal::VhostUser(what("vhost-user"))),
+            Some("vhost-vdpa") => return Err(Refusal::Pins(what("vhost-vdpa"))),
+            _ => {}
+        }
+        let by_kernel = ["vhostfd", "vhostfds"].iter().any(|key| properties.get(key).is_some());
+        if properties.is_on("vhost") || properties.is_on("vhostforce") || by_kernel {
+            self.vhost.get_or_insert_with(|| what(option.value()));
+        }
+        Ok(())
+    }
+
     fn finish(self, program: &str, host: &Host) -> Result<Analysis, Refusals> {
         let (bytes, of_memory) = self.memory.finish();
         let mut refusals = self.refusals;
         refusals.extend(of_memory);
         refusals.extend(self.drives.finish(host));
         refusals.extend(self.cpu.nested(host));
+        if host.vhost_sends_by_reference {
+            refusals.extend(self.vhost.map(Refusal::Vhost));
+        }
         if !refusals.is_empty() {
             return Err(Refusals(refusals));
         }
@@ -237,14 +258,6 @@ fn global(value: &str) -> Result<(), Refusal> {
     match is_zero_copy && properties.is_on(switch) {
         true => Err(Refusal::ZeroCopy(format!("-global {value}"))),
         false => Ok(()),
-    }
-}
-
-fn network(option: &str, properties: &Properties) -> Result<(), Refusal> {
-    match properties.get("type") {
-        Some("vhost-user") => Err(Refusal::VhostUser(format!("-{option} vhost-user"))),
-        Some("vhost-vdpa") => Err(Refusal::Pins(format!("-{option} vhost-vdpa"))),
-        _ => Ok(()),
     }
 }
 

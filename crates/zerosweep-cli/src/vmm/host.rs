@@ -16,6 +16,8 @@ pub(crate) struct Host {
     /// The CPU feature with which guests may run guests of their own; `None` where KVM does not let
     /// them.
     pub(crate) nested: Option<&'static str>,
+    /// Whether vhost-net sends guest pages without copying them.
+    pub(crate) vhost_sends_by_reference: bool,
 }
 
 /// File systems whose direct I/O keeps references to pages that a move of the page does not see:
@@ -57,14 +59,19 @@ impl FileSystem {
 impl Host {
     /// This machine.
     pub(crate) fn this() -> Self {
-        let allowed = |module: &str| {
-            let file = format!("/sys/module/{module}/parameters/nested");
+        let is_on = |module: &str, parameter: &str| {
+            let file = format!("/sys/module/{module}/parameters/{parameter}");
             fs::read_to_string(file).is_ok_and(|value| matches!(value.trim(), "1" | "Y"))
         };
         let nested = [("kvm_intel", "vmx"), ("kvm_amd", "svm")]
             .into_iter()
-            .find_map(|(module, feature)| allowed(module).then_some(feature));
-        Self { shared_by_reference: FileSystem::of, kernel: KernelVersion::running(), nested }
+            .find_map(|(module, feature)| is_on(module, "nested").then_some(feature));
+        Self {
+            shared_by_reference: FileSystem::of,
+            kernel: KernelVersion::running(),
+            nested,
+            vhost_sends_by_reference: is_on("vhost_net", "experimental_zcopytx"),
+        }
     }
 }
 

@@ -225,7 +225,12 @@ mod tests {
         path.to_string_lossy().contains("nfs").then_some(FileSystem::Nfs)
     }
 
-    const HOST: Host = Host { shared_by_reference: nfs, kernel: None, nested: None };
+    const HOST: Host = Host {
+        shared_by_reference: nfs,
+        kernel: None,
+        nested: None,
+        vhost_sends_by_reference: false,
+    };
 
     fn refusals(words: &[&str]) -> Vec<Refusal> {
         let words: Vec<_> = words.iter().map(std::ffi::OsString::from).collect();

@@ -49,6 +49,14 @@ pub(crate) enum Refusal {
              the disk (-device scsi-hd or scsi-block)"
     )]
     References(String),
+    /// A network device whose packets the kernel sends from guest pages.
+    #[error(
+        "{0}: the module vhost_net is loaded with experimental_zcopytx=1: it sends packets from guest \
+             pages by reference, which a move of the page does not see; damaged packets would go out. \
+             Load it without (modprobe -r vhost_net; modprobe vhost_net experimental_zcopytx=0), or use \
+             vhost=off"
+    )]
+    Vhost(String),
     /// A disk image with direct I/O on a file system that keeps references.
     #[error(
         "{option}: direct I/O on {file}, which lies on {file_system}: the kernel keeps references to \

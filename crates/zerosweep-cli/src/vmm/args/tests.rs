@@ -5,7 +5,12 @@ use super::*;
 const GIB: u64 = 1 << 30;
 const BACKEND: &str = "memory-backend-ram,id=ram0,size=2G";
 
-const HOST: Host = Host { shared_by_reference: |_| None, kernel: None, nested: None };
+const HOST: Host = Host {
+    shared_by_reference: |_| None,
+    kernel: None,
+    nested: None,
+    vhost_sends_by_reference: false,
+};
 
 fn run_on(host: &Host, line: &str) -> Result<Analysis, Refusals> {
     let arguments: Vec<OsString> = line.split_whitespace().map(OsString::from).collect();
@@ -231,6 +236,24 @@ fn nested_guests_are_refused_where_the_kernel_does_not_pin_their_pages() {
     }
     let by_name = analyse("/usr/bin/kvm", &["-cpu", "host"].map(OsString::from), &old);
     assert!(by_name.is_err(), "the program's name says that it uses KVM");
+}
+
+#[test]
+fn packets_that_the_kernel_sends_from_guest_pages_are_refused() {
+    let host = Host { vhost_sends_by_reference: true, ..HOST };
+    for line in [
+        "-netdev tap,id=n,vhost=on",
+        "-netdev tap,id=n,fd=3,vhostfd=4",
+        r#"-netdev {"type":"tap","id":"n","vhost":true}"#,
+        "-nic tap,vhostforce=on",
+    ] {
+        let refusal = run_on(&host, line).unwrap_err().to_string();
+        assert!(refusal.contains("experimental_zcopytx=0"), "{refusal}");
+        assert!(run(line).is_ok(), "{line}");
+    }
+    for line in ["-netdev tap,id=n", "-netdev tap,id=n,vhost=off", "-netdev user,id=n"] {
+        assert!(run_on(&host, line).is_ok(), "{line}");
+    }
 }
 
 #[test]
