@@ -326,6 +326,21 @@ fn the_vmms_own_words_are_passed_on() {
     assert_eq!(said, *b"a line\nhalf");
 }
 
+/// However fast it talks, and however slowly somebody listens.
+#[test]
+fn many_words_are_passed_on_too() {
+    let place = Place::new();
+    let fake = place.script("fake-qemu", "head -c 3000000 /dev/zero | tr '\\0' x >&2; exit 3");
+    let mut command = place.command(&["run", "--target", "64M", "--", &fake]);
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut errors = child.stderr.take().unwrap();
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    let mut said = Vec::new();
+    std::io::Read::read_to_end(&mut errors, &mut said).unwrap();
+    assert_eq!((child.wait().unwrap().code(), said.len()), (Some(3), 3_000_000));
+    assert!(said.iter().all(|&byte| byte == b'x'));
+}
+
 #[test]
 fn memory_that_the_host_does_not_promise_is_explained() {
     let place = Place::new();

@@ -116,19 +116,16 @@ fn live(
             vmm.stop(STOP_TIMEOUT);
             return Err(failure);
         }
-        let status = wait(&vmm, &events, Ending::new(arguments.wait_end), console)?;
-        let Some(meaning) = (status.code() == Some(1))
-            .then(|| last_words::meaning(&vmm.words.last(), &plan))
-            .flatten()
-        else {
-            return Ok(status);
-        };
-        match meaning {
-            Meaning::Hint(hint) => {
+        let ended = wait(&vmm, &events, Ending::new(arguments.wait_end), console);
+        let words = vmm.words.last();
+        let status = ended?;
+        match last_words::meaning(&words, &plan).filter(|_| status.code() == Some(1)) {
+            None => return Ok(status),
+            Some(Meaning::Hint(hint)) => {
                 console.warn(&hint);
                 return Ok(status);
             }
-            Meaning::NoPlaceForBalloon(reason) => {
+            Some(Meaning::NoPlaceForBalloon(reason)) => {
                 let name = plan.config.name.clone();
                 let Some(without) = plan.without_balloon() else { return Ok(status) };
                 console.warn(&format!(
