@@ -76,11 +76,6 @@ pub(crate) fn execute(arguments: &RunArguments) -> Result<ExitCode, Failure> {
         console.verbose(&format!("removed {}, left by a dead guest", file.display()));
     })?;
 
-    if let Some(file) = &plan.config.events {
-        File::create(file)
-            .map_err(|error| Failure::work(format!("cannot write {}: {error}", file.display())))?;
-    }
-
     // Before the VMM is there, so that no signal can end this process and leave it behind.
     let received = signals::Received::new()?;
     let mode = TerminalMode::save();
@@ -102,6 +97,12 @@ fn live(
     console: &Arc<Console>,
 ) -> Result<ExitStatus, Failure> {
     let start = |plan: &Plan| {
+        // The agent wants it there, and empty.
+        if let Some(file) = &plan.config.events {
+            File::create(file).map_err(|error| {
+                Failure::work(format!("cannot write {}: {error}", file.display()))
+            })?;
+        }
         console.verbose(&format!("starting {}", plan.shown()));
         Vmm::spawn(plan).map(Arc::new)
     };
