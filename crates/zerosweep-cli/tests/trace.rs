@@ -354,6 +354,25 @@ fn rubbish_is_named_as_rubbish() {
     }
 }
 
+/// What never ends is not kept for ever.
+#[test]
+fn endless_rubbish_is_refused_at_once() {
+    for device in ["/dev/zero", "/dev/urandom"] {
+        let began = std::time::Instant::now();
+        let output = trace(&["read", device]);
+        assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+        assert!(stderr(&output).contains("it is no xentrace file"), "{}", stderr(&output));
+        assert!(began.elapsed() < std::time::Duration::from_secs(5), "{:?}", began.elapsed());
+    }
+    let mut yes = Command::new("yes").stdout(Stdio::piped()).spawn().unwrap();
+    let mut read = Command::new(env!("CARGO_BIN_EXE_zerosweep"));
+    read.args(["trace", "report", "-", "-o", "/dev/null"]).stdin(yes.stdout.take().unwrap());
+    let output = read.output().unwrap();
+    let _ = yes.kill();
+    yes.wait().unwrap();
+    assert!(stderr(&output).contains("standard input: it is no xentrace"), "{}", stderr(&output));
+}
+
 #[test]
 fn a_trace_without_populate_on_demand_is_told_alike_by_all() {
     let directory = tempfile::tempdir().unwrap();

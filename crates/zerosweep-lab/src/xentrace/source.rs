@@ -24,6 +24,8 @@ const MOST_LAYERS: usize = 4;
 const MAGIC: u64 = 6;
 /// As much of a trace tells it from other files.
 const SAMPLE: u64 = ((CONVINCING + 1) * LONGEST) as u64;
+/// As much of a packed trace has that much in it.
+const FIRST: u64 = 64 << 10;
 /// What unpacking may need of memory, in KiB.
 const MOST_MEMORY_KIB: u32 = 1 << 20;
 
@@ -70,11 +72,14 @@ impl Source {
         if data.is_file() { Ok(Self { file }) } else { Self::keep(file) }
     }
 
-    /// Keeps all that comes.
+    /// Keeps all that comes, if it begins as a trace.
     fn keep(mut pipe: File) -> io::Result<Self> {
-        let mut file = tempfile::tempfile().map_err(not_kept)?;
-        io::copy(&mut pipe, &mut file).map_err(not_kept)?;
-        Ok(Self { file })
+        let mut kept = Self { file: tempfile::tempfile().map_err(not_kept)? };
+        io::copy(&mut pipe.by_ref().take(FIRST), &mut kept.file).map_err(not_kept)?;
+        kept.reader()?;
+        kept.file.seek(SeekFrom::End(0))?;
+        io::copy(&mut pipe, &mut kept.file).map_err(not_kept)?;
+        Ok(kept)
     }
 
     /// Reads from the beginning, unpacked. Another reader of this source loses its place.
