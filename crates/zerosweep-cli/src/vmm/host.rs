@@ -56,7 +56,16 @@ impl FileSystem {
     }
 }
 
+/// The first kernel that pins the pages of a nested guest (`kvm_vcpu_map`), so that a move sees it.
+const PINS_NESTED: KernelVersion = KernelVersion::new(6, 13);
+
 impl Host {
+    /// The CPU feature that lets a guest run guests, and the kernel, if that only keeps references to
+    /// such a guest's pages.
+    pub(crate) fn nested_by_reference(&self) -> Option<(&'static str, KernelVersion)> {
+        Some((self.nested?, self.kernel.filter(|&kernel| kernel < PINS_NESTED)?))
+    }
+
     /// This machine.
     pub(crate) fn this() -> Self {
         let is_on = |module: &str, parameter: &str| {

@@ -1,13 +1,8 @@
 //! The accelerator and the virtual CPU: guests of a guest, and asynchronous page faults.
 
-use zerosweep_linux::probe::KernelVersion;
-
 use super::refusal::Refusal;
 use crate::vmm::host::Host;
 use crate::vmm::options::{Properties, VmmOption};
-
-/// The first kernel that pins the pages of a nested guest (`kvm_vcpu_map`), so that a move sees it.
-const PINS_NESTED: KernelVersion = KernelVersion::new(6, 13);
 
 /// A guest that can halt until its page is there does not occupy a kernel thread for it; and it must
 /// wait like any other for a frame. Since QEMU 5.2 there are two of these.
@@ -48,8 +43,7 @@ impl Cpu {
 
     /// A guest that may run guests, on a kernel that does not pin their pages.
     pub(super) fn nested(&self, host: &Host) -> Option<Refusal> {
-        let feature = host.nested?;
-        let kernel = host.kernel.filter(|&kernel| kernel < PINS_NESTED)?;
+        let (feature, kernel) = host.nested_by_reference()?;
         let cpu = self.model.clone()?;
         (self.uses_kvm && has(&cpu, feature)).then_some(Refusal::Nested { cpu, feature, kernel })
     }
