@@ -109,6 +109,9 @@ pub(crate) struct RunArguments {
     /// Warn when the guest has given nothing back for so many seconds
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = parse_seconds)]
     pub(crate) wait_balloon: Duration,
+    /// After SIGTERM, kill a VMM that has not ended after so many seconds; another signal hastens it
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = parse_seconds)]
+    pub(crate) wait_end: Duration,
     /// How long the agent may take to answer, in seconds
     #[arg(long, hide = true, value_name = "SECONDS", default_value = "10")]
     #[arg(value_parser = parse_seconds)]
@@ -296,7 +299,7 @@ pub(crate) enum TraceCommand {
 /// Which trace, and how it is written.
 #[derive(Args, Debug)]
 pub(crate) struct TraceFile {
-    /// A trace of `xentrace`, packed by gzip or not
+    /// A trace of `xentrace`, packed by gzip, xz or zstd, or not; - is standard input
     pub(crate) file: PathBuf,
     /// How domain and order are written: words since Xen 4.18, halves before [default: guessed]
     #[arg(long, value_enum)]

@@ -45,6 +45,7 @@ use zerosweep_wire::runtime as wire;
 
 use self::settings::{Manage, Settings};
 use crate::commands::run::plan::{ManagedBy, Plan, Wanted};
+use crate::console::complain;
 use crate::error::Failure;
 use crate::vmm::{args, queries};
 
@@ -83,6 +84,7 @@ fn become_managed(settings: &Settings, arguments: Vec<OsString>) -> Result<Infal
     let directory = directory();
     let plan = Plan::new(&wanted, &directory)?;
     check_machine()?;
+    plan.notes.iter().for_each(|note| complain(&format!("warning: {note}")));
     companion::start(&plan)?;
     Err(become_program(&mut plan.command()?))
 }

@@ -57,6 +57,13 @@ impl GuestFiles {
         let lock = directory.join(format!("{name}.lock"));
         Ok(Self { socket, qmp: wire::qmp_socket(directory, name), lock })
     }
+
+    /// Removes the sockets that a VMM left.
+    pub(crate) fn remove_sockets(&self) {
+        for file in [&self.socket, &self.qmp] {
+            let _ = std::fs::remove_file(file);
+        }
+    }
 }
 
 /// Where a tool finds the guest `name`: where its socket is, this user's own directory first.
@@ -196,9 +203,8 @@ impl Claim {
 impl Drop for Claim {
     fn drop(&mut self) {
         // The lock last, while it is still held: a new `run` must not lose its own sockets.
-        for file in [&self.files.socket, &self.files.qmp, &self.files.lock] {
-            let _ = std::fs::remove_file(file);
-        }
+        self.files.remove_sockets();
+        let _ = std::fs::remove_file(&self.files.lock);
     }
 }
 

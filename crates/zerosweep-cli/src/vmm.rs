@@ -3,6 +3,7 @@
 
 pub(crate) mod args;
 pub(crate) mod elf;
+pub(crate) mod host;
 pub(crate) mod monitors;
 pub(crate) mod options;
 pub(crate) mod program;

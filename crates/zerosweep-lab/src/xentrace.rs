@@ -12,7 +12,7 @@
 //! they take. Windows of several CPUs come in the order in which they were written, not in that of
 //! time. A record without a time stamp has its CPU's last one.
 //!
-//! [`Writer`] writes one. [`Reader`] takes a trace apart in constant memory, [`Event`] is what populate on demand says in
+//! [`Writer`] writes one. [`Source`] is where one comes from, [`Reader`] takes a trace apart in constant memory, [`Event`] is what populate on demand says in
 //! it, [`Summary`] counts, [`Course`] says how it went, and [`guess`] finds out which of two layouts its records have.
 
 mod course;
@@ -22,6 +22,7 @@ mod pages;
 mod reader;
 mod recording;
 mod replay;
+mod source;
 mod summary;
 
 pub use course::{COLUMNS, Column, Course, Extent};
@@ -31,6 +32,7 @@ pub use pages::{PageStates, Tally};
 pub use reader::{Broken, Reader, Reason, Record, open};
 pub use recording::{Recording, RecordingError, Unknown};
 pub use replay::{Replay, ReplayError};
+pub use source::Source;
 pub use summary::{ByOrder, DomainSummary, Looks, Summary};
 pub use zerosweep_events::{Packing, Writer};
 

@@ -14,11 +14,20 @@ use zerosweep_linux::probe::{Check, Probe, Status};
 use crate::cli::ListArguments;
 use crate::error::Failure;
 use crate::output;
+use crate::vmm::host::Host;
 
 /// Prints every finding.
 pub(super) fn execute(arguments: &ListArguments) -> Result<ExitCode, Failure> {
     let mut findings: Vec<Finding> = Probe::run().checks.iter().map(Finding::from).collect();
-    findings.extend([kvm(), qemu(), agent(), guest_image()]);
+    let host = Host::this();
+    findings.extend([
+        kvm(),
+        nested_guests(&host),
+        vhost_net(&host),
+        qemu(),
+        agent(),
+        guest_image(),
+    ]);
     let can_run = findings.iter().all(|finding| finding.status != "fail");
     if arguments.json {
         output::json(&Document { schema: 1, can_run, checks: &findings })?;
@@ -78,6 +87,32 @@ fn kvm() -> Finding {
     }
 }
 
+/// Guests whose pages the kernel uses in a way that a move does not see are refused by `run`.
+fn nested_guests(host: &Host) -> Finding {
+    let name = "nested guests";
+    match (host.nested_by_reference(), host.nested) {
+        (Some((feature, kernel)), _) => Finding::warn(
+            name,
+            format!("Linux {kernel} does not pin their pages; `-cpu host` is refused"),
+            format!("-cpu host,-{feature} for each guest; or Linux 6.13 or newer"),
+        ),
+        (None, Some(_)) => Finding::ok(name, "allowed, and their pages are pinned"),
+        (None, None) => Finding::ok(name, "KVM does not let guests run guests of their own"),
+    }
+}
+
+fn vhost_net(host: &Host) -> Finding {
+    let name = "vhost-net";
+    match host.vhost_sends_by_reference {
+        true => Finding::warn(
+            name,
+            "experimental_zcopytx=1 sends guest pages by reference; `vhost=on` is refused",
+            "modprobe -r vhost_net; modprobe vhost_net experimental_zcopytx=0",
+        ),
+        false => Finding::ok(name, "copies what it sends, or is not loaded"),
+    }
+}
+
 fn qemu() -> Finding {
     let program = "qemu-system-x86_64";
     match Command::new(program).arg("--version").output() {
@@ -129,4 +164,28 @@ fn render(findings: &[Finding], can_run: bool) -> String {
     };
     let _ = writeln!(text, "\n{verdict}");
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use zerosweep_linux::probe::KernelVersion;
+
+    use super::*;
+
+    #[test]
+    fn what_makes_run_refuse_guests_is_told_before() {
+        let host = |minor, nested, vhost_sends_by_reference| Host {
+            shared_by_reference: |_| None,
+            kernel: Some(KernelVersion::new(6, minor)),
+            nested,
+            vhost_sends_by_reference,
+        };
+        let old = nested_guests(&host(12, Some("svm"), false));
+        assert_eq!(old.status, "warn");
+        assert!(old.mend.unwrap().starts_with("-cpu host,-svm for each guest"));
+        assert_eq!(nested_guests(&host(13, Some("svm"), false)).status, "ok");
+        assert_eq!(nested_guests(&host(12, None, false)).status, "ok");
+        assert_eq!(vhost_net(&host(12, None, true)).status, "warn");
+        assert_eq!(vhost_net(&host(12, None, false)).status, "ok");
+    }
 }

@@ -3,9 +3,13 @@
 //! ```text
 //! plan       everything that can be refused is, before anything is started
 //! process    the VMM: started with the agent preloaded, signalled, waited for
+//! words      what the VMM says is passed on
+//! last_words what it said at its end, explained
 //! signals    what this process is told, the VMM is told
+//! ending     a VMM that does not end at SIGTERM is killed
 //! supervise  a thread: the agent comes up, the guest balloons, trouble is told
 //! balloon    QMP: vCPU threads, RAM check, ballooning to the target
+//! absence    why an agent does not answer
 //! alarms     what of a status a person should know
 //! ```
 //!
@@ -13,24 +17,32 @@
 //! warning: the guest matters more than its tool. A `run` that is killed leaves the guest alive
 //! and managed; the agent removes the sockets when the VMM ends.
 
+mod absence;
 mod alarms;
 mod balloon;
+mod ending;
+mod last_words;
 pub(crate) mod plan;
 mod process;
 mod signals;
 pub(crate) mod supervise;
+mod words;
 
 use std::fs::File;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{ExitCode, ExitStatus};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use zerosweep_wire::runtime as wire;
 
+use self::ending::{Ending, Step};
+use self::last_words::Meaning;
 use self::plan::{Plan, Wanted};
 use self::process::{TerminalMode, Vmm};
+use self::signals::Running;
 use self::supervise::{Process as _, Supervisor};
 use crate::cli::RunArguments;
 use crate::console::{Console, Verbosity, complain};
@@ -47,6 +59,8 @@ pub(crate) const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) enum Event {
     /// The VMM may have ended.
     VmmChanged,
+    /// A signal was passed on to the VMM.
+    Signal(Signal),
     /// The guest cannot be managed: end it.
     Failed(String),
 }
@@ -62,34 +76,11 @@ pub(crate) fn execute(arguments: &RunArguments) -> Result<ExitCode, Failure> {
         console.verbose(&format!("removed {}, left by a dead guest", file.display()));
     })?;
 
-    if let Some(file) = &plan.config.events {
-        File::create(file)
-            .map_err(|error| Failure::work(format!("cannot write {}: {error}", file.display())))?;
-    }
-
-    let (sender, events) = mpsc::channel();
     // Before the VMM is there, so that no signal can end this process and leave it behind.
     let received = signals::Received::new()?;
     let mode = TerminalMode::save();
-    console.verbose(&format!("starting {}", plan.shown()));
-    let vmm = Arc::new(Vmm::spawn(&plan)?);
-    let supervisor = Supervisor {
-        config: plan.config.clone(),
-        files: plan.files.clone(),
-        wait_agent: arguments.wait_agent,
-        wait_balloon: arguments.wait_balloon,
-        vmm: Arc::clone(&vmm),
-        console: Arc::clone(&console),
-    };
-    let threads =
-        received.forward(Arc::clone(&vmm), sender.clone()).and_then(|()| supervisor.start(sender));
-    let ended = match threads {
-        Ok(()) => wait(&vmm, &events, &console),
-        Err(failure) => {
-            vmm.stop(STOP_TIMEOUT);
-            Err(failure)
-        }
-    };
+    plan.notes.iter().for_each(|note| console.warn(note));
+    let ended = live(plan, arguments, received, &console);
     console.close();
     drop(claim);
     if !matches!(&ended, Ok(status) if status.code().is_some()) {
@@ -98,8 +89,88 @@ pub(crate) fn execute(arguments: &RunArguments) -> Result<ExitCode, Failure> {
     ended.map(exit_code)
 }
 
+/// Starts the VMM and looks after it until it ends; once more, if only our own device was in its way.
+fn live(
+    mut plan: Plan,
+    arguments: &RunArguments,
+    received: signals::Received,
+    console: &Arc<Console>,
+) -> Result<ExitStatus, Failure> {
+    let start = |plan: &Plan| {
+        // The agent wants it there, and empty.
+        if let Some(file) = &plan.config.events {
+            File::create(file).map_err(|error| {
+                Failure::work(format!("cannot write {}: {error}", file.display()))
+            })?;
+        }
+        console.verbose(&format!("starting {}", plan.shown()));
+        Vmm::spawn(plan).map(Arc::new)
+    };
+    let (sender, mut events) = mpsc::channel();
+    let mut vmm = start(&plan)?;
+    let running = Arc::new(Running::new(Arc::clone(&vmm), sender.clone()));
+    let mut threads = received
+        .forward(Arc::clone(&running))
+        .and_then(|()| supervisor(&plan, arguments, &vmm, console).start(sender));
+    loop {
+        if let Err(failure) = threads {
+            vmm.stop(STOP_TIMEOUT);
+            return Err(failure);
+        }
+        let ended = wait(&vmm, &events, Ending::new(arguments.wait_end), console);
+        let words = vmm.words.last();
+        let status = ended?;
+        match last_words::meaning(&words, &plan).filter(|_| status.code() == Some(1)) {
+            None => return Ok(status),
+            Some(Meaning::Hint(hint)) => {
+                console.warn(&hint);
+                return Ok(status);
+            }
+            Some(Meaning::NoPlaceForBalloon(reason)) => {
+                let name = plan.config.name.clone();
+                let Some(without) = plan.without_balloon() else { return Ok(status) };
+                console.warn(&format!(
+                    "QEMU has no place for zerosweep's own balloon device ({reason}): guest {name} \
+                     starts without it. It is not asked to give memory back; free a slot, or add a \
+                     -device virtio-balloon-… where there is one"
+                ));
+                plan = without;
+                plan.files.remove_sockets();
+                let (sender, ear) = mpsc::channel();
+                let Some(next) = running.replace(|| start(&plan), sender.clone())? else {
+                    return Ok(status);
+                };
+                (vmm, events) = (next, ear);
+                threads = supervisor(&plan, arguments, &vmm, console).start(sender);
+            }
+        }
+    }
+}
+
+fn supervisor(
+    plan: &Plan,
+    arguments: &RunArguments,
+    vmm: &Arc<Vmm>,
+    console: &Arc<Console>,
+) -> Supervisor<Vmm> {
+    Supervisor {
+        config: plan.config.clone(),
+        agent: plan.agent.clone(),
+        files: plan.files.clone(),
+        wait_agent: arguments.wait_agent,
+        wait_balloon: arguments.wait_balloon,
+        vmm: Arc::clone(vmm),
+        console: Arc::clone(console),
+    }
+}
+
 /// Waits for the VMM's end, or ends it when the guest cannot be managed.
-fn wait(vmm: &Vmm, events: &Receiver<Event>, console: &Console) -> Result<ExitStatus, Failure> {
+fn wait(
+    vmm: &Vmm,
+    events: &Receiver<Event>,
+    mut ending: Ending,
+    console: &Console,
+) -> Result<ExitStatus, Failure> {
     loop {
         let event = match events.recv_timeout(LOOK_INTERVAL) {
             Ok(event) => event,
@@ -109,26 +180,54 @@ fn wait(vmm: &Vmm, events: &Receiver<Event>, console: &Console) -> Result<ExitSt
                 Event::VmmChanged
             }
         };
-        let ended = vmm.try_wait();
+        let ended = vmm
+            .try_wait()
+            .map_err(|error| Failure::work(format!("cannot wait for the VMM: {error}")))?;
+        if let (Some(status), Event::VmmChanged | Event::Signal(_)) = (ended, &event) {
+            return Ok(status);
+        }
         match (ended, event) {
-            (Ok(Some(status)), Event::VmmChanged) => return Ok(status),
-            (Ok(Some(status)), Event::Failed(reason)) => {
+            (Some(status), Event::Failed(reason)) => {
                 console.clear();
                 complain(&format!("warning: {reason}"));
                 return Ok(status);
             }
-            (Ok(None), Event::VmmChanged) => {}
-            (Ok(None), Event::Failed(reason)) => {
+            (None, Event::Failed(reason)) => {
                 console.close();
-                complain(&format!("error: {reason}; stopping the VMM (pid {})", vmm.pid()));
+                complain(&format!("error: {reason}; stopping the VMM (pid {})", vmm.pid));
                 vmm.stop(STOP_TIMEOUT);
                 return Err(Failure::work("the guest was stopped"));
             }
-            (Err(error), _) => {
-                return Err(Failure::work(format!("cannot wait for the VMM: {error}")));
-            }
+            (_, Event::Signal(signal)) => ending.received(signal, Instant::now()),
+            (_, Event::VmmChanged) => {}
+        }
+        see_to_its_end(vmm, &mut ending, console)?;
+    }
+}
+
+/// What a VMM that was told to end, and has not, needs now.
+fn see_to_its_end(vmm: &Vmm, ending: &mut Ending, console: &Console) -> Result<(), Failure> {
+    let pid = vmm.pid;
+    match ending.step(Instant::now()) {
+        Step::Wait => {}
+        Step::Tell(waited, left) => console.warn(&format!(
+            "the VMM (pid {pid}) has not ended {waited:.1?} after SIGTERM; it will be killed in \
+             {left:.0?}, or at once if another SIGTERM or Ctrl-C comes"
+        )),
+        Step::Kill(waited) => {
+            console.warn(&format!(
+                "the VMM (pid {pid}) has not ended {waited:.1?} after SIGTERM: it is killed"
+            ));
+            vmm.signal(Signal::KILL);
+        }
+        Step::GiveUp => {
+            return Err(Failure::work(format!(
+                "the VMM (pid {pid}) was killed and has not ended: it waits in the kernel (ps -o \
+                 pid,stat,wchan -p {pid}), for a disk or a network file system perhaps"
+            )));
         }
     }
+    Ok(())
 }
 
 /// The VMM's own exit status, or 128 and the signal that ended it, as a shell says it.

@@ -7,7 +7,8 @@
 //! look      one look at a guest: the blocking client
 //! events    what a page is sent (server-sent events)
 //! api       JSON: figures, map, history, and what changes a guest
-//! metrics   OpenMetrics
+//! metrics   figures for Prometheus
+//! exposition  the formats of those
 //! routes    which of them answers what
 //! listen    connections: bounded, with timeouts, ended by a signal
 //! page/     HTML, CSS and scripts, as they are sent
@@ -19,6 +20,7 @@
 mod access;
 mod api;
 mod events;
+mod exposition;
 mod guests;
 mod listen;
 mod metrics;

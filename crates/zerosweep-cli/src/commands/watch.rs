@@ -168,20 +168,25 @@ impl Screen {
     }
 
     fn show(&mut self, look: &Look) -> Result<(), Failure> {
-        let (columns, rows) = match rustix::termios::tcgetwinsize(io::stdout()) {
-            Ok(size) if size.ws_col > 0 => (usize::from(size.ws_col), usize::from(size.ws_row)),
-            _ => SMALL,
-        };
+        let (columns, rows) = rustix::termios::tcgetwinsize(io::stdout())
+            .map_or(SMALL, |size| known_size(size.ws_col, size.ws_row));
         self.0.note(look);
         let mut text = String::from("\x1b[H");
         for line in self.0.lines(look, columns, rows).iter().take(rows) {
             let _ = write!(text, "{line}\x1b[K\r\n");
         }
         // What is left of a longer picture goes; the last line ends without a new one.
-        text.truncate(text.len() - 2);
+        let end = text.trim_end_matches("\r\n").len();
+        text.truncate(end);
         text.push_str("\x1b[J");
         output::text(&text)
     }
+}
+
+/// Columns and rows; a terminal says 0 for what it does not know.
+fn known_size(columns: u16, rows: u16) -> (usize, usize) {
+    let or = |told: u16, small| if told > 0 { told.into() } else { small };
+    (or(columns, SMALL.0), or(rows, SMALL.1))
 }
 
 impl Picture {

@@ -14,6 +14,7 @@ use std::ffi::OsString;
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
@@ -51,7 +52,7 @@ pub(super) fn start(plan: &Plan) -> Result<(), Failure> {
     let this = rustix::process::getpid();
     let this = rustix::process::pidfd_open(this, PidfdFlags::empty())
         .map_err(|errno| cannot(errno.into()))?;
-    let mut launcher = companion_command(LAUNCHER, &config)
+    let mut launcher = companion_command(LAUNCHER, &config, &plan.agent)
         .and_then(|mut command| command.stdin(Stdio::from(this)).stdout(Stdio::piped()).spawn())
         .map_err(cannot)?;
     let said = launcher.stdout.take().map(|from| {
@@ -66,35 +67,36 @@ pub(super) fn start(plan: &Plan) -> Result<(), Failure> {
     }
 }
 
-fn companion_command(word: &str, config: &str) -> io::Result<Command> {
+fn companion_command(word: &str, config: &str, agent: &Path) -> io::Result<Command> {
     let mut command = Command::new(std::env::current_exe()?);
-    command.args([word, config]).env_remove("LD_PRELOAD");
+    command.args([word, config]).arg(agent).env_remove("LD_PRELOAD");
     Ok(command)
 }
 
 /// Is the launcher or the companion, where the arguments say so.
 pub(super) fn execute(arguments: &[OsString]) -> Result<Option<ExitCode>, Failure> {
-    let [word, config] = arguments else { return Ok(None) };
+    let [word, config, agent] = arguments else { return Ok(None) };
+    let agent = Path::new(agent);
     let (Some(word), Some(config)) = (word.to_str(), config.to_str()) else { return Ok(None) };
     match word {
-        LAUNCHER => launch(config).map(Some),
-        COMPANION => attend(config).map(Some),
+        LAUNCHER => launch(config, agent).map(Some),
+        COMPANION => attend(config, agent).map(Some),
         _ => Ok(None),
     }
 }
 
-fn launch(config: &str) -> Result<ExitCode, Failure> {
+fn launch(config: &str, agent: &Path) -> Result<ExitCode, Failure> {
     let cannot = |error: io::Error| Failure::work(format!("cannot start a companion: {error}"));
     zerosweep_linux::sys::raw::close_on_exec_from(3)
         .map_err(|error| Failure::work(error.to_string()))?;
     // A group of its own: Ctrl-C in a terminal is for QEMU, and the companion ends after it.
-    let mut command = companion_command(COMPANION, config).map_err(cannot)?;
+    let mut command = companion_command(COMPANION, config, agent).map_err(cannot)?;
     command.process_group(0).spawn().map_err(cannot)?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// Looks after the guest until QEMU ends.
-fn attend(config: &str) -> Result<ExitCode, Failure> {
+fn attend(config: &str, agent: &Path) -> Result<ExitCode, Failure> {
     let config: AgentConfig = serde_json::from_str(config)
         .map_err(|error| Failure::usage(format!("not a companion's settings: {error}")))?;
     let claimed = claim(&config);
@@ -110,6 +112,7 @@ fn attend(config: &str) -> Result<ExitCode, Failure> {
     let (sender, events) = mpsc::channel();
     let supervisor = Supervisor {
         config,
+        agent: agent.to_owned(),
         files,
         wait_agent: WAIT_AGENT,
         wait_balloon: WAIT_BALLOON,
@@ -165,6 +168,11 @@ impl Beside {
 impl Process for Beside {
     fn is_running(&self) -> bool {
         !self.poll(Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))
+    }
+
+    fn pid(&self) -> Option<u32> {
+        let about = std::fs::read_to_string("/proc/self/fdinfo/0").ok()?;
+        about.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok())
     }
 
     fn signal(&self, signal: Signal) {

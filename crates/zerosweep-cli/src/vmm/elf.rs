@@ -77,6 +77,12 @@ pub(crate) fn check(path: &Path) -> Result<(), PreloadError> {
     check_elf(&ReadCache::new(file))
 }
 
+/// Whether a file is a script: what it starts is not known then.
+pub(crate) fn is_script(path: &Path) -> bool {
+    let mut start = [0; 2];
+    File::open(path).and_then(|mut file| file.read_exact(&mut start)).is_ok() && start == *b"#!"
+}
+
 fn check_elf<'data>(data: impl ReadRef<'data>) -> Result<(), PreloadError> {
     match FileKind::parse(data) {
         Ok(FileKind::Elf64) => {}

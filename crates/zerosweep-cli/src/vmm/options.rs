@@ -1,11 +1,16 @@
 //! How QEMU reads its command line: options with and without an argument, and the comma lists
 //! (or JSON) in the arguments.
+//!
+//! QEMU's own `-help` does not say reliably which options take an argument (7.2 prints
+//! `-async-teardown enable asynchronous teardown`), so there are tables. An option that is in neither
+//! table, such as one of a later QEMU, never takes a word that begins with a dash: what must be
+//! refused cannot hide behind it.
 
 use std::ffi::OsString;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
-/// Options that take no argument. Every other one swallows the next word, whatever it looks like.
+/// Options that take no argument, of every QEMU from 2 to 10.
 const WITHOUT_ARGUMENT: &[&str] = &[
     "S",
     "alt-grab",
@@ -20,6 +25,8 @@ const WITHOUT_ARGUMENT: &[&str] = &[
     "full-screen",
     "h",
     "help",
+    "jitdump",
+    "localtime",
     "mem-prealloc",
     "no-acpi",
     "no-fd-bootchk",
@@ -36,19 +43,130 @@ const WITHOUT_ARGUMENT: &[&str] = &[
     "nographic",
     "old-param",
     "only-migratable",
+    "perfmap",
     "portrait",
     "preconfig",
     "rtc-td-hack",
     "s",
     "sdl",
     "semihosting",
+    "show-cursor",
     "singlestep",
     "snapshot",
     "usb",
     "version",
     "win2k-hack",
     "xen-attach",
+    "xen-create",
     "xen-domid-restrict",
+];
+
+/// Options that take the next word as their argument, whatever it looks like.
+const WITH_ARGUMENT: &[&str] = &[
+    "D",
+    "L",
+    "M",
+    "accel",
+    "acpitable",
+    "action",
+    "add-fd",
+    "append",
+    "audio",
+    "audiodev",
+    "balloon",
+    "bios",
+    "blockdev",
+    "boot",
+    "bt",
+    "cdrom",
+    "chardev",
+    "chroot",
+    "clock",
+    "compat",
+    "cpu",
+    "d",
+    "debugcon",
+    "device",
+    "dfilter",
+    "display",
+    "drive",
+    "dtb",
+    "dump-vmstate",
+    "echr",
+    "fda",
+    "fdb",
+    "fsdev",
+    "fw_cfg",
+    "g",
+    "gdb",
+    "global",
+    "hda",
+    "hdachs",
+    "hdb",
+    "hdc",
+    "hdd",
+    "icount",
+    "incoming",
+    "initrd",
+    "iscsi",
+    "k",
+    "kernel",
+    "loadvm",
+    "m",
+    "machine",
+    "mem-path",
+    "mon",
+    "monitor",
+    "msg",
+    "mtdblock",
+    "name",
+    "net",
+    "netdev",
+    "nic",
+    "numa",
+    "object",
+    "option-rom",
+    "overcommit",
+    "parallel",
+    "pflash",
+    "pidfile",
+    "plugin",
+    "prom-env",
+    "qmp",
+    "qmp-pretty",
+    "qtest",
+    "qtest-log",
+    "readconfig",
+    "realtime",
+    "rotate",
+    "rtc",
+    "run-with",
+    "runas",
+    "sandbox",
+    "sd",
+    "seed",
+    "semihosting-config",
+    "serial",
+    "set",
+    "shim",
+    "smbios",
+    "smp",
+    "soundhw",
+    "spice",
+    "startdate",
+    "tb-size",
+    "tpmdev",
+    "trace",
+    "usbdevice",
+    "uuid",
+    "vga",
+    "virtfs",
+    "virtioconsole",
+    "vnc",
+    "watchdog",
+    "watchdog-action",
+    "writeconfig",
+    "xen-domid",
 ];
 
 /// One option of the command line, without its dashes.
@@ -68,21 +186,55 @@ impl VmmOption {
 }
 
 /// Splits the command line (without the program) into options. Words that stand alone are disk
-/// images to QEMU and are left out.
+/// images: QEMU takes them for `-hda`. What `-set GROUP.ID.KEY=VALUE` says is put where it belongs.
 pub(crate) fn split(arguments: &[OsString]) -> Vec<VmmOption> {
-    let mut words = arguments.iter().map(|word| word.to_string_lossy());
+    let mut words = arguments.iter().map(|word| word.to_string_lossy()).peekable();
     let mut options = Vec::new();
     while let Some(word) = words.next() {
-        let Some(name) = word.strip_prefix('-').filter(|name| !name.is_empty()) else { continue };
+        let Some(name) = word.strip_prefix('-').filter(|name| !name.is_empty()) else {
+            if !word.is_empty() && word != "-" {
+                options.push(VmmOption { name: "hda".to_owned(), value: Some(word.into_owned()) });
+            }
+            continue;
+        };
         // QEMU takes `--m` for `-m`.
         let name = name.strip_prefix('-').unwrap_or(name).to_owned();
-        let value = match WITHOUT_ARGUMENT.contains(&name.as_str()) {
-            true => None,
-            false => words.next().map(|value| value.into_owned()),
+        let value = match name.as_str() {
+            name if WITHOUT_ARGUMENT.contains(&name) => None,
+            name if WITH_ARGUMENT.contains(&name) => words.next(),
+            _ => words.next_if(|word| !word.starts_with('-')),
         };
+        let value = value.map(|value| value.into_owned());
         options.push(VmmOption { name, value });
     }
+    set(&mut options);
     options
+}
+
+/// Adds what `-set` says to the option with that group and id; JSON cannot be added to, by QEMU
+/// neither.
+fn set(options: &mut [VmmOption]) {
+    let sets: Vec<_> = options
+        .iter()
+        .filter(|option| option.name == "set")
+        .filter_map(|option| {
+            let (place, value) = option.value().split_once('=')?;
+            let mut words = place.splitn(3, '.');
+            let (group, id, key) = (words.next()?, words.next()?, words.next()?);
+            Some((group.to_owned(), id.to_owned(), format!(",{key}={}", escape_commas(value))))
+        })
+        .collect();
+    for (group, id, addition) in sets {
+        let is_it = |option: &&mut VmmOption| {
+            option.name == group
+                && !option.value().starts_with('{')
+                && Properties::parse(option.value(), "type").get("id") == Some(&id)
+        };
+        if let Some(value) = options.iter_mut().find(is_it).and_then(|option| option.value.as_mut())
+        {
+            value.push_str(&addition);
+        }
+    }
 }
 
 /// The properties in an option's argument; of a key that comes twice the last one counts.
@@ -112,6 +264,28 @@ impl Properties {
                     .collect(),
             ),
         }
+    }
+
+    /// The same as one tree: of `file.cache.direct=on`, `direct` in `cache` in `file`.
+    pub(crate) fn tree(text: &str, implied: &str) -> Value {
+        if let Some(Ok(value)) = text.starts_with('{').then(|| serde_json::from_str(text)) {
+            return value;
+        }
+        let mut tree = Map::new();
+        for (key, value) in Self::parse(text, implied).0 {
+            let mut words = key.split('.').peekable();
+            let mut members = &mut tree;
+            while let Some(word) = words.next() {
+                if words.peek().is_none() {
+                    members.insert(word.to_owned(), Value::String(value));
+                    break;
+                }
+                let below = members.entry(word).or_insert_with(|| Value::Object(Map::new()));
+                let Value::Object(below) = below else { break };
+                members = below;
+            }
+        }
+        Value::Object(tree)
     }
 
     /// The value of `key`.
@@ -148,6 +322,12 @@ fn split_commas(text: &str) -> Vec<String> {
     }
     words.retain(|word| !word.is_empty());
     words
+}
+
+/// The protocol of a file's name, and the rest: `nvme://0000:01:00.0/1`, `file:a`; none of a path.
+pub(crate) fn split_protocol(name: &str) -> Option<(&str, &str)> {
+    let (protocol, rest) = name.split_once(':')?;
+    (!protocol.contains('/')).then_some((protocol, rest))
 }
 
 /// Writes `text` so that QEMU takes it for one value.
@@ -196,11 +376,51 @@ mod tests {
     #[test]
     fn options_swallow_what_belongs_to_them() {
         let options = split_words(&["-S", "--m", "2G", "-append", "-mem-path x", "disk.img", "-s"]);
-        let expect = [("S", None), ("m", Some("2G")), ("append", Some("-mem-path x")), ("s", None)];
+        let expect = [
+            ("S", None),
+            ("m", Some("2G")),
+            ("append", Some("-mem-path x")),
+            ("hda", Some("disk.img")),
+            ("s", None),
+        ];
         let expect = expect.map(|(name, value)| (name.to_owned(), value.map(str::to_owned)));
         assert_eq!(options, expect);
         assert_eq!(split_words(&["-m"]), [("m".to_owned(), None)]);
         assert!(split_words(&["-", ""]).is_empty());
+    }
+
+    #[test]
+    fn an_unknown_option_takes_no_word_with_a_dash() {
+        let names = |words: &[&str]| split_words(words).into_iter().map(|(name, _)| name).collect();
+        let split: Vec<String> = names(&["-later", "-m", "1G", "--later", "x", "-S"]);
+        assert_eq!(split, ["later", "m", "later", "S"]);
+        assert_eq!(split_words(&["-later", "x"]), [("later".into(), Some("x".into()))]);
+        assert_eq!(split_words(&["-later"]), [("later".into(), None)]);
+    }
+
+    /// What `-help` of the QEMU that is installed lists is in the tables, in the right one.
+    #[test]
+    #[ignore = "needs QEMU"]
+    fn the_tables_have_every_option_of_this_qemu() {
+        let help = std::process::Command::new("qemu-system-x86_64").arg("-help").output().unwrap();
+        let help = String::from_utf8(help.stdout).unwrap();
+        let mut seen = 0;
+        for line in help.lines().filter(|line| line.starts_with('-')) {
+            let (words, rest) = line.split_once(' ').unwrap_or((line, ""));
+            for name in words.split('/').map(|word| word.trim_start_matches('-')) {
+                seen += 1;
+                let has_none = rest.is_empty() || rest.starts_with(' ');
+                // Three that are written unlike all others.
+                let has_none = match name {
+                    "h" | "async-teardown" => true,
+                    "dtb" => false,
+                    _ => has_none,
+                };
+                let tables = (WITHOUT_ARGUMENT.contains(&name), WITH_ARGUMENT.contains(&name));
+                assert_eq!(tables, (has_none, !has_none), "{line}");
+            }
+        }
+        assert!(seen > 100, "{help}");
     }
 
     #[test]
@@ -214,6 +434,35 @@ mod tests {
         assert_eq!(properties.get("x"), Some("2"));
         assert_eq!(properties.get("y"), None);
         assert_eq!(Properties::parse("", "type"), Properties::default());
+    }
+
+    #[test]
+    fn what_is_set_apart_is_put_where_it_belongs() {
+        let words = ["-set", "drive.a.cache=none", "-drive", "file=x,id=a", "-drive", "id=b"];
+        let options = split_words(&words);
+        assert_eq!(options[1], ("drive".into(), Some("file=x,id=a,cache=none".into())));
+        assert_eq!(options[2], ("drive".into(), Some("id=b".into())));
+    }
+
+    #[test]
+    fn dotted_keys_are_a_tree() {
+        let tree = Properties::tree("x.img,file.cache.direct=on,file.driver=file,if=none", "name");
+        let expect = serde_json::json!({
+            "name": "x.img",
+            "if": "none",
+            "file": { "cache": { "direct": "on" }, "driver": "file" },
+        });
+        assert_eq!(tree, expect);
+        assert_eq!(Properties::tree(r#"{"a":{"b":1}}"#, ""), serde_json::json!({"a": {"b": 1}}));
+        assert_eq!(Properties::tree("file=x,file.driver=y", ""), serde_json::json!({"file": "x"}));
+    }
+
+    #[test]
+    fn protocols_of_files() {
+        assert_eq!(split_protocol("nvme://0:1/1"), Some(("nvme", "//0:1/1")));
+        assert_eq!(split_protocol("file:a"), Some(("file", "a")));
+        assert_eq!(split_protocol("/a:b"), None);
+        assert_eq!(split_protocol("a"), None);
     }
 
     #[test]

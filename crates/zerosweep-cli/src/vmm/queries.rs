@@ -16,7 +16,9 @@ pub(crate) fn only_asks(arguments: &[OsString]) -> bool {
             name if ANSWERED.contains(&name) => true,
             "M" | "machine" if Properties::parse(value, "type").get("type") == Some("none") => true,
             // Free text, in which the word means nothing.
-            "append" | "name" | "kernel" | "initrd" | "drive" | "fw_cfg" | "smbios" => false,
+            "append" | "name" | "kernel" | "initrd" | "drive" | "hda" | "fw_cfg" | "smbios" => {
+                false
+            }
             _ => asks_for_values(value),
         }
     })
@@ -59,6 +61,7 @@ mod tests {
             "-append help -m 1G",
             "-append x,help",
             "-name none",
+            "-m 1G help",
             "-machine type=pc,accel=tcg",
         ] {
             assert!(!asks(line), "{line}");

@@ -48,6 +48,18 @@ fn what_only_asks_is_passed_on_untouched() {
 }
 
 #[test]
+fn what_cannot_be_managed_is_refused_with_all_reasons() {
+    let place = Place::new();
+    let arguments =
+        ["-m", "1G", "-daemonize", "-later", "-readconfig", "x", "-device", "vhost-scsi"];
+    let output = output(&place, &arguments);
+    assert_eq!(output.status.code(), Some(2), "{}", stdout(&output));
+    for part in ["3 reasons", "-daemonize", "-readconfig", "vhost-scsi"] {
+        assert!(stderr(&output).contains(part), "{part}: {}", stderr(&output));
+    }
+}
+
+#[test]
 fn a_guest_that_the_settings_leave_alone_is_untouched() {
     let place = Place::new();
     let text = "[guest.vm]\nmanage = \"no\"\n";

@@ -1,7 +1,12 @@
-//! `status`, `ps` and `audit` on fake agents.
+//! `status`, `ps`, `audit` and `watch` on fake agents.
 
+use std::fs::{File, OpenOptions};
+use std::io::Read as _;
 use std::os::unix::net::UnixListener;
 use std::process::Stdio;
+
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{Winsize, tcsetwinsize};
 
 use crate::support::{FakeAgent, Place, status, stderr, stdout};
 
@@ -111,4 +116,46 @@ fn a_name_that_is_taken_is_wrong_usage() {
     assert!(stderr(&output).contains(&expect), "{}", stderr(&output));
     assert_eq!(place.left_behind(), ["vm.sock"]);
     assert!(!place.path().join("fake-qemu.started").exists());
+}
+
+/// What the program writes on a terminal of this size.
+fn on_terminal(place: &Place, arguments: &[&str], columns: u16, rows: u16) -> String {
+    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&master).unwrap();
+    unlockpt(&master).unwrap();
+    let name = ptsname(&master, Vec::new()).unwrap();
+    let terminal = OpenOptions::new().read(true).write(true).open(name.to_str().unwrap()).unwrap();
+    let size = Winsize { ws_col: columns, ws_row: rows, ws_xpixel: 0, ws_ypixel: 0 };
+    tcsetwinsize(&terminal, size).unwrap();
+    let reader = std::thread::spawn(move || {
+        let mut shown = Vec::new();
+        // A terminal that nobody has open any more is an error to read.
+        let _ = File::from(master).read_to_end(&mut shown);
+        String::from_utf8(shown).unwrap()
+    });
+    let status = place.command(arguments).stdout(terminal).status().unwrap();
+    assert!(status.success());
+    reader.join().unwrap()
+}
+
+/// A terminal says 0 where it does not know.
+#[test]
+fn a_terminal_of_no_size_is_drawn_on_all_the_same() {
+    let (place, agent) = place_with_guest();
+    agent.letters.lock().unwrap().push_str(&"W".repeat(512));
+    let watch = ["watch", "vm", "--count", "1"];
+    let (columns, rows) = (80, 24);
+    for (columns, rows) in [(columns, 0), (0, rows), (0, 0), (columns, rows)] {
+        let shown = on_terminal(&place, &watch, columns, rows);
+        for part in ["vm  pid", "target 256M of 1G", "Ctrl-C ends the watching"] {
+            assert!(shown.contains(part), "{columns}x{rows}: no {part:?} in {shown:?}");
+        }
+        assert_eq!(shown.matches("\r\n").count(), shown.matches("\x1b[K").count() - 1, "{shown:?}");
+        assert!(shown.matches("\r\n").count() < 24, "{shown:?}");
+    }
+    // What it knows is kept to: of 3 rows there are 3, of 200 more than of 24.
+    let lines =
+        |columns, rows| on_terminal(&place, &watch, columns, rows).matches("\x1b[K").count();
+    assert_eq!(lines(0, 3), 3);
+    assert!(lines(34, 200) > 24);
 }

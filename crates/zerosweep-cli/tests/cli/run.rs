@@ -132,13 +132,69 @@ fn signals_are_passed_on_and_waited_for() {
     assert!(place.left_behind().is_empty());
 }
 
+/// Tells `run` of a VMM of this body to end, with these signals so long after the one before; the
+/// exit status, what was said, and how long it took.
+fn told_to_end(options: &[&str], body: &str, signals: &[(u64, Signal)]) -> (i32, String, Duration) {
+    let place = Place::new();
+    let text = format!("touch \"$0.ready\"\n{body}");
+    let fake = place.script("fake-qemu", &text);
+    let child = start(&place, options, &fake);
+    wait_until("the VMM runs", || place.path().join("fake-qemu.ready").exists());
+    std::thread::sleep(Duration::from_millis(200));
+    let began = Instant::now();
+    for &(after_ms, number) in signals {
+        std::thread::sleep(Duration::from_millis(after_ms));
+        signal(&child, number);
+    }
+    let (code, said) = end(child);
+    assert!(place.left_behind().is_empty(), "{:?}", place.left_behind());
+    (code.unwrap(), said, began.elapsed())
+}
+
+const IGNORES_IT: &str = "trap '' TERM INT\nwhile :; do sleep 0.05; done";
+
+#[test]
+fn sigterm_ends_a_vmm_that_ignores_it() {
+    let (code, said, took) = told_to_end(&["--wait-end", "2"], IGNORES_IT, &[(0, Signal::TERM)]);
+    assert_eq!(code, 137, "{said}");
+    assert!(took > Duration::from_millis(1900), "it was given its time: {took:?}");
+    for part in ["has not ended 1.", "after SIGTERM; it will be killed in", "it is killed"] {
+        assert_eq!(said.matches(part).count(), 1, "{part}: {said}");
+    }
+}
+
+#[test]
+fn sigterm_ends_a_vmm_that_is_stopped() {
+    let (code, said, _) = told_to_end(&["--wait-end", "1"], "kill -STOP $$", &[(0, Signal::TERM)]);
+    assert_eq!(code, 137, "{said}");
+    assert!(said.contains("it is killed"), "{said}");
+}
+
+#[test]
+fn a_second_signal_hastens_the_end() {
+    for second in [Signal::TERM, Signal::INT] {
+        let signals = [(0, Signal::TERM), (1200, second)];
+        let (code, said, took) = told_to_end(&["--wait-end", "60"], IGNORES_IT, &signals);
+        assert_eq!(code, 137, "{said}");
+        assert!(took < Duration::from_secs(6), "{took:?}: {said}");
+    }
+}
+
+#[test]
+fn a_vmm_that_takes_its_time_to_end_is_left_to_it() {
+    let body = "trap 'sleep 1.5; exit 9' TERM\nwhile :; do sleep 0.05; done";
+    let twice = [(0, Signal::TERM), (50, Signal::TERM)];
+    let (code, said, _) = told_to_end(&["--wait-end", "20"], body, &twice);
+    assert_eq!((code, said.as_str()), (9, ""));
+}
+
 #[test]
 fn an_agent_that_never_answers_stops_the_vmm() {
     let place = Place::new();
     let fake = place.script("fake-qemu", "exec sleep 60");
     let (code, said) = end(start(&place, &["--wait-agent", "0.3"], &fake));
     assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains("did not answer") && said.contains("LD_PRELOAD"), "{said}");
+    assert!(said.contains("stopping the VMM"), "{said}");
     assert!(place.left_behind().is_empty());
 }
 

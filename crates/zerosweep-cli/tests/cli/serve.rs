@@ -350,3 +350,67 @@ fn what_cannot_be_served_is_said() {
     assert!(stderr(&output).contains("no guest was started yet"), "{}", stderr(&output));
     assert!(!nobody.runtime().exists());
 }
+
+const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Who can read what is said by `Accept`.
+#[test]
+fn metrics_are_in_the_format_that_the_reader_asks_for() {
+    let host = Host::new();
+    let serve = host.serve(&[]);
+    for (accept, format) in [
+        // curl, Telegraf, a script; and those who take neither get what most can read.
+        ("*/*", TEXT),
+        ("text/plain;version=0.0.4", TEXT),
+        ("text/plain;version=0.0.4;q=1,*/*;q=0.1", TEXT),
+        ("text/*", TEXT),
+        ("application/json", TEXT),
+        ("application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily", TEXT),
+        ("application/openmetrics-text;q=0.2, text/plain;q=0.7", TEXT),
+        ("application/openmetrics-text;q=0, */*", TEXT),
+        ("application/openmetrics-text;version=2.0.0,text/plain;q=0.1", TEXT),
+        ("nonsense;;q=x", TEXT),
+        // Prometheus 2 and 3.
+        (
+            "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;\
+             q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
+            OPENMETRICS,
+        ),
+        (
+            "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,\
+             application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.2",
+            OPENMETRICS,
+        ),
+        ("Application/OpenMetrics-Text", OPENMETRICS),
+        ("text/plain, application/openmetrics-text", OPENMETRICS),
+        ("text/plain;q=0.001,application/*;q=0.9", OPENMETRICS),
+    ] {
+        let answer = serve.send("GET", "/metrics", &[("accept", accept)], "");
+        assert_eq!((answer.status, answer.header("content-type")), (200, format), "{accept}");
+        assert_eq!(answer.header("vary"), "accept");
+        assert_eq!(answer.text.ends_with("# EOF\n"), format == OPENMETRICS, "{accept}");
+    }
+}
+
+/// The tool that people check such texts with.
+#[test]
+#[ignore = "needs promtool"]
+fn promtool_has_nothing_to_say_about_the_text() {
+    let host = Host::new();
+    for guests in [1, 0] {
+        let serve = host.serve(&[]);
+        if guests == 0 {
+            std::fs::remove_file(host.place.runtime().join("vm.sock")).unwrap();
+        }
+        let text = serve.send("GET", "/metrics", &[("accept", "text/plain")], "").text;
+        assert_eq!(text.contains("zerosweep_faults_total{guest="), guests == 1, "{text}");
+        let mut promtool = std::process::Command::new("promtool");
+        promtool.args(["check", "metrics"]).stdin(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = promtool.stdout(Stdio::piped()).spawn().unwrap();
+        std::io::Write::write_all(&mut child.stdin.take().unwrap(), text.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let said = stdout(&output) + &stderr(&output);
+        assert_eq!((output.status.code(), said.as_str()), (Some(0), ""), "{text}");
+    }
+}

@@ -1,9 +1,14 @@
 //! `zerosweep trace` on traces of a real Xen host.
 use std::fs;
-use std::process::{Command, Output};
+use std::io::{Read as _, Write as _};
+use std::process::{Command, Output, Stdio};
+
+use flate2::Compression;
+use flate2::read::MultiGzDecoder;
+use flate2::write::GzEncoder;
+use serde_json::{Value, json};
 
 use crate::support::{stderr, stdout};
-use serde_json::{Value, json};
 
 const BOOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../testdata/xentrace/boot-4.20.bin.gz");
 const OUT_OF_MEMORY: &str =
@@ -203,4 +208,198 @@ fn a_report_of_a_trace_that_is_cut_says_so() {
     let output = trace(&["report", BOOT, "-o", "/no/such/page.html"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(stderr(&output).contains("cannot write /no/such/page.html"), "{}", stderr(&output));
+}
+
+const PACKED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../testdata/xentrace/packed/");
+
+/// The program reads `input` from a pipe, with these arguments.
+fn piped(arguments: &[&str], input: Vec<u8>) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_zerosweep"));
+    command.arg("trace").args(arguments).stdin(Stdio::piped());
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    // A program that does not want all of it closes the pipe.
+    let writer = std::thread::spawn(move || drop(stdin.write_all(&input)));
+    let output = child.wait_with_output().unwrap();
+    writer.join().unwrap();
+    output
+}
+
+fn packed(name: &str) -> Vec<u8> {
+    fs::read(format!("{PACKED}{name}")).unwrap()
+}
+
+#[test]
+fn packed_traces_are_read() {
+    let counts = |file: &str| {
+        let mut document = document(&["read", file, "--json"]);
+        document.as_object_mut().unwrap().remove("file");
+        document
+    };
+    let expect = counts(&format!("{PACKED}begin.bin.gz"));
+    assert!(expect["records"].as_u64().unwrap() > 1000 && expect["broken"].is_null(), "{expect}");
+    for name in ["begin.bin.xz", "begin.bin.zst"] {
+        assert_eq!(counts(&format!("{PACKED}{name}")), expect, "{name}");
+    }
+    // Files packed one by one and put together, and one that is packed twice.
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("trace");
+    let path = file.to_str().unwrap();
+    let records = |document: &Value| document["records"].as_u64().unwrap();
+    for name in ["begin.bin.gz", "begin.bin.xz", "begin.bin.zst"] {
+        fs::write(&file, packed(name).repeat(2)).unwrap();
+        assert_eq!(records(&counts(path)), 2 * records(&expect), "{name}");
+        let mut twice = GzEncoder::new(Vec::new(), Compression::fast());
+        twice.write_all(&packed(name)).unwrap();
+        fs::write(&file, twice.finish().unwrap()).unwrap();
+        assert_eq!(counts(path), expect, "{name}");
+    }
+}
+
+#[test]
+fn a_packed_trace_that_is_cut_or_damaged_is_told() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("trace");
+    for name in ["begin.bin.gz", "begin.bin.xz", "begin.bin.zst"] {
+        let whole = packed(name);
+        let mut damaged = whole.clone();
+        let at = whole.len() / 2;
+        damaged[at] ^= 0x55;
+        for bytes in [&whole[..whole.len() * 2 / 3], &whole[..9], &damaged] {
+            fs::write(&file, bytes).unwrap();
+            let output = trace(&["read", file.to_str().unwrap(), "--json"]);
+            assert_eq!(output.status.code(), Some(1), "{name}: {}", stdout(&output));
+            assert!(
+                stderr(&output).contains("cannot be read on")
+                    || stderr(&output).contains("cannot read")
+            );
+        }
+    }
+}
+
+#[test]
+fn traces_come_through_pipes_too() {
+    let expect = document(&["read", &format!("{PACKED}begin.bin.gz"), "--json"]);
+    for name in ["begin.bin.gz", "begin.bin.xz", "begin.bin.zst"] {
+        for from in ["-", "/dev/stdin"] {
+            let output = piped(&["read", from, "--json"], packed(name));
+            assert!(output.status.success(), "{name} {from}: {}", stderr(&output));
+            let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+            assert_eq!(document["domains"], expect["domains"]);
+            assert_eq!(document["file"], from);
+        }
+    }
+    let replay = ["replay", "-", "--policy", "xen-2016", "--target", "128M", "--json"];
+    let output = piped(&replay, fs::read(OUT_OF_MEMORY).unwrap());
+    assert!(output.status.success(), "{}", stderr(&output));
+    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(document["replays"][0]["populates_4k"], 5726);
+    let directory = tempfile::tempdir().unwrap();
+    let page = directory.path().join("page.html");
+    let report = ["report", "-", "-o", page.to_str().unwrap(), "--domain", "2"];
+    let output = piped(&report, fs::read(OUT_OF_MEMORY).unwrap());
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(fs::read_to_string(&page).unwrap().contains("standard input"));
+}
+
+#[test]
+fn what_is_packed_otherwise_is_named() {
+    for (name, packer) in [("begin.bin.bz2", "bzip2"), ("begin.zip", "zip")] {
+        for command in ["read", "replay"] {
+            let output = trace(&[command, &format!("{PACKED}{name}")]);
+            let said = stderr(&output);
+            assert_eq!(output.status.code(), Some(1), "{said}");
+            assert!(said.contains(&format!("it is packed by {packer}")), "{said}");
+            assert!(said.contains("| zerosweep trace") && output.stdout.is_empty(), "{said}");
+        }
+    }
+    let output = piped(&["read", "-"], b"7z\xbc\xaf\x27\x1c and more".to_vec());
+    assert!(stderr(&output).contains("standard input: it is packed by 7z"), "{}", stderr(&output));
+}
+
+#[test]
+fn rubbish_is_named_as_rubbish() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("trace");
+    let mut boot = Vec::new();
+    MultiGzDecoder::new(&packed("begin.bin.gz")[..]).read_to_end(&mut boot).unwrap();
+    let readme = concat!(env!("CARGO_MANIFEST_DIR"), "/../../README.md");
+    for bytes in [
+        fs::read(readme).unwrap(),
+        fs::read(env!("CARGO_BIN_EXE_zerosweep")).unwrap(),
+        vec![0xff; 4096],
+        vec![0; 4096],
+        // Within a record.
+        boot[5001..].to_vec(),
+        boot[5002..].to_vec(),
+    ] {
+        fs::write(&file, &bytes).unwrap();
+        for arguments in [&["read"][..], &["read", "--layout", "words"], &["replay"]] {
+            let all = [arguments, &[file.to_str().unwrap()]].concat();
+            let output = trace(&all);
+            let said = stderr(&output);
+            assert_eq!(output.status.code(), Some(1), "{said}{}", stdout(&output));
+            assert!(said.contains("it is no xentrace file"), "{:x?}: {said}", &bytes[..8]);
+            assert!(output.stdout.is_empty(), "{}", stdout(&output));
+        }
+    }
+    // It is a trace though its window's beginning, and a part of a record, is missing.
+    for cut in [412 + 12, 4096, 4100, 5000] {
+        fs::write(&file, &boot[cut..]).unwrap();
+        let output = trace(&["read", file.to_str().unwrap()]);
+        assert!(output.status.success(), "{cut}: {}", stderr(&output));
+    }
+}
+
+/// What never ends is not kept for ever.
+#[test]
+fn endless_rubbish_is_refused_at_once() {
+    for device in ["/dev/zero", "/dev/urandom"] {
+        let began = std::time::Instant::now();
+        let output = trace(&["read", device]);
+        assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+        assert!(stderr(&output).contains("it is no xentrace file"), "{}", stderr(&output));
+        assert!(began.elapsed() < std::time::Duration::from_secs(5), "{:?}", began.elapsed());
+    }
+    let mut yes = Command::new("yes").stdout(Stdio::piped()).spawn().unwrap();
+    let mut read = Command::new(env!("CARGO_BIN_EXE_zerosweep"));
+    read.args(["trace", "report", "-", "-o", "/dev/null"]).stdin(yes.stdout.take().unwrap());
+    let output = read.output().unwrap();
+    let _ = yes.kill();
+    yes.wait().unwrap();
+    assert!(stderr(&output).contains("standard input: it is no xentrace"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_trace_without_populate_on_demand_is_told_alike_by_all() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("trace");
+    let page = directory.path().join("page.html");
+    // A CPU change and a record of another kind.
+    let other: Vec<u8> =
+        [0x2001_f003_u32, 0, 4, 0x0002_f00e].iter().flat_map(|word| word.to_le_bytes()).collect();
+    for bytes in [Vec::new(), other] {
+        fs::write(&file, bytes).unwrap();
+        let path = file.to_str().unwrap();
+        let hint = "no record of populate on demand";
+        let output = trace(&["read", path]);
+        assert!(output.status.success() && stdout(&output).contains(hint), "{}", stderr(&output));
+        for arguments in [&["replay", path][..], &["report", path, "-o", page.to_str().unwrap()]] {
+            let output = trace(arguments);
+            assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+            assert!(stderr(&output).contains(hint), "{}", stderr(&output));
+            assert!(!page.exists());
+        }
+    }
+}
+
+#[test]
+fn a_window_that_is_cut_is_told_by_what_is_missing_of_it() {
+    let words = [0x2001_f003_u32, 0, 512, 0x0002_f00e, 0x1002_f00f, 1, 0x2001_f003, 1, 0];
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    let output = piped(&["read", "-"], bytes);
+    assert_eq!(output.status.code(), Some(1));
+    let said = stderr(&output);
+    assert!(said.contains("byte 24: the next CPU's window begins"), "{said}");
+    assert!(said.contains("500 bytes of this one's are missing"), "{said}");
 }

@@ -51,12 +51,27 @@ fn names_policies_and_modes() {
 fn guests_that_cannot_be_managed() {
     for (arguments, parts) in [
         ("-mem-path /x", ["-mem-path /x", "private anonymous"]),
-        ("-object memory-backend-file,id=a,size=1G", ["memory-backend-file", "Leave"]),
-        ("-object memory-backend-memfd,id=a,size=1G", ["memory-backend-memfd", "anonymous"]),
-        ("-object memory-backend-ram,id=a,size=1G,share=on", ["share=on", "anonymous"]),
-        ("-object memory-backend-memfd,id=a,size=1G,hugetlb=on", ["hugetlb=on", "anonymous"]),
+        (
+            "-M memory-backend=a -object memory-backend-file,id=a,size=1G",
+            ["memory-backend-file", "Leave"],
+        ),
+        (
+            "-M memory-backend=a -object memory-backend-memfd,id=a,size=1G",
+            ["memory-backend-memfd", "anonymous"],
+        ),
+        (
+            "-M memory-backend=a -object memory-backend-ram,id=a,size=1G,share=on",
+            ["share=on", "anonymous"],
+        ),
+        (
+            "-M memory-backend=a -object memory-backend-memfd,id=a,size=1G,hugetlb=on",
+            ["hugetlb=on", "anonymous"],
+        ),
         ("-mem-prealloc", ["-mem-prealloc", "populate-on-demand"]),
-        ("-object memory-backend-ram,id=a,size=1G,prealloc=on", ["prealloc=on", "fills"]),
+        (
+            "-M memory-backend=a -object memory-backend-ram,id=a,size=1G,prealloc=on",
+            ["prealloc=on", "fills"],
+        ),
         ("-overcommit mem-lock=on", ["mem-lock=on", "locked pages"]),
         ("-realtime mlock=on", ["mlock=on", "locked pages"]),
         ("-incoming tcp:0:1", ["-incoming", "migration"]),
@@ -66,7 +81,7 @@ fn guests_that_cannot_be_managed() {
         ("-object sev-guest,id=s", ["sev-guest", "confidential"]),
         ("-machine q35,confidential-guest-support=s", ["confidential-guest-support", "encrypted"]),
         ("-m 1G,maxmem=2G,slots=1", ["maxmem=2G", "in one block only, for now"]),
-        ("-object memory-backend-ram,id=a,size=1G", ["id=a", "in one block only, for now"]),
+        ("-object memory-backend-ram,id=a,size=1G", ["id=a", "as large as the guest's RAM"]),
         ("-daemonize", ["-daemonize", "exit status"]),
         ("-readconfig f", ["-readconfig", "command line"]),
     ] {

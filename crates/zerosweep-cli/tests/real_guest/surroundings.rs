@@ -4,7 +4,7 @@
 use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal};
 use zerosweep_wire::{State, runtime};
 
 use super::harness::{Guest, PATIENCE, Place, Spec, qemu_command, stderr, wait_until};
@@ -79,6 +79,109 @@ fn a_vmm_in_its_sandbox_is_managed() {
         guest.fail("it is not managed in its sandbox");
     }
     assert!(status.counters.peak_total_pages <= status.pages.target);
+}
+
+/// Its bus is full: it starts without the device that is ours, and is managed.
+#[test]
+#[ignore = "needs QEMU, guest image, userfaultfd"]
+fn a_guest_whose_bus_is_full_starts_without_our_balloon_device() {
+    let place = Place::new();
+    let devices: Vec<_> = (4..32).map(|slot| format!("virtio-rng-pci,addr={slot:#x}")).collect();
+    let qemu: Vec<_> = devices.iter().flat_map(|device| ["-device", device.as_str()]).collect();
+    let append = "init_on_free=1 zs.fill=96M zs.scrub=1 zs.balloon=0 zs.touch=32M zs.end=idle";
+    let mut guest = Guest::managed(&place, &Spec { qemu: &qemu, append, ..Spec::default() });
+    assert!(guest.marker("verified ").text.contains(" bad=0 "));
+    guest.marker("done ok");
+    assert!(guest.errors.has("no slot/function available"), "{}", guest.errors.tail(9));
+    assert!(guest.errors.has("starts without it"), "{}", guest.errors.tail(9));
+    let status = guest.status();
+    if status.state != State::Managing
+        || status.counters.peak_total_pages > status.pages.target
+        || status.borrowed_pages != 0
+    {
+        guest.fail("it is not managed within its target");
+    }
+    guest.signal(Signal::TERM);
+    assert_eq!(guest.end(), 0);
+    guest.wait_until_gone();
+    assert_eq!(place.left_behind(), [""; 0]);
+}
+
+/// A machine without a bus for the device is managed without it.
+#[test]
+#[ignore = "needs QEMU, userfaultfd"]
+fn a_machine_without_pci_is_managed() {
+    for program in ["qemu-system-x86_64", "qemu-system-i386"] {
+        let place = Place::new();
+        let words = "run --name vm --target 64M -- PROGRAM -M isapc -m 256 -display none";
+        let words = words.replace("PROGRAM", program);
+        let guest = Guest::run(&place, "vm", place.command(words.split(' ')));
+        let mut agent = guest.agent();
+        assert_eq!(agent.status().unwrap().state, State::Managing, "{program}");
+        assert!(guest.errors.has("isapc has no bus"), "{}", guest.errors.tail(5));
+    }
+}
+
+/// `setuid` of the C library asks every thread of the process, those of the agent too.
+#[test]
+#[ignore = "needs QEMU, guest image, userfaultfd"]
+fn a_vmm_that_gives_up_its_rights_is_managed() {
+    let place = Place::new();
+    let root = place.path().to_str().unwrap().to_owned();
+    let mut ways = vec![vec!["-runas", "nobody"], vec!["-runas", "nobody", "-chroot", &root]];
+    // From QEMU 9 on.
+    let help = std::process::Command::new("qemu-system-x86_64").arg("-help").output().unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    if help.lines().any(|line| line.starts_with("-run-with") && line.contains("user=")) {
+        ways.push(vec!["-run-with", "user=nobody"]);
+    }
+    if !help.contains("\n-runas ") {
+        ways.retain(|way| way[0] != "-runas");
+    }
+    assert!(!ways.is_empty(), "{help}");
+    for qemu in ways {
+        let append = "zs.fill=64M zs.end=idle";
+        let mut guest = Guest::managed(&place, &Spec { qemu: &qemu, append, ..Spec::default() });
+        guest.marker("balloon settled");
+        assert!(guest.marker("verified ").text.contains(" bad=0 "));
+        guest.marker("done ok");
+        let status = guest.status();
+        let of_vmm = std::fs::read_to_string(format!("/proc/{}/status", status.pid)).unwrap();
+        assert!(of_vmm.contains("\nUid:\t65534\t65534\t"), "{qemu:?}: {of_vmm}");
+        if status.state != State::Managing
+            || status.counters.peak_total_pages > status.pages.target
+            || status.borrowed_pages != 0
+        {
+            guest.fail("it is not managed within its target");
+        }
+        for command in [["set-target", "vm", "400M"].as_slice(), &["sweep", "vm"], &["audit", "vm"]]
+        {
+            let output = place.output(command);
+            assert_eq!(output.status.code(), Some(0), "{qemu:?}: {}", stderr(&output));
+        }
+        guest.signal(Signal::TERM);
+        assert_eq!(guest.end(), 0, "{qemu:?}");
+        guest.wait_until_gone();
+        assert_eq!(place.left_behind(), [""; 0], "{qemu:?}");
+    }
+}
+
+/// A VMM that hangs is ended all the same.
+#[test]
+#[ignore = "needs QEMU, guest image, userfaultfd"]
+fn sigterm_ends_a_guest_whose_vmm_hangs() {
+    let place = Place::new();
+    let run = ["--target", "300M", "--wait-end", "3"];
+    let spec = Spec { run: &run, append: "zs.fill=64M zs.end=idle", ..Spec::default() };
+    let mut guest = Guest::managed(&place, &spec);
+    guest.marker("filled ");
+    let vmm = i32::try_from(guest.status().pid).ok().and_then(Pid::from_raw).unwrap();
+    rustix::process::kill_process(vmm, Signal::STOP).unwrap();
+    guest.signal(Signal::TERM);
+    assert_eq!(guest.end(), 137);
+    assert!(guest.errors.has("it is killed"), "{}", guest.errors.tail(5));
+    guest.wait_until_gone();
+    assert_eq!(place.left_behind(), [""; 0]);
 }
 
 /// Its balloon never comes up: it is told, and runs within its target all the same.

@@ -1,32 +1,27 @@
 //! Takes a trace apart, record by record.
 
-use std::fs::File;
-use std::io::{self, Read, Seek as _};
+use std::io::{self, Read};
 use std::path::Path;
 
-use flate2::read::MultiGzDecoder;
-
 use zerosweep_events::record::{CPU_CHANGE, LOST_RECORDS};
+
+use super::Source;
 
 /// Bytes that are read at a time.
 const CHUNK: usize = 1 << 20;
 /// The longest record: header, time stamp, seven words.
-const LONGEST: usize = 4 + 8 + 7 * 4;
+pub(super) const LONGEST: usize = 4 + 8 + 7 * 4;
+/// So many records in a row are no accident.
+pub(super) const CONVINCING: usize = 8;
 /// More CPUs than any machine has: a number above it is no number of a CPU.
 const CPUS: usize = 1 << 16;
 
-/// Opens a trace, packed by gzip or not.
+/// Opens a trace, packed or not; [`Source`] for one that is read several times.
 ///
 /// # Errors
 /// When the file cannot be read.
 pub fn open(path: &Path) -> io::Result<Reader<Box<dyn Read>>> {
-    let mut file = File::open(path)?;
-    let mut magic = [0; 2];
-    let packed = file.read(&mut magic)? == 2 && magic == [0x1f, 0x8b];
-    file.rewind()?;
-    let source: Box<dyn Read> =
-        if packed { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) };
-    Ok(Reader::new(source))
+    Source::open(path)?.reader()
 }
 
 /// A record.
@@ -55,6 +50,9 @@ pub struct Broken {
     pub reason: Reason,
 }
 
+/// Classes of Xen's events (`public/trace.h`): bits 27:16 of an event's number, of which one is set.
+const CLASSES: u32 = 0x08ff;
+
 /// What is wrong with a trace.
 #[derive(Debug, thiserror::Error)]
 pub enum Reason {
@@ -71,6 +69,12 @@ pub enum Reason {
         record: u64,
         /// What is left.
         left: u64,
+    },
+    /// A window begins before the one of before is over.
+    #[error("the next CPU's window begins, but {missing} bytes of this one's are missing")]
+    WindowCut {
+        /// What the window should still have.
+        missing: u64,
     },
     /// The window is over, and something else than a CPU change follows.
     #[error("a CPU change must follow here, not event {event:#x}")]
@@ -157,10 +161,7 @@ impl<R: Read> Reader<R> {
             let Some(header) = word(left, 0) else {
                 return Err(self.truncated(4));
             };
-            let (event, extra) = (header & 0x0fff_ffff, (header >> 28 & 7) as usize * 4);
-            let stamped = header >> 31 == 1;
-            let payload = if stamped { 12 } else { 4 };
-            let length = payload + extra;
+            let Header { event, stamped, payload, length } = Header::new(header);
             if left.len() < length {
                 return Err(self.truncated(length));
             }
@@ -201,10 +202,8 @@ impl<R: Read> Reader<R> {
         if cpu as usize >= CPUS {
             return Err(self.broken(Reason::BadCpuChange));
         }
-        if let Some(left) = self.window.filter(|&left| left > 0) {
-            // What was promised did not come.
-            let record = length as u64;
-            return Err(self.broken(Reason::BeyondWindow { record, left }));
+        if let Some(missing) = self.window.filter(|&left| left > 0) {
+            return Err(self.broken(Reason::WindowCut { missing }));
         }
         self.cpu = cpu;
         self.window = Some(u64::from(bytes));
@@ -250,6 +249,51 @@ impl<R: Read> Reader<R> {
     fn broken(&self, reason: Reason) -> Broken {
         Broken { offset: self.offset, reason }
     }
+}
+
+/// What the first word of a record says.
+struct Header {
+    event: u32,
+    stamped: bool,
+    /// Bytes before its own words, and of all of it.
+    payload: usize,
+    length: usize,
+}
+
+impl Header {
+    fn new(word: u32) -> Self {
+        let stamped = word >> 31 == 1;
+        let payload = if stamped { 12 } else { 4 };
+        let length = payload + (word >> 28 & 7) as usize * 4;
+        Self { event: word & 0x0fff_ffff, stamped, payload, length }
+    }
+
+    /// Whether its event is of one of Xen's classes.
+    fn is_of_xen(&self) -> bool {
+        let class = self.event >> 16;
+        class.is_power_of_two() && class & CLASSES == class
+    }
+}
+
+/// Whether these bytes can be the beginning of a trace, of which as much as a record may be missing.
+pub(super) fn may_begin_a_trace(bytes: &[u8]) -> bool {
+    bytes.len() < 4 || (0..=LONGEST).step_by(4).any(|start| has_records(bytes, start))
+}
+
+/// Whether records follow each other from `start` on: as many as convince, or all that there are.
+fn has_records(bytes: &[u8], start: usize) -> bool {
+    let (mut at, mut records) = (start, 0);
+    while records < CONVINCING
+        && let Some(word) = word(bytes, at)
+    {
+        let header = Header::new(word);
+        if !header.is_of_xen() {
+            return false;
+        }
+        at += header.length;
+        records += 1;
+    }
+    records > 0
 }
 
 /// The word at `at` bytes.
@@ -342,6 +386,25 @@ mod tests {
     }
 
     #[test]
+    fn what_begins_with_no_record_of_xens_is_no_trace() {
+        for event in [0, 1, 0xf001, 0x0003_f003, 0x0100_f001, 0x0700_0001, 0x0fff_ffff] {
+            let records = record(event, Some(7), &[1, 2]).repeat(9);
+            assert!(!may_begin_a_trace(&records), "{event:#x}");
+        }
+        for event in [0x0001_f001, 0x0010_f010, 0x0080_1001, 0x0800_f201] {
+            let records = record(event, Some(7), &[1, 2, 3, 4, 5, 6, 7]).repeat(9);
+            // Half a word off, the same record over and over may look like another.
+            for cut in (0..LONGEST).filter(|cut| cut % 4 != 2) {
+                let expect = cut % 4 == 0;
+                assert_eq!(may_begin_a_trace(&records[cut..]), expect, "{event:#x} cut at {cut}");
+            }
+            assert!(may_begin_a_trace(&records[..5]), "one record that is cut");
+        }
+        assert!(!may_begin_a_trace(b"# A file of text\n, and more of it"));
+        assert!(may_begin_a_trace(b""));
+    }
+
+    #[test]
     fn windows_are_held_to() {
         let mut trace = window(1, &[record(1, Some(1), &[1])]);
         trace.extend(record(5, None, &[]));
@@ -351,6 +414,11 @@ mod tests {
         let mut short = window(1, &[record(1, None, &[1])]);
         short[8] = 6;
         assert!(read(&short).1.unwrap().contains("a record of 8 bytes, but only 6 are left"));
+        let mut early = window(1, &[record(1, None, &[1])]);
+        early[8] = 99;
+        early.extend(record(CPU_CHANGE, None, &[0, 0]));
+        let cut = "byte 20: the next CPU's window begins, but 91 bytes of this one's are missing";
+        assert_eq!(read(&early).1.unwrap(), cut);
         let far = record(CPU_CHANGE, None, &[u32::MAX, 0]);
         assert!(read(&far).1.unwrap().contains("a CPU change that cannot be"));
     }

@@ -381,7 +381,7 @@ fn a_guest_goes_on_among_zero_pages_in_the_pool() {
 
 /// A host that is short of memory, or a page in use, for longer than some tries take.
 #[test]
-#[ignore = "needs userfaultfd in kernel mode"]
+#[ignore = "needs userfaultfd, io_uring"]
 fn a_frame_that_cannot_be_mapped_for_a_while_is_waited_for() {
     let options = Options { main_loop: MainLoop::None, ..Options::new(4 * MIB) };
     let memory = GuestMemory::new(Region::new(16 * MIB).unwrap(), &options).unwrap();
@@ -394,10 +394,7 @@ fn a_frame_that_cannot_be_mapped_for_a_while_is_waited_for() {
     let cached: Vec<_> = memory.lock().cache().iter().collect();
     assert_eq!(cached.len(), 2);
     let pin = |&(mfn, order)| pin::pin(machine.slot(mfn, order).unwrap().part(0, 4096).unwrap());
-    let Some(both) = cached.iter().map(pin).collect::<Option<Vec<_>>>() else {
-        eprintln!("skipped: io_uring is not available (kernel.io_uring_disabled)");
-        return;
-    };
+    let both: Vec<_> = cached.iter().map(pin).collect();
     let other = Arc::clone(&memory);
     let guest = std::thread::spawn(move || {
         other.guest().store_word(0, 7).unwrap();
@@ -420,7 +417,7 @@ fn a_frame_that_cannot_be_mapped_for_a_while_is_waited_for() {
 
 /// As the one before, of one frame: the next try takes another.
 #[test]
-#[ignore = "needs userfaultfd in kernel mode"]
+#[ignore = "needs userfaultfd, io_uring"]
 fn a_frame_that_cannot_be_mapped_holds_nobody_up_while_there_are_others() {
     let options = Options { main_loop: MainLoop::None, ..Options::new(8 * MIB) };
     let memory = GuestMemory::new(Region::new(16 * MIB).unwrap(), &options).unwrap();
@@ -432,10 +429,7 @@ fn a_frame_that_cannot_be_mapped_holds_nobody_up_while_there_are_others() {
     }
     let (first, order) = memory.lock().cache().iter().next().unwrap();
     let slot = machine.slot(first, order).unwrap();
-    let Some(ring) = pin::pin(slot.part(0, PAGE_BYTES).unwrap()) else {
-        eprintln!("skipped: io_uring is not available (kernel.io_uring_disabled)");
-        return;
-    };
+    let ring = pin::pin(slot.part(0, PAGE_BYTES).unwrap());
     as_guest(&memory, |memory| memory.guest().store_word(0, 7).unwrap());
     assert_ne!(frame(&memory, 0), first);
     assert_eq!(memory.snapshot().lifted, None);

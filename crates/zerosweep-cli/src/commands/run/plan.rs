@@ -19,6 +19,7 @@ use crate::error::Failure;
 use crate::runtime::GuestFiles;
 use crate::size::{PAGE_BYTES, Size};
 use crate::vmm::args::{self, Analysis, DEFAULT_RAM_BYTES, RAM_ALIGNMENT_BYTES, Ram};
+use crate::vmm::host::Host;
 use crate::vmm::{elf, monitors, options, program};
 
 /// VMMs whose command line is another one.
@@ -27,6 +28,9 @@ const OTHER_VMMS: [&str; 5] = ["cloud-hypervisor", "crosvm", "firecracker", "kvm
 /// What the target is until a tool beside us says it: enough for what firmware writes before the
 /// guest runs, and no more, for a target is easily raised, but lowered only as the guest gives back.
 const FIRST_TARGET: Size = Size(64 << 20);
+
+/// The id of the balloon device that is added.
+pub(super) const BALLOON: &str = "zerosweep-balloon";
 
 /// What is to be run, and how.
 #[derive(Clone, Copy, Debug)]
@@ -95,6 +99,8 @@ pub(crate) struct Plan {
     pub(crate) files: GuestFiles,
     /// Who else writes to the terminal.
     pub(crate) terminal: Terminal,
+    /// What a person should know before the VMM is started.
+    pub(crate) notes: Vec<String>,
 }
 
 impl Plan {
@@ -112,8 +118,8 @@ impl Plan {
             let message = format!("{name}: only QEMU's command line is understood, for now");
             return Err(Failure::usage(message));
         }
-        let analysis = args::analyse(&name, vmm_arguments)
-            .map_err(|refusal| Failure::usage(format!("cannot manage this guest: {refusal}")))?;
+        let mut analysis = args::analyse(&name, vmm_arguments, &Host::this())
+            .map_err(|refusals| Failure::usage(format!("cannot manage this guest: {refusals}")))?;
         let max_mem = max_mem(wanted.max_mem, analysis.ram)?;
         let follow = follow(wanted, &analysis);
         let target = match (wanted.target, &follow) {
@@ -127,6 +133,7 @@ impl Plan {
         let program = program::find(program_name, path.as_deref()).map_err(Failure::usage)?;
         elf::check(&program)
             .map_err(|error| Failure::usage(format!("{}: {error}", program.display())))?;
+        analysis.cpu_options = known_options(analysis.cpu_options, &program);
         let guest = guest_name(wanted.name, &analysis);
         let files = GuestFiles::new(directory, &guest)?;
         let agent = agent::find()?;
@@ -152,7 +159,22 @@ impl Plan {
         all.extend(additions(&analysis, max_mem, &files));
         let terminal = if analysis.uses_terminal { Terminal::Shared } else { Terminal::Ours };
         let program_name = program_name.clone();
-        Ok(Self { program, program_name, arguments: all, agent, config, files, terminal })
+        let notes = analysis.without_bus.map(|machine| {
+            format!(
+                "the machine {machine} has no bus for a balloon device: the guest is not asked to \
+                 give memory back, and has what zero pages it leaves"
+            )
+        });
+        let notes = notes.into_iter().collect();
+        Ok(Self { program, program_name, arguments: all, agent, config, files, terminal, notes })
+    }
+
+    /// The same without the balloon device that was added; `None` if none was.
+    pub(super) fn without_balloon(mut self) -> Option<Self> {
+        let own = format!(",id={BALLOON}");
+        let at = self.arguments.iter().position(|word| word.to_string_lossy().ends_with(&own))?;
+        self.arguments.drain(at.checked_sub(1)?..=at);
+        Some(self)
     }
 
     /// The VMM's command, with the agent preloaded.
@@ -188,7 +210,8 @@ impl Plan {
 /// Whose requests the target follows. A VMM without a balloon of the other tool's making, or without
 /// a monitor of its, is asked nothing that could be followed.
 fn follow(wanted: &Wanted<'_>, analysis: &Analysis) -> Option<Follow> {
-    if wanted.managed_by == ManagedBy::Us || analysis.missing_balloon.is_some() {
+    let has_no_balloon = analysis.missing_balloon.is_some() || analysis.without_bus.is_some();
+    if wanted.managed_by == ManagedBy::Us || has_no_balloon {
         return None;
     }
     let monitors = monitors::paths(wanted.vmm.get(1..)?);
@@ -243,6 +266,23 @@ fn guest_name(given: Option<&str>, analysis: &Analysis) -> String {
         .map_or_else(|| format!("guest-{}", std::process::id()), str::to_owned)
 }
 
+/// Those of the options `-global CLASS.PROPERTY=off` whose property this program knows. QEMU does not
+/// start with another one. Behind a script there may be any program.
+fn known_options(options: Vec<String>, program: &Path) -> Vec<String> {
+    if options.is_empty() || elf::is_script(program) {
+        return options;
+    }
+    let Ok(text) = std::fs::read(program) else { return options };
+    let is_known = |option: &[String]| {
+        let property = option.last().and_then(|word| word.split(['.', '=']).nth(1));
+        property.is_some_and(|name| {
+            let name = format!("\0{name}\0");
+            memchr::memmem::find(&text, name.as_bytes()).is_some()
+        })
+    };
+    options.chunks(2).filter(|option| is_known(option)).flatten().cloned().collect()
+}
+
 /// What the VMM is told beyond the user's words.
 fn additions(analysis: &Analysis, max_mem: Size, files: &GuestFiles) -> Vec<OsString> {
     let mut words = Vec::new();
@@ -252,8 +292,9 @@ fn additions(analysis: &Analysis, max_mem: Size, files: &GuestFiles) -> Vec<OsSt
     }
     if let Some(device) = analysis.missing_balloon {
         words.push("-device".to_owned());
-        words.push(format!("{device},id=zerosweep-balloon"));
+        words.push(format!("{device},id={BALLOON}"));
     }
+    words.extend(analysis.cpu_options.iter().cloned());
     let mut words: Vec<OsString> = words.into_iter().map(OsString::from).collect();
     let socket = options::escape_commas(&files.qmp.to_string_lossy());
     words.push("-qmp".into());
@@ -269,7 +310,14 @@ mod tests {
 
     fn analysis(ram: Ram, name: Option<&str>, missing_balloon: Option<&'static str>) -> Analysis {
         let name = name.map(str::to_owned);
-        Analysis { ram, name, missing_balloon, uses_terminal: false }
+        Analysis {
+            ram,
+            name,
+            missing_balloon,
+            without_bus: None,
+            cpu_options: Vec::new(),
+            uses_terminal: false,
+        }
     }
 
     #[test]
@@ -329,6 +377,21 @@ mod tests {
         let pid_name = format!("guest-{}", std::process::id());
         assert_eq!(guest_name(None, &analysis(Ram::Default, None, None)), pid_name);
         assert_eq!(guest_name(None, &analysis(Ram::Default, Some("a b"), None)), pid_name);
+    }
+
+    #[test]
+    fn a_property_that_the_program_does_not_know_is_not_set() {
+        let options = ["-global", "x86_64-cpu.kvm-asyncpf=off", "-global", "x86_64-cpu.later=off"];
+        let options: Vec<String> = options.map(str::to_owned).into();
+        let place = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &[u8]| {
+            let path = place.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            known_options(options.clone(), &path)
+        };
+        assert_eq!(file("qemu", b"\x7fELF\0kvm-asyncpf\0later-one\0"), options[..2]);
+        assert_eq!(file("old", b"\x7fELF\0kvm-asyncpf-int\0"), [""; 0]);
+        assert_eq!(file("script", b"#!/bin/sh\n"), options);
     }
 
     #[test]

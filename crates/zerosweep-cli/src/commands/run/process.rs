@@ -5,7 +5,7 @@
 //! never sent to a process number that was given to somebody else.
 
 use std::io;
-use std::process::{Child, ExitStatus};
+use std::process::{Child, ExitStatus, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::process::{Pid, Signal};
@@ -13,28 +13,32 @@ use rustix::termios::{OptionalActions, Termios};
 
 use super::plan::Plan;
 use super::supervise::Process;
+use super::words::Words;
 use crate::error::Failure;
 
 /// A VMM that was started.
 #[derive(Debug)]
 pub(super) struct Vmm {
     child: Mutex<Child>,
-    pid: u32,
+    /// Its process number.
+    pub(super) pid: u32,
+    /// What it says.
+    pub(super) words: Words,
 }
 
 impl Vmm {
     /// Starts the VMM with the agent preloaded.
     pub(super) fn spawn(plan: &Plan) -> Result<Self, Failure> {
-        let child = plan.command()?.spawn().map_err(|error| {
+        let cannot = |error: io::Error| {
             Failure::work(format!("cannot start {}: {error}", plan.program.display()))
-        })?;
+        };
+        let mut child = plan.command()?.stderr(Stdio::piped()).spawn().map_err(cannot)?;
         let pid = child.id();
-        Ok(Self { child: Mutex::new(child), pid })
-    }
-
-    /// Its process number.
-    pub(super) fn pid(&self) -> u32 {
-        self.pid
+        let Some(errors) = child.stderr.take() else {
+            return Err(cannot(io::Error::other("it has no standard error")));
+        };
+        let words = Words::pass_on(errors).map_err(cannot)?;
+        Ok(Self { child: Mutex::new(child), pid, words })
     }
 
     /// How it ended, if it did.
@@ -50,6 +54,10 @@ impl Vmm {
 impl Process for Vmm {
     fn is_running(&self) -> bool {
         matches!(self.try_wait(), Ok(None))
+    }
+
+    fn pid(&self) -> Option<u32> {
+        Some(self.pid)
     }
 
     fn signal(&self, signal: Signal) {

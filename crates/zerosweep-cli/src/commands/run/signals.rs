@@ -1,11 +1,11 @@
 //! Signals that this process receives are the VMM's.
 //!
 //! The terminal sends Ctrl-C to the whole process group, so the VMM may get it twice; QEMU does
-//! not mind. However many come, this process stays until the VMM has ended. SIGTSTP and SIGCONT
-//! keep their meaning.
+//! not mind. However many come, this process stays until the VMM has ended; after SIGTERM, it sees to
+//! it that the VMM does (`ending`). SIGTSTP and SIGCONT keep their meaning.
 
-use std::sync::Arc;
 use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::process::Signal;
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM};
@@ -31,14 +31,15 @@ impl Received {
             .map_err(|error| Failure::work(format!("cannot catch signals: {error}")))
     }
 
-    /// Passes them on to `vmm`, in a thread of its own; wakes the main thread when `vmm` changes.
-    pub(super) fn forward(mut self, vmm: Arc<Vmm>, events: Sender<Event>) -> Result<(), Failure> {
+    /// Passes them on to the VMM that runs, in a thread of its own; wakes the main thread when it
+    /// changes, or is told something.
+    pub(super) fn forward(mut self, running: Arc<Running>) -> Result<(), Failure> {
         let pass_on = move || {
             for number in self.0.forever() {
                 if number == SIGCHLD {
-                    let _ = events.send(Event::VmmChanged);
+                    running.tell(Event::VmmChanged);
                 } else if let Some(signal) = Signal::from_named_raw(number) {
-                    vmm.signal(signal);
+                    running.signal(signal);
                 }
             }
         };
@@ -47,6 +48,54 @@ impl Received {
             .spawn(pass_on)
             .map(drop)
             .map_err(|error| Failure::work(format!("cannot start a thread: {error}")))
+    }
+}
+
+/// The VMM that runs now, and the main thread's ear.
+#[derive(Debug)]
+pub(super) struct Running(Mutex<State>);
+
+#[derive(Debug)]
+struct State {
+    vmm: Arc<Vmm>,
+    events: Sender<Event>,
+    told: bool,
+}
+
+impl Running {
+    pub(super) fn new(vmm: Arc<Vmm>, events: Sender<Event>) -> Self {
+        Self(Mutex::new(State { vmm, events, told: false }))
+    }
+
+    /// Starts another VMM in the place of one that has ended, unless that was told anything: then a
+    /// person wants none.
+    pub(super) fn replace(
+        &self,
+        start: impl FnOnce() -> Result<Arc<Vmm>, Failure>,
+        events: Sender<Event>,
+    ) -> Result<Option<Arc<Vmm>>, Failure> {
+        let mut state = self.lock();
+        if state.told {
+            return Ok(None);
+        }
+        let vmm = start()?;
+        (state.vmm, state.events) = (Arc::clone(&vmm), events);
+        Ok(Some(vmm))
+    }
+
+    fn signal(&self, signal: Signal) {
+        let mut state = self.lock();
+        state.told = true;
+        state.vmm.signal(signal);
+        let _ = state.events.send(Event::Signal(signal));
+    }
+
+    fn tell(&self, event: Event) {
+        let _ = self.lock().events.send(event);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -7,6 +7,7 @@
 //!
 //! Every call has a timeout. Once the guest is managed, nothing that goes wrong in here ends it.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
@@ -15,6 +16,7 @@ use rustix::process::Signal;
 use zerosweep_wire::{AgentConfig, Operation, State, Status};
 
 use super::Event;
+use super::absence::Absence;
 use super::alarms::Alarms;
 use super::balloon::{self, Balloon, Course, Told};
 use crate::client::{Client, ClientError, Link};
@@ -41,6 +43,9 @@ const SILENT_LOOKS: u32 = 5;
 pub(crate) trait Process: Send + Sync + 'static {
     /// Whether it has not ended.
     fn is_running(&self) -> bool;
+
+    /// Its process number, where that is known.
+    fn pid(&self) -> Option<u32>;
 
     /// Sends a signal, unless it has ended.
     fn signal(&self, signal: Signal);
@@ -71,6 +76,8 @@ enum NotManaged {
 /// What the thread works with.
 pub(crate) struct Supervisor<P> {
     pub(crate) config: AgentConfig,
+    /// The library that was preloaded.
+    pub(crate) agent: PathBuf,
     pub(crate) files: GuestFiles,
     /// How long the agent may take to answer.
     pub(crate) wait_agent: Duration,
@@ -104,27 +111,33 @@ impl<P: Process> Supervisor<P> {
         }
     }
 
-    /// Connects as soon as the agent listens.
+    /// Connects as soon as the agent listens, which is when it has found guest RAM.
     fn wait_for_agent(&self) -> Result<Client, NotManaged> {
-        let deadline = Instant::now() + self.wait_agent;
+        let start = Instant::now();
+        let mut patience = self.wait_agent;
         loop {
             let began = Instant::now();
-            let error = match Client::connect(&self.files.socket, AGENT_TIMEOUT) {
+            match Client::connect(&self.files.socket, AGENT_TIMEOUT) {
                 Ok(client) => return Ok(client),
                 Err(error @ ClientError::Version { .. }) => {
                     return Err(NotManaged::Failed(error.to_string()));
                 }
-                Err(error) => error,
-            };
-            self.pause(began, deadline, || {
-                format!(
-                    "the agent inside the VMM did not answer within {:?} ({error}). LD_PRELOAD was \
-                     probably ignored: by a wrapper that clears the environment, a statically \
-                     linked or privileged VMM behind a script, or another C library",
-                    self.wait_agent
-                )
+                Err(_) => {}
+            }
+            if began >= start + self.wait_agent && patience == self.wait_agent {
+                // A VMM that has the agent in it may still allocate guest RAM.
+                if let Absence::NoRam { .. } = self.absence() {
+                    patience = self.wait_agent * RAM_PATIENCE;
+                }
+            }
+            self.pause(began, start + patience, || {
+                self.absence().explain(Size(self.config.max_mem_bytes), patience)
             })?;
         }
+    }
+
+    fn absence(&self) -> Absence {
+        self.vmm.pid().map_or(Absence::NotLoaded, |pid| Absence::look(pid, &self.agent))
     }
 
     /// Waits until guest RAM is found and taken over.

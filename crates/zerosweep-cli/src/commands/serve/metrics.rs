@@ -1,4 +1,4 @@
-//! `/metrics`: the figures of all guests as OpenMetrics.
+//! `/metrics`: the figures of all guests for Prometheus and its like (`exposition`: in which format).
 //!
 //! Agents are asked when somebody scrapes, all at the same time; one that does not answer has
 //! `zerosweep_up` 0 and nothing else.
@@ -6,7 +6,7 @@
 use std::fmt;
 
 use axum::extract::State;
-use axum::http::{HeaderName, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, StatusCode, header};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _};
@@ -19,10 +19,9 @@ use zerosweep_wire::{State as GuestState, Status};
 
 use super::Server;
 use super::api::{Refusal, look_at_all};
+use super::exposition::Exposition;
 use crate::commands::look::Unseen;
 use crate::size::PAGE_BYTES;
-
-const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Begins every name.
 const PREFIX: &str = "zerosweep";
@@ -311,7 +310,9 @@ fn bytes(pages: u64) -> u64 {
 /// What is answered to a scrape.
 pub(super) async fn metrics(
     State(server): State<Server>,
-) -> Result<([(HeaderName, &'static str); 1], String), Refusal> {
+    headers: HeaderMap,
+) -> Result<([(HeaderName, &'static str); 2], String), Refusal> {
+    let format = Exposition::wanted(&headers);
     let views = look_at_all(&server).await?;
     let guests = views.into_iter().filter_map(|(name, view)| match &*view {
         Ok(seen) => Some((name, Some(seen.status.clone()))),
@@ -321,7 +322,8 @@ pub(super) async fn metrics(
     let text = Scrape(guests.collect()).text().map_err(|error| {
         Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "server", error.to_string())
     })?;
-    Ok(([(header::CONTENT_TYPE, OPENMETRICS)], text))
+    let about = [(header::CONTENT_TYPE, format.content_type()), (header::VARY, "accept")];
+    Ok((about, format.write(text)))
 }
 
 /// The guests at the moment of a scrape, with the figures of those that answered.
@@ -454,6 +456,25 @@ mod tests {
         assert_eq!(value(&text, "zerosweep_up", &[("guest", "hung")]), Some(0.0));
         assert_eq!(value(&text, "zerosweep_target_bytes", &[("guest", "hung")]), None);
         assert!(text.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn the_older_format_has_the_same_samples() {
+        let samples = |text: &str| {
+            let lines = text.lines().filter(|line| !line.starts_with('#'));
+            lines.map(str::to_owned).collect::<Vec<_>>()
+        };
+        let text = Exposition::Text.write(sample());
+        assert_eq!(samples(&text), samples(&sample()));
+        let parsed = Parsed::parse(text.lines().map(|line| Ok(line.to_owned()))).unwrap();
+        let counters = parsed.samples.iter().filter(|s| s.metric.ends_with("_total"));
+        let mut count = 0;
+        for counter in counters {
+            assert!(matches!(counter.value, Value::Counter(_)), "{counter:?}");
+            count += 1;
+        }
+        assert!(count > 18, "{text}");
+        assert!(!text.contains("# UNIT") && !text.contains("# EOF") && !text.contains(" info\n"));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use serde::Serialize;
 use zerosweep_lab::xentrace::{ByOrder, DomainSummary, Guess, Layout, Summary};
 
+use super::{NOTHING, Trace};
 use crate::cli::TraceReadArguments;
 use crate::console;
 use crate::error::Failure;
@@ -29,9 +30,10 @@ struct Document<'a> {
 /// Counts and prints.
 pub(super) fn execute(arguments: &TraceReadArguments) -> Result<ExitCode, Failure> {
     let file = &arguments.trace.file;
-    let guess = super::layout(&arguments.trace)?;
-    let (summary, outcome) = Summary::read(&mut super::open(file)?, guess.layout);
-    let broken = outcome.err().map(|broken| broken.to_string());
+    let trace = Trace::open(&arguments.trace)?;
+    let guess = trace.layout()?;
+    let (summary, broken) = trace.summary(guess.layout)?;
+    let broken = broken.map(|broken| broken.to_string());
     if arguments.json {
         output::json(&Document {
             schema: 1,
@@ -47,7 +49,7 @@ pub(super) fn execute(arguments: &TraceReadArguments) -> Result<ExitCode, Failur
     let Some(broken) = broken else { return Ok(ExitCode::SUCCESS) };
     console::complain(&format!(
         "error: {} cannot be read on: {broken}; what comes before it is shown",
-        file.display()
+        trace.name()
     ));
     Ok(ExitCode::from(1))
 }
@@ -68,7 +70,7 @@ fn render(summary: &Summary, guess: &Guess) -> String {
         let _ = write!(text, "\ndomain {number}\n{}", table(domain));
     }
     if summary.domains.is_empty() {
-        text.push_str("no record of populate on demand: was it captured with -e 0x00121000?\n");
+        let _ = writeln!(text, "{NOTHING}");
     }
     text
 }

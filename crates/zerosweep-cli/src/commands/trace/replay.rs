@@ -5,8 +5,9 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 use zerosweep::Policy;
-use zerosweep_lab::xentrace::{DomainSummary, Layout, Recording, Replay, Summary, Unknown};
+use zerosweep_lab::xentrace::{DomainSummary, Recording, Replay, Unknown};
 
+use super::Trace;
 use crate::cli::TraceReplayArguments;
 use crate::error::Failure;
 use crate::output;
@@ -31,11 +32,13 @@ struct Document<'a> {
 /// Replays and compares.
 pub(super) fn execute(arguments: &TraceReplayArguments) -> Result<ExitCode, Failure> {
     let file = &arguments.trace.file;
-    let layout = super::layout(&arguments.trace)?.layout;
-    let (summary, outcome) = Summary::read(&mut super::open(file)?, layout);
-    outcome.map_err(|broken| super::cannot_read(file, &broken))?;
+    let trace = Trace::open(&arguments.trace)?;
+    let layout = trace.layout()?.layout;
+    let (summary, broken) = trace.summary(layout)?;
+    broken.map_or(Ok(()), |broken| Err(trace.cannot_read(&broken)))?;
     let domain = super::domain(arguments.domain, &summary)?;
-    let recording = record(arguments, layout, domain)?;
+    let recording = Recording::read(&mut trace.reader()?, layout, domain, arguments.unknown.into())
+        .map_err(|error| trace.cannot_read(&error))?;
     let target = target(arguments, &recording)?;
     let policies = match arguments.policy.as_slice() {
         [] => Policy::ALL.to_vec(),
@@ -66,16 +69,6 @@ pub(super) fn execute(arguments: &TraceReplayArguments) -> Result<ExitCode, Fail
         output::text(&render(&recording, target, recorded, &replays))?;
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn record(
-    arguments: &TraceReplayArguments,
-    layout: Layout,
-    domain: u32,
-) -> Result<Recording, Failure> {
-    let file = &arguments.trace.file;
-    Recording::read(&mut super::open(file)?, layout, domain, arguments.unknown.into())
-        .map_err(|error| super::cannot_read(file, &error))
 }
 
 fn target(arguments: &TraceReplayArguments, recording: &Recording) -> Result<Size, Failure> {

@@ -3,8 +3,9 @@
 use std::process::ExitCode;
 
 use zerosweep_lab::report::{TraceReport, trace_html};
-use zerosweep_lab::xentrace::{Course, Extent, Summary};
+use zerosweep_lab::xentrace::{Course, Extent};
 
+use super::Trace;
 use crate::cli::TraceReportArguments;
 use crate::commands::experiment::documents::Destination;
 use crate::console;
@@ -14,16 +15,20 @@ use crate::error::Failure;
 pub(super) fn execute(arguments: &TraceReportArguments) -> Result<ExitCode, Failure> {
     let file = &arguments.trace.file;
     let page = Destination::new(&arguments.output)?;
-    let layout = super::layout(&arguments.trace)?.layout;
-    let (summary, outcome) = Summary::read(&mut super::open(file)?, layout);
-    let broken = outcome.err().map(|broken| broken.to_string());
+    let trace = Trace::open(&arguments.trace)?;
+    let layout = trace.layout()?.layout;
+    let (summary, broken) = trace.summary(layout)?;
+    let broken = broken.map(|broken| broken.to_string());
     let domain = super::domain(arguments.domain, &summary)?;
     let Some(of_domain) = summary.domains.get(&domain) else { return Ok(ExitCode::SUCCESS) };
     // Where the trace is broken was just found: both stop there.
-    let (extent, _) = Extent::read(&mut super::open(file)?, layout, domain);
-    let (course, _) = Course::read(&mut super::open(file)?, layout, domain, &extent);
+    let (extent, _) = Extent::read(&mut trace.reader()?, layout, domain);
+    let (course, _) = Course::read(&mut trace.reader()?, layout, domain, &extent);
     let ticks = extent.tsc.map_or(0, |(first, last)| last - first);
-    let name = file.file_name().unwrap_or(file.as_os_str()).to_string_lossy();
+    let name = match file.to_str() {
+        Some("-") => trace.name().into(),
+        _ => file.file_name().unwrap_or(file.as_os_str()).to_string_lossy(),
+    };
     page.write(&trace_html(&TraceReport {
         file: &name,
         domain,
@@ -38,7 +43,7 @@ pub(super) fn execute(arguments: &TraceReportArguments) -> Result<ExitCode, Fail
     let Some(broken) = broken else { return Ok(ExitCode::SUCCESS) };
     console::complain(&format!(
         "error: {} cannot be read on: {broken}; what comes before it is drawn",
-        file.display()
+        trace.name()
     ));
     Ok(ExitCode::from(1))
 }

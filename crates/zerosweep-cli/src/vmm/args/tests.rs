@@ -5,10 +5,28 @@ use super::*;
 const GIB: u64 = 1 << 30;
 const BACKEND: &str = "memory-backend-ram,id=ram0,size=2G";
 
-fn run(line: &str) -> Result<Analysis, Refusal> {
+const HOST: Host = Host {
+    shared_by_reference: |_| None,
+    kernel: None,
+    nested: None,
+    vhost_sends_by_reference: false,
+};
+
+fn run_on(host: &Host, line: &str) -> Result<Analysis, Refusals> {
     let arguments: Vec<OsString> = line.split_whitespace().map(OsString::from).collect();
-    analyse("qemu-system-x86_64", &arguments)
+    analyse("qemu-system-x86_64", &arguments, host)
 }
+
+/// What the line says, or the only thing in the way.
+#[track_caller]
+fn run(line: &str) -> Result<Analysis, Refusal> {
+    run_on(&HOST, line).map_err(|Refusals(all)| {
+        assert_eq!(all.len(), 1, "{line}: {all:?}");
+        all[0].clone()
+    })
+}
+
+const AS_RAM: &str = "-machine memory-backend=a -m 1G";
 
 fn ram(line: &str) -> Ram {
     run(line).unwrap().ram
@@ -38,7 +56,7 @@ fn ram_in_all_its_forms() {
 #[test]
 fn an_argument_that_looks_like_an_option_is_none() {
     let arguments = ["-append", "-mem-path", "-m", "1G"].map(OsString::from);
-    assert_eq!(analyse("qemu", &arguments).unwrap().ram, Ram::Given(GIB));
+    assert_eq!(analyse("qemu", &arguments, &HOST).unwrap().ram, Ram::Given(GIB));
 }
 
 #[test]
@@ -46,7 +64,9 @@ fn a_size_that_is_none_is_refused() {
     let refusal = run("-m lots").unwrap_err();
     assert_eq!(refusal.to_string(), "-m \"lots\": not a size of memory");
     assert!(matches!(run("-m 99999999999T"), Err(Refusal::BadSize { .. })));
-    assert!(matches!(run("-object memory-backend-ram,id=a"), Err(Refusal::BadSize { .. })));
+    let without = format!("{AS_RAM} -object memory-backend-ram,id=a");
+    assert!(matches!(run(&without), Err(Refusal::BadSize { .. })));
+    assert!(matches!(run("-m 1G,maxmem=much"), Err(Refusal::BadSize { .. })));
 }
 
 #[test]
@@ -71,8 +91,10 @@ fn backends_that_are_not_the_one_block() {
     let machine = "-machine q35,memory-backend=ram0";
     let several =
         |line: &str| assert!(matches!(run(line), Err(Refusal::SeveralBlocks(_))), "{line}");
-    several(&format!("-m 4G -object {BACKEND} -object memory-backend-ram,id=b,size=2G"));
-    several(&format!("-m 2G -object {BACKEND}"));
+    several(&format!(
+        "-m 4G -object {BACKEND} -object memory-backend-ram,id=b,size=2G -numa node,memdev=ram0 \
+         -numa node,memdev=b"
+    ));
     several("-m 2G,slots=2,maxmem=4G");
     several("-m 2G -m maxmem=4G,slots=1");
     several("-m 2G -device virtio-mem-pci,memdev=x");
@@ -80,31 +102,37 @@ fn backends_that_are_not_the_one_block() {
     let refusal = run(&format!("-m 1G {machine} -object {BACKEND}")).unwrap_err();
     assert_eq!(refusal, Refusal::BackendSize { ram: GIB, backend: 2 * GIB });
     assert_eq!(run(machine), Err(Refusal::NoBackend("ram0".into())));
+    let other = format!("-m 2G -object {BACKEND}");
+    assert!(matches!(run(&other), Err(Refusal::SameSize(_))));
+    assert_eq!(ram(&format!("-m 1G -object {BACKEND}")), Ram::Given(GIB));
     let refusal = run("-m 2G,maxmem=4G").unwrap_err().to_string();
     assert!(refusal.ends_with("guest RAM in one block only, for now"), "{refusal}");
 }
 
 #[test]
 fn memory_that_cannot_be_moved_is_refused() {
+    assert!(matches!(run("-mem-path /dev/hugepages"), Err(Refusal::NotAnonymous(_))));
     for line in [
-        "-mem-path /dev/hugepages",
         "-object memory-backend-file,id=a,size=1G,mem-path=/x",
         "-object memory-backend-memfd,id=a,size=1G",
         "-object memory-backend-memfd,hugetlb=on,id=a,size=1G",
         "-object memory-backend-ram,id=a,size=1G,share=on",
         "-object memory-backend-ram,id=a,size=1G,share",
         "-object memory-backend-shm,id=a,size=1G",
-        r#"-object {"qom-type":"memory-backend-ram","id":"a","size":1,"share":true}"#,
+        r#"-object {"qom-type":"memory-backend-ram","id":"a","size":1073741824,"share":true}"#,
     ] {
-        assert!(matches!(run(line), Err(Refusal::NotAnonymous(_))), "{line}");
+        let line = format!("{AS_RAM} {line}");
+        assert!(matches!(run(&line), Err(Refusal::NotAnonymous(_))), "{line}");
     }
-    let refusal = run("-object memory-backend-memfd,hugetlb=on,id=a,size=1G").unwrap_err();
+    let huge = format!("{AS_RAM} -object memory-backend-memfd,hugetlb=on,id=a,size=1G");
+    let refusal = run(&huge).unwrap_err();
     assert!(refusal.to_string().contains("hugetlb=on"), "{refusal}");
 }
 
 #[test]
 fn memory_filled_or_locked_ahead_is_refused() {
-    for line in ["-mem-prealloc", "-object memory-backend-ram,id=a,size=1G,prealloc=on"] {
+    let backend = format!("{AS_RAM} -object memory-backend-ram,id=a,size=1G,prealloc=on");
+    for line in ["-mem-prealloc", &backend] {
         assert!(matches!(run(line), Err(Refusal::Preallocated(_))), "{line}");
     }
     for line in [
@@ -171,12 +199,61 @@ fn the_balloon_device_that_fits() {
     assert_eq!(missing("-machine type=microvm"), Some("virtio-balloon-device"));
     assert_eq!(missing("-machine s390-ccw-virtio-7.2"), Some("virtio-balloon-ccw"));
     assert_eq!(
-        analyse("/usr/bin/qemu-system-s390x", &[]).unwrap().missing_balloon,
+        analyse("/usr/bin/qemu-system-s390x", &[], &HOST).unwrap().missing_balloon,
         Some("virtio-balloon-ccw")
     );
+    assert_eq!(missing("-machine isapc"), None);
+    assert_eq!(run("-machine isapc").unwrap().without_bus, Some("isapc"));
+    assert_eq!(run("-machine pc").unwrap().without_bus, None);
     assert_eq!(missing("-device virtio-balloon"), None);
     assert_eq!(missing("-device virtio-balloon-pci-non-transitional,id=b"), None);
     assert_eq!(missing(r#"-device {"driver":"virtio-balloon-pci","id":"b"}"#), None);
+}
+
+/// A guest that may run guests, on a kernel that keeps references to their pages.
+#[test]
+fn nested_guests_are_refused_where_the_kernel_does_not_pin_their_pages() {
+    use zerosweep_linux::probe::KernelVersion;
+    let host = |minor, nested| Host { kernel: Some(KernelVersion::new(6, minor)), nested, ..HOST };
+    let old = host(12, Some("vmx"));
+    for line in ["-accel kvm -cpu host", "-enable-kvm -cpu max", "-M accel=kvm -cpu qemu64,+vmx"] {
+        let refusal = run_on(&old, line).unwrap_err().to_string();
+        assert!(refusal.contains("(vmx)") && refusal.contains("kernel (6.12)"), "{refusal}");
+        assert!(refusal.contains(",-vmx; or use Linux 6.13"), "{refusal}");
+        for other in [host(13, Some("vmx")), host(12, None), host(12, Some("svm")), HOST] {
+            let is_svm = other.nested == Some("svm") && !line.contains("vmx");
+            assert_eq!(run_on(&other, line).is_err(), is_svm, "{line}, {other:?}");
+        }
+    }
+    for line in [
+        "-accel kvm -cpu host,-vmx,-svm",
+        "-accel kvm",
+        "-accel kvm -cpu Skylake-Server",
+        "-accel tcg -cpu max",
+        "-cpu host,vmx=off -enable-kvm",
+    ] {
+        assert!(run_on(&old, line).is_ok(), "{line}");
+    }
+    let by_name = analyse("/usr/bin/kvm", &["-cpu", "host"].map(OsString::from), &old);
+    assert!(by_name.is_err(), "the program's name says that it uses KVM");
+}
+
+#[test]
+fn packets_that_the_kernel_sends_from_guest_pages_are_refused() {
+    let host = Host { vhost_sends_by_reference: true, ..HOST };
+    for line in [
+        "-netdev tap,id=n,vhost=on",
+        "-netdev tap,id=n,fd=3,vhostfd=4",
+        r#"-netdev {"type":"tap","id":"n","vhost":true}"#,
+        "-nic tap,vhostforce=on",
+    ] {
+        let refusal = run_on(&host, line).unwrap_err().to_string();
+        assert!(refusal.contains("experimental_zcopytx=0"), "{refusal}");
+        assert!(run(line).is_ok(), "{line}");
+    }
+    for line in ["-netdev tap,id=n", "-netdev tap,id=n,vhost=off", "-netdev user,id=n"] {
+        assert!(run_on(&host, line).is_ok(), "{line}");
+    }
 }
 
 #[test]

@@ -175,7 +175,7 @@ impl Guest {
         words.extend(spec.run.iter().map(|&word| word.to_owned()));
         words.push("--".to_owned());
         words.extend(qemu_command(place, spec));
-        Self::start(place, spec.name, place.command(words))
+        Self::run(place, spec.name, place.command(words))
     }
 
     /// Without it, but with the same devices.
@@ -186,10 +186,11 @@ impl Guest {
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).args(["-device", "virtio-balloon-pci", "-qmp"]);
         command.arg(format!("unix:{},server=on,wait=off", qmp.display())).stdin(Stdio::null());
-        Self::start(place, spec.name, command)
+        Self::run(place, spec.name, command)
     }
 
-    fn start(place: &Place, name: &str, mut command: Command) -> Self {
+    /// By a command of the test's own.
+    pub(crate) fn run(place: &Place, name: &str, mut command: Command) -> Self {
         // A group of its own: so that all of it can be found and killed.
         command.process_group(0).stdout(Stdio::piped()).stderr(Stdio::piped());
         let started = Instant::now();
