@@ -21,8 +21,8 @@
 //! What [`sys::raw`], [`probe`] and [`vma`] offer serves zerosweep's own program, and may change in
 //! any version; the rest follows semantic versioning.
 //!
-//! Known holes: pages gifted to a pipe (`vmsplice`) or sent with `MSG_ZEROCOPY` are not reported
-//! as busy by the kernel when they move.
+//! Known holes: a page that the kernel uses by an ordinary reference, without pinning it, moves all
+//! the same. [`references`] says who does that, and finds some of them.
 #![cfg(target_os = "linux")]
 #![deny(unsafe_op_in_unsafe_fn)]
 

@@ -11,7 +11,7 @@
 //! result ([`Unmapped::Busy`]) after a bounded number of tries, and what had moved goes back. What
 //! becomes of pages that cannot go back is in `place`.
 //!
-//! Known holes: pages gifted to a pipe or sent with `MSG_ZEROCOPY` move although they are in use.
+//! Known holes: pages that the kernel uses without pinning them move ([`crate::references`]).
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
