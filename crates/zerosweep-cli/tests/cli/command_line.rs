@@ -216,7 +216,8 @@ fn cpu_properties(line: &str, names: &[&str]) -> Vec<Value> {
     command.args(["-S", "-display", "none", "-nodefaults"]).args(line.split_whitespace());
     let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
     let socket = place.runtime().join("vm.qmp");
-    wait_until("QEMU listens", || socket.exists());
+    // It is there a moment before it is listened at.
+    wait_until("QEMU listens", || UnixStream::connect(&socket).is_ok());
     let mut stream = BufReader::new(UnixStream::connect(&socket).unwrap());
     let mut line = String::new();
     stream.read_line(&mut line).unwrap();

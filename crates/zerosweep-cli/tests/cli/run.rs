@@ -180,6 +180,41 @@ fn a_second_signal_hastens_the_end() {
     }
 }
 
+/// The VMM is a child of a script that dies of the signal.
+#[test]
+fn sigterm_ends_a_vmm_behind_a_script() {
+    let stubborn = "sh -c \"trap '' TERM; while :; do sleep 0.05; done\"";
+    for (vmm, killed) in [("sleep 600", false), (stubborn, true)] {
+        let place = Place::new();
+        let text = format!("{vmm} &\necho $! > \"$0.part\"; mv \"$0.part\" \"$0.pid\"; wait");
+        let fake = place.script("fake-qemu", &text);
+        let child = start(&place, &["--wait-end", "2"], &fake);
+        let pid_file = place.path().join("fake-qemu.pid");
+        wait_until("the VMM runs", || pid_file.exists());
+        let pid = std::fs::read_to_string(&pid_file).unwrap().trim().parse::<i32>().unwrap();
+        let mut shown = status("vm");
+        shown.pid = pid.cast_unsigned();
+        let agent = FakeAgent::new(place.runtime().join("vm.sock"), shown);
+        let _qmp = FakeQmp::new(place.runtime().join("vm.qmp"), GIB, true);
+        wait_until("the agent is asked", || !agent.asked.lock().unwrap().is_empty());
+        std::thread::sleep(Duration::from_millis(200));
+        signal(&child, Signal::TERM);
+        let (code, said) = end(child);
+        let pid = Pid::from_raw(pid).unwrap();
+        let lives = rustix::process::test_kill_process(pid).is_ok();
+        let _ = rustix::process::kill_process(pid, Signal::KILL);
+        assert!(!lives || is_zombie(pid), "{vmm} lives on: {said}");
+        assert_eq!(code, Some(143), "the script's own: {said}");
+        assert_eq!(said.contains("it is killed"), killed, "{said}");
+    }
+}
+
+/// Whether a process has ended, and only nobody has waited for it.
+fn is_zombie(pid: Pid) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
+    stat.is_ok_and(|stat| stat.contains(") Z "))
+}
+
 #[test]
 fn a_vmm_that_takes_its_time_to_end_is_left_to_it() {
     let body = "trap 'sleep 1.5; exit 9' TERM\nwhile :; do sleep 0.05; done";

@@ -87,7 +87,7 @@ impl Absence {
 }
 
 /// A process and those that it started, the first ones of them.
-fn family(pid: u32) -> Vec<u32> {
+pub(super) fn family(pid: u32) -> Vec<u32> {
     let mut all = vec![pid];
     let mut next = 0;
     while let Some(&pid) = all.get(next)

@@ -3,23 +3,33 @@
 //! It is a plain child: same terminal, same process group, no death signal, because the guest
 //! must outlive a tool that is killed. The lock around the child makes sure that a signal is
 //! never sent to a process number that was given to somebody else.
+//!
+//! Behind a script that does not `exec` its VMM, the VMM is a process of its own. The agent says which.
+//! It is a part of what was started: the script may die of a signal that the VMM has not heard of.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::process::{Child, ExitStatus, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use rustix::process::{Pid, Signal};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::{Pid, PidfdFlags, Signal};
 use rustix::termios::{OptionalActions, Termios};
 
+use super::absence::family;
 use super::plan::Plan;
 use super::supervise::Process;
 use super::words::Words;
 use crate::error::Failure;
 
-/// A VMM that was started.
+/// A VMM that was started: a program, or a script with a VMM behind it.
 #[derive(Debug)]
 pub(super) struct Vmm {
     child: Mutex<Child>,
+    /// The VMM behind a script.
+    behind: OnceLock<OwnedFd>,
+    /// SIGTERM, if a script was told: a VMM that outlives it has not heard it.
+    unheard: Mutex<Option<Signal>>,
     /// Its process number.
     pub(super) pid: u32,
     /// What it says.
@@ -38,12 +48,21 @@ impl Vmm {
             return Err(cannot(io::Error::other("it has no standard error")));
         };
         let words = Words::pass_on(errors).map_err(cannot)?;
-        Ok(Self { child: Mutex::new(child), pid, words })
+        let (behind, unheard) = (OnceLock::new(), Mutex::new(None));
+        Ok(Self { child: Mutex::new(child), behind, unheard, pid, words })
     }
 
-    /// How it ended, if it did.
+    /// How it ended, if it did. A script has not while its VMM runs.
     pub(super) fn try_wait(&self) -> io::Result<Option<ExitStatus>> {
-        self.lock().try_wait()
+        let Some(status) = self.lock().try_wait()? else { return Ok(None) };
+        let Some(vmm) = self.behind.get().filter(|vmm| is_running(vmm)) else {
+            return Ok(Some(status));
+        };
+        let unheard = self.unheard.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(signal) = unheard {
+            let _ = rustix::process::pidfd_send_signal(vmm, signal);
+        }
+        Ok(None)
     }
 
     fn lock(&self) -> MutexGuard<'_, Child> {
@@ -63,10 +82,37 @@ impl Process for Vmm {
     fn signal(&self, signal: Signal) {
         let mut child = self.lock();
         // Not waited for yet, so the number is still its own.
-        if let Ok(None) = child.try_wait() {
+        let has_ended = !matches!(child.try_wait(), Ok(None));
+        if !has_ended {
+            if signal == Signal::TERM {
+                *self.unheard.lock().unwrap_or_else(PoisonError::into_inner) = Some(signal);
+            }
             let _ = rustix::process::kill_process(Pid::from_child(&child), signal);
         }
+        // A script may have its own way to end its VMM, but not for this one.
+        if let Some(vmm) = self.behind.get().filter(|_| has_ended || signal == Signal::KILL) {
+            let _ = rustix::process::pidfd_send_signal(vmm, signal);
+        }
     }
+
+    fn found(&self, agent: u32) {
+        let pid = i32::try_from(agent).ok().and_then(Pid::from_raw);
+        if agent == self.pid || !family(self.pid).contains(&agent) {
+            return;
+        }
+        if let Some(vmm) =
+            pid.and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok())
+        {
+            let _ = self.behind.set(vmm);
+        }
+    }
+}
+
+/// Whether a process has not ended.
+fn is_running(process: &OwnedFd) -> bool {
+    let mut process = [PollFd::new(process, PollFlags::IN)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    !matches!(rustix::event::poll(&mut process, Some(&now)), Ok(ready) if ready > 0)
 }
 
 /// The terminal's settings before the VMM got it: one that is killed leaves it raw.

@@ -47,6 +47,9 @@ pub(crate) trait Process: Send + Sync + 'static {
     /// Its process number, where that is known.
     fn pid(&self) -> Option<u32>;
 
+    /// The agent is in this process.
+    fn found(&self, _agent: u32) {}
+
     /// Sends a signal, unless it has ended.
     fn signal(&self, signal: Signal);
 
@@ -148,6 +151,7 @@ impl<P: Process> Supervisor<P> {
             let waiting_for = match client.request(Operation::Status) {
                 Ok(status) => match status.state {
                     State::Managing => {
+                        self.vmm.found(status.pid);
                         self.tell_managed(&status);
                         return Ok(());
                     }
