@@ -39,8 +39,8 @@ const BUILD: [&str; 6] = ["build", RELEASE, "-p", "zerosweep-cli", "-p", "zerosw
 const TIMED: &str = "boot_time::";
 /// So many test programs run at once: while one waits, or has one long test left, another goes on.
 const PROGRAMS: usize = 2;
-/// So many real guests run at once: each has one busy CPU while it boots, and waits often.
-const GUESTS: usize = 3;
+/// So many real guests run at once. With three, time limits passed on a machine with other work.
+const GUESTS: usize = 2;
 
 /// Tests of one program that need the same, or all those that need nothing.
 struct Job<'a> {

@@ -116,8 +116,8 @@ impl Libvirt {
              <name>{name}</name><memory unit='MiB'>2048</memory>\
              <currentMemory unit='MiB'>512</currentMemory><vcpu>2</vcpu>\
              <os><type arch='x86_64' machine='pc'>hvm</type><kernel>{}</kernel>\
-             <initrd>{}</initrd><cmdline>console=ttyS0 quiet panic=-1 init_on_free=1 zs.fill=32M \
-             zs.rewrite=1 zs.first=30 zs.end=idle</cmdline></os><devices>\
+             <initrd>{}</initrd><cmdline>console=ttyS0 quiet panic=-1 no_timer_check \
+             init_on_free=1 zs.fill=32M zs.rewrite=1 zs.first=30 zs.end=idle</cmdline></os><devices>\
              <emulator>{}</emulator><serial type='file'><source path='{}'/></serial>\
              <memballoon model='virtio'/></devices>\
              <qemu:commandline>{variables}</qemu:commandline></domain>",

@@ -3,7 +3,7 @@
 use std::io::Read as _;
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::ExitStatusExt as _;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::support::{self, FakeAgent, FakeQmp, Place, status, stderr, stdout, wait_until};
@@ -53,6 +53,25 @@ fn the_exit_status_is_the_vmms() {
         assert_eq!(output.status.code(), Some(code), "{body}: {}", stderr(&output));
         assert!(place.left_behind().is_empty(), "{body}: {:?}", place.left_behind());
     }
+}
+
+/// A process group from outside the container has no number in it.
+#[test]
+#[ignore = "needs root"]
+fn the_exit_status_is_the_vmms_in_a_container_too() {
+    let place = Place::new();
+    let fake = place.script("fake-qemu", "kill -TERM $$");
+    let run = place.command(&["run", "--target", "64M", "--", &fake]);
+    let output = Command::new("unshare")
+        .args(["--pid", "--fork", "--kill-child", "--mount-proc"])
+        .arg(run.get_program())
+        .args(run.get_args())
+        .envs(run.get_envs().filter_map(|(name, value)| Some((name, value?))))
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(143), "{}", stderr(&output));
+    assert!(place.left_behind().is_empty(), "{:?}", place.left_behind());
 }
 
 #[test]

@@ -129,7 +129,7 @@ impl Guest {
                 command
             }
         };
-        let append = "console=ttyS0 quiet panic=-1 init_on_free=1 zs.fill=64M";
+        let append = "console=ttyS0 quiet panic=-1 no_timer_check init_on_free=1 zs.fill=64M";
         command.args(["-m", &format!("{}M", max_mem.0 >> 20), "-nographic", "-no-reboot"]);
         command.arg("-kernel").arg(&image.kernel).arg("-initrd").arg(&image.initrd);
         command.args(["-append", append, "-device", "virtio-balloon-pci"]);

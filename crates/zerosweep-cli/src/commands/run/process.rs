@@ -127,9 +127,27 @@ impl TerminalMode {
 
     /// Puts them back, if the terminal is still ours: from the background this would stop us.
     pub(super) fn restore(&self) {
-        let ours = rustix::termios::tcgetpgrp(io::stdin()) == Ok(rustix::process::getpgrp());
-        if let (Some(mode), true) = (&self.0, ours) {
+        let Some(mode) = &self.0 else { return };
+        let front = rustix::termios::tcgetpgrp(io::stdin()).ok();
+        if front.is_some() && front == own_group() {
             let _ = rustix::termios::tcsetattr(io::stdin(), OptionalActions::Now, mode);
         }
+    }
+}
+
+/// The process group. In a container it may be one from outside, which has no number here:
+/// `rustix::process::getpgrp` does not allow for that.
+fn own_group() -> Option<Pid> {
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    // PID (NAME) STATE PARENT GROUP; the name may have anything in it.
+    let (_, fields) = stat.rsplit_once(") ")?;
+    Pid::from_raw(fields.split(' ').nth(2)?.parse().ok()?)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_process_group_is_the_kernels() {
+        assert_eq!(super::own_group(), Some(rustix::process::getpgrp()));
     }
 }
