@@ -167,6 +167,40 @@ fn a_vmm_that_gives_up_its_rights_is_managed() {
 }
 
 /// A VMM that hangs is ended all the same.
+/// What QEMU asks of guest RAM holds for its frames, which come from the pool.
+#[test]
+#[ignore = "needs QEMU, guest image, userfaultfd"]
+fn host_nodes_and_policy_hold_for_the_frames() {
+    if !std::path::Path::new("/proc/self/numa_maps").exists() {
+        eprintln!("skipped: a kernel without NUMA");
+        return;
+    }
+    let place = Place::new();
+    let ram = "memory-backend-ram,id=ram0,size=2048M,host-nodes=0,policy=bind";
+    let asked = ["-object", ram, "-machine", "memory-backend=ram0"];
+    for (qemu, policy) in [(&asked[..], "bind:0"), (&[], "local")] {
+        let append = "zs.fill=64M zs.end=idle";
+        let spec = Spec { qemu, append, ..Spec::default() };
+        let mut guest = Guest::managed(&place, &spec);
+        assert!(guest.marker("verified ").text.contains(" bad=0 "));
+        let status = guest.status();
+        let numa = std::fs::read_to_string(format!("/proc/{}/numa_maps", status.pid)).unwrap();
+        let of_policy = |line: &&str| line.split_ascii_whitespace().nth(1) == Some(policy);
+        let anonymous = |line: &str| {
+            let pages = line.split_ascii_whitespace().find_map(|word| word.strip_prefix("anon="));
+            pages.map_or(0, |pages| pages.parse::<u64>().unwrap())
+        };
+        let pages: u64 = numa.lines().filter(of_policy).map(anonymous).sum();
+        // The guest's 64 MiB and more, and what was got ready for it.
+        assert!(pages >= (64 << 20) / 4096, "{policy}: {pages} pages in {numa}");
+        let mappings = numa.lines().filter(of_policy).count();
+        assert!(mappings >= 3, "guest, pool and scratch: {numa}");
+        assert_eq!(status.state, State::Managing, "{status:?}");
+        guest.signal(Signal::TERM);
+        assert_eq!(guest.end(), 0);
+    }
+}
+
 #[test]
 #[ignore = "needs QEMU, guest image, userfaultfd"]
 fn sigterm_ends_a_guest_whose_vmm_hangs() {
