@@ -5,7 +5,7 @@
 mod example;
 
 #[test]
-#[ignore = "needs KVM and userfaultfd"]
+#[ignore = "needs userfaultfd, KVM"]
 fn a_guest_under_kvm_holds_no_more_than_its_target() {
     let outcome = example::run().unwrap();
     assert_eq!(outcome.wrong_pages, 0);
