@@ -39,8 +39,8 @@ fn guest_and_pool_have_a_policy_of_their_own_and_follow_another() {
         return;
     }
     // Nothing else in this process is as big: the guest, and the pool of twice its size.
-    let memory = memory(512);
-    let pages = 512 * MIB / PAGE_BYTES;
+    let memory = memory(2048);
+    let pages = 2048 * MIB / PAGE_BYTES;
     assert_eq!(policies(pages), ["local", "local"]);
     memory.guest().store_word(0, 7).unwrap();
     let mut nodes = [0; 16];
