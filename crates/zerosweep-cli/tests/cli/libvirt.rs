@@ -294,7 +294,10 @@ fn the_target_follows_virsh() {
         assert_eq!(status.stalled_threads, 0);
         (status.target_bytes == 400 * MIB).then_some(status)
     });
-    assert_eq!(agrees(&status), (400 * MIB, 400 * MIB));
+    let (had_bytes, actual_bytes) = agrees(&status);
+    assert_eq!(actual_bytes, 400 * MIB);
+    // Of what its balloon gave the guest in between, the engine learns at the first touch.
+    assert!(had_bytes <= actual_bytes && had_bytes > 300 * MIB, "{had_bytes} of {actual_bytes}");
     libvirt.check_bytes(name);
     libvirt.wait_until("it holds no more than that", || {
         (libvirt.status(name).pages.total * PAGE_BYTES <= 400 * MIB).then_some(())
