@@ -12,7 +12,7 @@
 //! 6.13 on the VMM's command line.
 
 use core::fmt;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
 use crate::sys::raw;
 
@@ -28,9 +28,32 @@ pub enum FileSystem {
 }
 
 impl FileSystem {
-    /// By the kernel's number (`f_type` of `statfs(2)`, `linux/magic.h`).
+    /// That on which an open file lies.
+    ///
+    /// It is asked of the mount, by its name (`/proc/self/mountinfo`): the number that `statfs(2)`
+    /// gives is the server's for 9p. Where there is no /proc, the number has to do.
     #[must_use]
-    pub const fn by_number(number: u64) -> Option<Self> {
+    pub fn of(file: BorrowedFd<'_>) -> Option<Self> {
+        Self::of_number(file.as_raw_fd())
+    }
+
+    fn of_number(fd: RawFd) -> Option<Self> {
+        let by_mount = mount_type(fd).as_deref().and_then(Self::by_name);
+        by_mount.or_else(|| Self::by_number(raw::file_system(fd).ok()?))
+    }
+
+    /// By the name under which it is mounted.
+    fn by_name(name: &str) -> Option<Self> {
+        match name {
+            "nfs" | "nfs4" => Some(Self::Nfs),
+            "ceph" => Some(Self::CephFs),
+            "9p" => Some(Self::NineP),
+            _ => None,
+        }
+    }
+
+    /// By the kernel's number (`linux/magic.h`).
+    const fn by_number(number: u64) -> Option<Self> {
         match number {
             0x6969 => Some(Self::Nfs),
             0x00c3_6400 => Some(Self::CephFs),
@@ -38,6 +61,19 @@ impl FileSystem {
             _ => None,
         }
     }
+}
+
+/// The type of the mount through which a descriptor's file was opened.
+fn mount_type(fd: RawFd) -> Option<String> {
+    let about = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
+    let mount = about.lines().find_map(|line| line.strip_prefix("mnt_id:"))?.trim();
+    type_of_mount(&std::fs::read_to_string("/proc/self/mountinfo").ok()?, mount)
+}
+
+/// The type of the mount with a number, of the text of `/proc/self/mountinfo`.
+fn type_of_mount(mounts: &str, number: &str) -> Option<String> {
+    let line = mounts.lines().find(|line| line.split(' ').next() == Some(number))?;
+    Some(line.split_once(" - ")?.1.split(' ').next()?.to_owned())
 }
 
 impl fmt::Display for FileSystem {
@@ -87,17 +123,12 @@ impl fmt::Display for Holder {
 pub fn holder(fd: RawFd) -> Option<Holder> {
     // Flags first: most files are not open for direct I/O, and need no second call.
     let flags = raw::file_flags(fd).ok()?;
-    let is_direct = flags & libc::O_DIRECT != 0;
-    let file_system = if is_direct { raw::file_system(fd).ok() } else { None };
-    classify(is_direct, file_system.unwrap_or(0), || path_of(fd))
-}
-
-fn classify(is_direct: bool, file_system: u64, path: impl FnOnce() -> String) -> Option<Holder> {
-    if is_direct {
-        let on = FileSystem::by_number(file_system)?;
-        return Some(Holder::DirectIo { path: path(), on });
+    let path = path_of(fd);
+    if flags & libc::O_DIRECT != 0 {
+        let on = FileSystem::of_number(fd)?;
+        return Some(Holder::DirectIo { path, on });
     }
-    (path() == "/dev/vhost-scsi").then_some(Holder::VhostScsi)
+    (path == "/dev/vhost-scsi").then_some(Holder::VhostScsi)
 }
 
 fn path_of(fd: RawFd) -> String {
@@ -122,26 +153,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn direct_io_on_file_systems_that_do_not_pin_is_found() {
-        let path = || "/mnt/disk.img".to_owned();
-        for (number, on) in [
-            (0x6969, FileSystem::Nfs),
-            (0x00c3_6400, FileSystem::CephFs),
-            (0x0102_1997, FileSystem::NineP),
-        ] {
-            let found = classify(true, number, path);
-            assert_eq!(found, Some(Holder::DirectIo { path: path(), on }));
-            let text = found.unwrap().to_string();
-            assert!(text.contains("/mnt/disk.img") && text.contains("cache=writeback"), "{text}");
-            assert_eq!(classify(false, number, path), None, "through the page cache");
-        }
+    fn file_systems_that_do_not_pin_are_known_by_mount_and_by_number() {
+        let mounts = "28 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw\n\
+                      41 28 0:45 / /srv/nfs rw,relatime shared:9 master:1 - nfs4 host:/ rw\n\
+                      42 28 0:46 / /mnt rw,relatime - 9p host0 rw,trans=virtio\n\
+                      43 28 0:47 /a /srv/c rw - ceph :/ rw\n\
+                      4 28 0:48 / /dev/shm rw - tmpfs tmpfs rw\n";
+        let on = |number| type_of_mount(mounts, number).as_deref().and_then(FileSystem::by_name);
+        assert_eq!(on("41"), Some(FileSystem::Nfs));
+        assert_eq!(on("42"), Some(FileSystem::NineP));
+        assert_eq!(on("43"), Some(FileSystem::CephFs));
+        assert_eq!([on("28"), on("4"), on("44")], [None; 3]);
+        assert_eq!(type_of_mount(mounts, "4").as_deref(), Some("tmpfs"));
+        assert_eq!(FileSystem::by_number(0x6969), Some(FileSystem::Nfs));
+        assert_eq!(FileSystem::by_number(0x00c3_6400), Some(FileSystem::CephFs));
+        assert_eq!(FileSystem::by_number(0x0102_1997), Some(FileSystem::NineP));
         // ext4, XFS, tmpfs.
-        for number in [0xef53, 0x5846_5342, 0x0102_1994] {
-            assert_eq!(classify(true, number, path), None);
-        }
-        let scsi = classify(false, 0, || "/dev/vhost-scsi".to_owned());
-        assert_eq!(scsi, Some(Holder::VhostScsi));
-        assert_eq!(classify(false, 0, || "/dev/vhost-net".to_owned()), None);
+        assert_eq!([0xef53, 0x5846_5342, 0x0102_1994].map(FileSystem::by_number), [None; 3]);
+        let proc = std::fs::File::open("/proc/self/status").unwrap();
+        assert_eq!(mount_type(proc.as_raw_fd()).as_deref(), Some("proc"));
+    }
+
+    #[test]
+    fn what_is_found_is_told_with_the_way_out() {
+        let path = "/mnt/disk.img".to_owned();
+        let text = Holder::DirectIo { path, on: FileSystem::NineP }.to_string();
+        assert!(text.contains("/mnt/disk.img") && text.contains("on 9p"), "{text}");
+        assert!(text.contains("cache=writeback"), "{text}");
+        assert!(Holder::VhostScsi.to_string().contains("virtio-scsi without vhost"));
     }
 
     #[test]
