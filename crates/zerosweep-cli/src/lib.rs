@@ -10,6 +10,7 @@
 //! qmp        asks QEMU                            /  lines
 //! runtime    sockets, locks and the directory they are in
 //! trust      whose directory and whose socket it is
+//! own_file   files that decide what is run: whose they are
 //! printable  what comes from outside, as it may be shown
 //! console    what a person sees of a long piece of work (standard error)
 //! output     what a command answers (standard output)
@@ -25,6 +26,7 @@ mod error;
 mod lines;
 mod map;
 mod output;
+mod own_file;
 mod printable;
 mod qmp;
 mod runtime;
