@@ -28,6 +28,9 @@ const MAX_SOCKET_PATH_BYTES: usize = 107;
 /// How long a guest may take to say who it is.
 pub(crate) const HELLO_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// The mode of sockets.
+const OWNER_ONLY: Mode = Mode::RUSR.union(Mode::WUSR);
+
 const LOCK_ATTEMPTS: u32 = 10;
 const LOCK_INTERVAL: Duration = Duration::from_millis(20);
 
@@ -57,6 +60,13 @@ impl GuestFiles {
         }
         let lock = directory.join(format!("{name}.lock"));
         Ok(Self { socket, qmp: wire::qmp_socket(directory, name), lock })
+    }
+
+    /// Lets nobody but their owner connect to the sockets: QEMU makes its own with the umask. Whether
+    /// both are there.
+    pub(crate) fn make_private(&self) -> bool {
+        [&self.socket, &self.qmp].map(|file| rustix::fs::chmod(file, OWNER_ONLY).is_ok())
+            == [true; 2]
     }
 
     /// Removes the sockets that a VMM left.
