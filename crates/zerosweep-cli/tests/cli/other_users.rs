@@ -58,7 +58,7 @@ fn agent_of(user: u32, socket: &Path, hello: &str, status: Status) {
 }
 
 fn answer(mut stream: UnixStream, name: String, status: &Status) {
-    let mut send = |stream: &mut UnixStream, line: String| writeln!(stream, "{line}").is_ok();
+    let send = |stream: &mut UnixStream, line: String| writeln!(stream, "{line}").is_ok();
     let hello = Hello { protocol: PROTOCOL, version: "fake".into(), name, pid: status.pid };
     if !send(&mut stream, serde_json::to_string(&hello).unwrap()) {
         return;
@@ -233,4 +233,95 @@ fn root_follows_no_link_of_another_users_directory() {
     }
     assert!(!victim.exists(), "made by root through a link of another user");
     assert!(ended.expect("ps ends").success());
+}
+
+/// A directory like `/tmp`, with this user's file outside of it, and links to that of another user's.
+struct Shared {
+    place: Place,
+    victim: std::path::PathBuf,
+}
+
+impl Shared {
+    fn new() -> Self {
+        let place = place_of(0);
+        let victim = place.path().join("victim");
+        fs::write(&victim, "precious").unwrap();
+        let shared = Self { place, victim };
+        fs::create_dir(shared.file("")).unwrap();
+        fs::set_permissions(shared.file(""), fs::Permissions::from_mode(0o1777)).unwrap();
+        shared
+    }
+
+    fn file(&self, name: &str) -> std::path::PathBuf {
+        self.place.path().join("shared").join(name)
+    }
+
+    /// A link of the other user's to the precious file.
+    fn link(&self, name: &str) -> String {
+        let (target, link) = (self.victim.clone(), self.file(name));
+        let text = link.to_str().unwrap().to_owned();
+        as_user(NOBODY, move || symlink(target, link).unwrap());
+        text
+    }
+
+    fn run(&self, options: &[&str]) -> Output {
+        let vmm = self.place.script("vmm", "touch \"$0.started\"");
+        let vmm = ["--", &vmm, "-m", "128"];
+        self.place.output(&[&["run", "--name", "z1", "--target", "64M"], options, &vmm].concat())
+    }
+
+    /// It was refused, and nothing was touched.
+    #[track_caller]
+    fn refused(&self, output: &Output, why: &str) {
+        assert!(stderr(output).contains(why), "{} {}", stderr(output), stdout(output));
+        assert!(matches!(output.status.code(), Some(1 | 2)), "{:?}", output.status);
+        assert_eq!(fs::read_to_string(&self.victim).unwrap(), "precious");
+        assert!(!self.place.path().join("vmm.started").exists(), "the VMM was started");
+        assert!(self.place.left_behind().is_empty(), "{:?}", self.place.left_behind());
+    }
+}
+
+/// Linux may see to it itself (`fs.protected_symlinks`), and need not.
+#[test]
+#[ignore = "needs a second user"]
+fn no_file_is_written_through_a_link_of_another_user() {
+    let shared = Shared::new();
+    let link = shared.link("link.bin");
+    let why = "it is a link of user 65534: name the file that is meant";
+    for option in ["--events", "--record"] {
+        shared.refused(&shared.run(&[option, &link]), why);
+    }
+    let experiment = ["experiment", "--guest", "scrub", "--policy", "none", "--max-mem", "16M"];
+    let experiment = [&experiment[..], &["--target", "8M"]].concat();
+    for option in ["--out", "--report"] {
+        let output = shared.place.output(&[&experiment[..], &[option, &link]].concat());
+        shared.refused(&output, why);
+    }
+    let trace = concat!(env!("CARGO_MANIFEST_DIR"), "/../../testdata/xentrace/oom-4.20.bin.gz");
+    let output = shared.place.output(&["trace", "report", trace, "-o", &link]);
+    shared.refused(&output, why);
+    // The names of what an experiment records can be known before.
+    let directory = shared.file("");
+    shared.link("scrub.none.software.7777.bin");
+    let more = ["--events", directory.to_str().unwrap()];
+    let output = shared.place.output(&[&experiment[..], &more].concat());
+    assert!(stderr(&output).contains(why), "{}", stderr(&output));
+    assert_eq!(fs::read_to_string(&shared.victim).unwrap(), "precious");
+}
+
+/// What a guest has in its pages would be for another to read.
+#[test]
+#[ignore = "needs a second user"]
+fn no_recording_is_written_to_a_file_of_another_user() {
+    let shared = Shared::new();
+    let file = shared.file("theirs.bin");
+    let theirs = file.clone();
+    as_user(NOBODY, move || {
+        fs::write(&theirs, "theirs").unwrap();
+        fs::set_permissions(&theirs, fs::Permissions::from_mode(0o666)).unwrap();
+    });
+    for option in ["--events", "--record"] {
+        shared.refused(&shared.run(&[option, file.to_str().unwrap()]), "it belongs to user 65534");
+    }
+    assert_eq!(fs::read_to_string(&file).unwrap(), "theirs");
 }
