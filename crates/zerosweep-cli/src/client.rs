@@ -266,6 +266,31 @@ mod tests {
     }
 
     #[test]
+    fn what_is_quoted_of_an_answer_does_not_steer_the_terminal() {
+        let server = FakeServer::new(|peer| {
+            peer.send(&hello_line("vm", 42, PROTOCOL));
+            peer.receive();
+            peer.send(r#"{"id":1,"error":{"kind":"\u001b[2J\u202e","message":""}}"#);
+        });
+        let mut client = Client::connect(server.path(), TIMEOUT).unwrap();
+        let error = client.request(Operation::Status).unwrap_err();
+        assert!(matches!(error, ClientError::Malformed(_)), "{error:?}");
+        assert!(!error.to_string().contains(['\x1b', '\u{202e}']), "{error}");
+    }
+
+    #[test]
+    fn figures_of_another_guest_are_not_taken() {
+        let server = FakeServer::new(|peer| {
+            peer.send(&hello_line("web", 42, PROTOCOL));
+            peer.receive();
+            peer.send(&ok_line(1));
+        });
+        let mut client = Client::connect(server.path(), TIMEOUT).unwrap();
+        let error = client.request(Operation::Status).unwrap_err();
+        assert!(matches!(error, ClientError::OtherGuest { theirs } if theirs == "vm"));
+    }
+
+    #[test]
     fn an_answer_to_another_request_is_not_taken() {
         let server = FakeServer::new(|peer| {
             peer.send(&hello_line("vm", 42, PROTOCOL));
