@@ -212,6 +212,6 @@ fn garbage(socket: &Path, round: u64) -> usize {
 }
 
 fn is_an_answer(line: &str) -> bool {
-    let answer: serde_json::Value = serde_json::from_str(line).unwrap_or_default();
+    let answer: Value = serde_json::from_str(line).unwrap_or_default();
     answer.get("error").is_some() || answer.get("ok").is_some()
 }
