@@ -92,11 +92,13 @@ fn the_sockets_are_private_and_take_no_thread_but_those_of_virtual_cpus() {
     let place = Place::new();
     let guest =
         Guest::managed(&place, &Spec { append: "zs.fill=64M zs.end=idle", ..Spec::default() });
-    let mode = |name: &str| {
-        std::fs::metadata(place.runtime().join(name)).unwrap().permissions().mode() & 0o777
+    guest.marker("balloon settled");
+    let is_private = |name: &&str| {
+        std::fs::metadata(place.runtime().join(name))
+            .is_ok_and(|data| data.permissions().mode() & 0o777 == 0o600)
     };
     wait_until("both sockets are private", PATIENCE, || {
-        ["vm.sock", "vm.qmp"].iter().all(|name| mode(name) == 0o600).then_some(())
+        ["vm.sock", "vm.qmp"].iter().all(is_private).then_some(())
     });
     let cpus = guest.qmp().execute("query-cpus-fast", &json!({})).unwrap();
     let cpus: Vec<_> =
