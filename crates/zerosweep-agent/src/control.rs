@@ -99,6 +99,27 @@ fn refuse(kind: ErrorKind, message: String) -> Answer {
     Answer::Error(ErrorBody { kind, message })
 }
 
+/// Which threads may wait for memory: others than the VMM's would be none, and its main thread would
+/// freeze it.
+fn check_vcpus(
+    thread_ids: &[u32],
+    process: u32,
+    is_ours: impl Fn(u32) -> bool,
+) -> Result<(), String> {
+    if thread_ids.is_empty() {
+        return Err("no thread is given: a guest has a virtual CPU".to_owned());
+    }
+    // The kernel's numbers are above 0, and signed.
+    let is_thread = |&id: &u32| id > 0 && i32::try_from(id).is_ok() && is_ours(id);
+    if let Some(id) = thread_ids.iter().find(|&id| !is_thread(id)) {
+        return Err(format!("{id} is not a thread of the VMM (pid {process})"));
+    }
+    if thread_ids.contains(&process) {
+        return Err(format!("{process} is the VMM's main thread, which runs no virtual CPU"));
+    }
+    Ok(())
+}
+
 fn perform(operation: &Operation, config: &AgentConfig) -> Answer {
     let memory = match adopt::guest() {
         Some(Ok(memory)) => memory,
@@ -126,8 +147,23 @@ fn perform(operation: &Operation, config: &AgentConfig) -> Answer {
                 return refuse(ErrorKind::AuditFailed, error.to_string());
             }
         }
-        Operation::Ballooned { actual_bytes } => crate::follow::ballooned(memory, *actual_bytes),
-        Operation::Vcpus { thread_ids } => memory.set_vcpus(thread_ids),
+        Operation::Ballooned { actual_bytes } => {
+            let max_bytes = memory.quantities().max * zerosweep::PAGE_BYTES;
+            if *actual_bytes > max_bytes {
+                let message = format!(
+                    "the balloon cannot have left the guest {actual_bytes} bytes of its {max_bytes}"
+                );
+                return refuse(ErrorKind::BadValue, message);
+            }
+            crate::follow::ballooned(memory, *actual_bytes);
+        }
+        Operation::Vcpus { thread_ids } => {
+            let is_ours = zerosweep_linux::sys::raw::is_thread_of_ours;
+            if let Err(message) = check_vcpus(thread_ids, std::process::id(), is_ours) {
+                return refuse(ErrorKind::BadValue, message);
+            }
+            memory.set_vcpus(thread_ids);
+        }
         Operation::SetTarget { target_bytes } => {
             if !target_bytes.is_multiple_of(zerosweep::PAGE_BYTES) {
                 let message = format!("a target of {target_bytes} bytes is not in whole pages");
@@ -144,4 +180,41 @@ fn perform(operation: &Operation, config: &AgentConfig) -> Answer {
         }
     }
     report::answer(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn virtual_cpus_are_threads_of_the_vmm_and_not_its_main_one() {
+        let check = |ids: &[u32]| check_vcpus(ids, 10, |id| (10..20).contains(&id));
+        assert_eq!(check(&[11, 12, 19]), Ok(()));
+        assert_eq!(check(&[11, 4711]).unwrap_err(), "4711 is not a thread of the VMM (pid 10)");
+        assert!(check(&[11, 10]).unwrap_err().contains("main thread"));
+        assert!(check(&[]).unwrap_err().contains("no thread is given"));
+        // Not numbers of threads at all, whatever the kernel says of them.
+        for wrong in [0, 1 << 31, u32::MAX] {
+            assert!(check_vcpus(&[wrong], 10, |_| true).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_kernel_says_which_threads_there_are() {
+        let is_ours = zerosweep_linux::sys::raw::is_thread_of_ours;
+        let (sender, id) = std::sync::mpsc::channel();
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            sender.send(zerosweep_linux::sys::raw::thread_id()).unwrap();
+            let _ = ended.recv();
+        });
+        let id = id.recv().unwrap();
+        let process = std::process::id();
+        assert_eq!(check_vcpus(&[id], process, is_ours), Ok(()));
+        // The process that started this one.
+        let parent = std::os::unix::process::parent_id();
+        assert!(check_vcpus(&[id, parent], process, is_ours).is_err());
+        drop(end);
+        thread.join().unwrap();
+    }
 }

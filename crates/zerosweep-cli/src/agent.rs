@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use zerosweep_lab::image::cache_dir;
 
 use crate::error::Failure;
+use crate::vmm::elf;
 
 /// The environment variable that names the library.
 const VARIABLE: &str = "ZEROSWEEP_AGENT";
@@ -25,7 +26,16 @@ static BUILT_IN: &[u8] = include_bytes!(env!("ZEROSWEEP_AGENT_FILE"));
 /// Says where it was looked for and how to get it.
 pub(crate) fn find() -> Result<PathBuf, Failure> {
     let program = std::env::current_exe().unwrap_or_default();
-    find_for(std::env::var_os(VARIABLE), &program, &cache_dir())
+    let path = find_for(std::env::var_os(VARIABLE), &program, &cache_dir())?;
+    // The loader would have the VMM die of it, without a word.
+    elf::check_library(&path).map_err(|error| {
+        Failure::work(format!(
+            "the agent library {} {error}; take {VARIABLE} out of the environment for the one that \
+             came with this program, or install that again",
+            path.display()
+        ))
+    })?;
+    Ok(path)
 }
 
 fn find_for(variable: Option<OsString>, program: &Path, cache: &Path) -> Result<PathBuf, Failure> {

@@ -28,7 +28,7 @@ pub(crate) const POLICIES: [&str; 8] = [
 /// Guests on populate-on-demand memory that keeps superpages whole.
 ///
 /// Sizes are written as 512M or 2G. Exit status: 0 done, 1 the work failed, 2 wrong usage; `run`
-/// passes on the VMM's.
+/// passes on the VMM's, but for a 0 where no guest was ever managed.
 #[derive(Debug, Parser)]
 #[command(name = "zerosweep", version, arg_required_else_help = true)]
 pub(crate) struct Arguments {

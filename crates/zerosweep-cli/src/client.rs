@@ -1,5 +1,6 @@
 //! Asks the agent inside a VMM, over its control socket.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,8 @@ use zerosweep_wire::{
 };
 
 use crate::lines::{LineError, LineStream};
+use crate::printable::{printable, printable_json};
+use crate::trust;
 
 /// So long an agent may work before it answers. It stops when its time is over, but a host that is
 /// busy may have it wait, and what it has come to free goes back to the host page by page.
@@ -32,6 +35,12 @@ pub(crate) enum ClientError {
     Version {
         /// The agent's version.
         theirs: u32,
+    },
+    /// It is of another guest than the one whose socket it is.
+    #[error("the agent that listens there says that it is of guest {theirs:?}; it is not believed")]
+    OtherGuest {
+        /// What the agent says.
+        theirs: String,
     },
     /// The agent says no.
     #[error("{}", .0.message)]
@@ -76,7 +85,17 @@ impl Client {
         if protocol != PROTOCOL {
             return Err(ClientError::Version { theirs: protocol });
         }
-        Ok(Self { lines, hello: parse(&line)?, timeout, last_id: 0 })
+        let hello: Hello = parse(&line)?;
+        let is_its_own = |name: &str| path.file_name() == Some(OsStr::new(&format!("{name}.sock")));
+        if path.extension() == Some(OsStr::new("sock")) && !is_its_own(&hello.name) {
+            return Err(ClientError::OtherGuest { theirs: hello.name });
+        }
+        Ok(Self { lines, hello, timeout, last_id: 0 })
+    }
+
+    /// The user whose agent this is, if its word is neither this user's own nor root's.
+    pub(crate) fn other_user(&self) -> Option<u32> {
+        Some(self.lines.peer_user()).filter(|&user| trust::is_other(user))
     }
 
     /// What the agent said when the connection was made.
@@ -106,6 +125,9 @@ impl Client {
             return Err(ClientError::Malformed(message));
         }
         match response.answer {
+            Answer::Ok(status) if status.name != self.hello.name => {
+                Err(ClientError::OtherGuest { theirs: status.name })
+            }
             Answer::Ok(status) => Ok(*status),
             Answer::Error(body) => Err(ClientError::Refused(body)),
         }
@@ -132,6 +154,11 @@ impl Link {
         Self { socket, timeout, client: Some(client) }
     }
 
+    /// As [`Client::other_user`]; `None` also where there is no connection.
+    pub(crate) fn other_user(&self) -> Option<u32> {
+        self.client.as_ref().and_then(Client::other_user)
+    }
+
     /// Asks and waits for the answer.
     pub(crate) fn request(&mut self, operation: Operation) -> Result<Status, ClientError> {
         let mut client = match self.client.take() {
@@ -147,8 +174,12 @@ impl Link {
     }
 }
 
+/// The message in a line, with what no text may have in it escaped: nothing an agent says is shown
+/// that has not been through here.
 fn parse<T: DeserializeOwned>(line: &str) -> Result<T, ClientError> {
-    serde_json::from_str(line).map_err(|error| ClientError::Malformed(error.to_string()))
+    serde_json::from_str(line)
+        .and_then(|value| serde_json::from_value(printable_json(value)))
+        .map_err(|error| ClientError::Malformed(printable(&error.to_string()).into_owned()))
 }
 
 #[cfg(test)]
@@ -232,6 +263,31 @@ mod tests {
         });
         let error = Client::connect(server.path(), TIMEOUT).unwrap_err();
         assert!(matches!(error, ClientError::Line(LineError::TooLong(_))), "{error:?}");
+    }
+
+    #[test]
+    fn what_is_quoted_of_an_answer_does_not_steer_the_terminal() {
+        let server = FakeServer::new(|peer| {
+            peer.send(&hello_line("vm", 42, PROTOCOL));
+            peer.receive();
+            peer.send(r#"{"id":1,"error":{"kind":"\u001b[2J\u202e","message":""}}"#);
+        });
+        let mut client = Client::connect(server.path(), TIMEOUT).unwrap();
+        let error = client.request(Operation::Status).unwrap_err();
+        assert!(matches!(error, ClientError::Malformed(_)), "{error:?}");
+        assert!(!error.to_string().contains(['\x1b', '\u{202e}']), "{error}");
+    }
+
+    #[test]
+    fn figures_of_another_guest_are_not_taken() {
+        let server = FakeServer::new(|peer| {
+            peer.send(&hello_line("web", 42, PROTOCOL));
+            peer.receive();
+            peer.send(&ok_line(1));
+        });
+        let mut client = Client::connect(server.path(), TIMEOUT).unwrap();
+        let error = client.request(Operation::Status).unwrap_err();
+        assert!(matches!(error, ClientError::OtherGuest { theirs } if theirs == "vm"));
     }
 
     #[test]

@@ -10,12 +10,14 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::printable::{printable, printable_lines};
+
 const WAITING: &str = "{spinner} {msg} ({elapsed})";
 const MOVING: &str = "{spinner} {msg} [{wide_bar}] {percent}% ({elapsed})";
 
 /// Writes one line to standard error, whether or not anybody reads it.
 pub(crate) fn complain(line: &str) {
-    let _ = writeln!(io::stderr().lock(), "zerosweep: {line}");
+    let _ = writeln!(io::stderr().lock(), "zerosweep: {}", printable_lines(line));
 }
 
 /// Who else writes to the terminal.
@@ -133,7 +135,7 @@ impl Console {
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style);
         }
-        bar.set_message(message.to_owned());
+        bar.set_message(printable(message).into_owned());
         if let Some((done, all)) = progress {
             bar.set_length(all);
             bar.set_position(done);

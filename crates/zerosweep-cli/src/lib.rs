@@ -9,6 +9,9 @@
 //! client     asks the agent inside a VMM          \  both over
 //! qmp        asks QEMU                            /  lines
 //! runtime    sockets, locks and the directory they are in
+//! trust      whose directory and whose socket it is
+//! own_file   files that decide what is run: whose they are
+//! printable  what comes from outside, as it may be shown
 //! console    what a person sees of a long piece of work (standard error)
 //! output     what a command answers (standard output)
 //! ```
@@ -23,11 +26,14 @@ mod error;
 mod lines;
 mod map;
 mod output;
+mod own_file;
+mod printable;
 mod qmp;
 mod runtime;
 mod size;
 #[cfg(test)]
 mod test_support;
+mod trust;
 mod vmm;
 
 use std::process::ExitCode;

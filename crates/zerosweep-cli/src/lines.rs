@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
+use crate::trust::{self, Distrust};
+
 /// How long to wait before a connect is tried again that the listener had no room for.
 const RETRY_DELAY: Duration = Duration::from_millis(20);
 
@@ -25,6 +27,9 @@ pub(crate) enum LineError {
     /// Nobody listens there, or it may not be opened.
     #[error("cannot connect: {0}")]
     Connect(#[source] io::Error),
+    /// Somebody may listen there who is not to be believed.
+    #[error(transparent)]
+    Distrusted(Distrust),
     /// The deadline is over.
     #[error("no answer in time")]
     Timeout,
@@ -50,6 +55,15 @@ impl LineError {
     }
 }
 
+impl From<Distrust> for LineError {
+    fn from(distrust: Distrust) -> Self {
+        match distrust {
+            Distrust::Unknown { error, .. } => Self::Connect(error),
+            distrust => Self::Distrusted(distrust),
+        }
+    }
+}
+
 impl From<io::Error> for LineError {
     fn from(error: io::Error) -> Self {
         match error.kind() {
@@ -64,25 +78,33 @@ impl From<io::Error> for LineError {
 #[derive(Debug)]
 pub(crate) struct LineStream {
     stream: UnixStream,
+    peer: u32,
     unread: Vec<u8>,
     limit_bytes: usize,
 }
 
 impl LineStream {
-    /// Connects to the socket at `path`.
+    /// Connects to the socket at `path`, if it and its directory are to be believed (`trust`).
     pub(crate) fn connect(
         path: &Path,
         limit_bytes: usize,
         deadline: Instant,
     ) -> Result<Self, LineError> {
+        let owner = trust::directory(path.parent().unwrap_or(path))?;
         let stream = connect(path, deadline)?;
-        Ok(Self { stream, unread: Vec::new(), limit_bytes })
+        let peer = trust::peer(&stream, path, owner)?;
+        Ok(Self { stream, peer, unread: Vec::new(), limit_bytes })
     }
 
     /// The process that listens at the other end, by the kernel's word.
     pub(crate) fn peer_pid(&self) -> Option<u32> {
         let credentials = rustix::net::sockopt::socket_peercred(&self.stream).ok()?;
         u32::try_from(credentials.pid.as_raw_nonzero().get()).ok()
+    }
+
+    /// The user who listens at the other end, by the kernel's word.
+    pub(crate) fn peer_user(&self) -> u32 {
+        self.peer
     }
 
     /// The next line, without its end.

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::lines::{LineError, LineStream};
+use crate::printable::printable;
 
 /// Longest line that is accepted; QEMU's answers to the questions here have a few kilobytes.
 const LIMIT_BYTES: usize = 4 << 20;
@@ -211,7 +212,8 @@ impl Qmp {
             }
             if let Some(error) = answer.get("error") {
                 let reason = error.get("desc").and_then(Value::as_str).unwrap_or("no reason given");
-                return Err(QmpError::Refused { command, reason: reason.to_owned() });
+                let reason = printable(reason).into_owned();
+                return Err(QmpError::Refused { command, reason });
             }
             return Ok(answer["return"].take());
         }
@@ -219,11 +221,16 @@ impl Qmp {
 }
 
 fn parse(line: &str) -> Result<Value, QmpError> {
-    serde_json::from_str(line).map_err(|error| QmpError::Malformed(error.to_string()))
+    serde_json::from_str(line).map_err(|error| malformed(&error))
 }
 
 fn read<T: serde::de::DeserializeOwned>(value: Value) -> Result<T, QmpError> {
-    serde_json::from_value(value).map_err(|error| QmpError::Malformed(error.to_string()))
+    serde_json::from_value(value).map_err(|error| malformed(&error))
+}
+
+/// The reason may quote what was read.
+fn malformed(error: &serde_json::Error) -> QmpError {
+    QmpError::Malformed(printable(&error.to_string()).into_owned())
 }
 
 /// Reads the column "Used" of the table that QEMU prints for people:
@@ -326,6 +333,22 @@ mod tests {
         let mut qmp = Qmp::connect(server.path(), TIMEOUT).unwrap();
         let error = qmp.balloon_actual().unwrap_err().to_string();
         assert_eq!(error, "QEMU refused query-balloon: no balloon device");
+    }
+
+    #[test]
+    fn what_it_says_does_not_steer_the_terminal() {
+        let server = FakeServer::new(|peer| {
+            greet(peer);
+            peer.receive();
+            peer.send(r#"{"error": {"desc": "no\u001b[2J\u009b\nballoon"}, "id": 2}"#);
+            peer.receive();
+            peer.send(r#"{"return": {"actual": "\u001b[2J"}, "id": 3}"#);
+        });
+        let mut qmp = Qmp::connect(server.path(), TIMEOUT).unwrap();
+        let error = qmp.balloon_actual().unwrap_err().to_string();
+        assert_eq!(error, r"QEMU refused query-balloon: no\u{1b}[2J\u{9b}\nballoon");
+        let error = qmp.balloon_actual().unwrap_err().to_string();
+        assert!(error.contains(r"\u{1b}[2J") && !error.contains('\x1b'), "{error:?}");
     }
 
     #[test]

@@ -15,17 +15,21 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, Mode};
+use rustix::fs::{FlockOperation, Mode, OFlags};
 use zerosweep_wire::{MAX_LINE_BYTES, runtime as wire};
 
 use crate::client::Client;
 use crate::error::Failure;
 use crate::lines::LineStream;
+use crate::trust;
 
 /// Bytes in a Unix socket's path, without its end (`sun_path`).
 const MAX_SOCKET_PATH_BYTES: usize = 107;
 /// How long a guest may take to say who it is.
 pub(crate) const HELLO_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The mode of sockets.
+const OWNER_ONLY: Mode = Mode::RUSR.union(Mode::WUSR);
 
 const LOCK_ATTEMPTS: u32 = 10;
 const LOCK_INTERVAL: Duration = Duration::from_millis(20);
@@ -56,6 +60,13 @@ impl GuestFiles {
         }
         let lock = directory.join(format!("{name}.lock"));
         Ok(Self { socket, qmp: wire::qmp_socket(directory, name), lock })
+    }
+
+    /// Lets nobody but their owner connect to the sockets: QEMU makes its own with the umask. Whether
+    /// both are there.
+    pub(crate) fn make_private(&self) -> bool {
+        [&self.socket, &self.qmp].map(|file| rustix::fs::chmod(file, OWNER_ONLY).is_ok())
+            == [true; 2]
     }
 
     /// Removes the sockets that a VMM left.
@@ -102,9 +113,7 @@ pub(crate) fn every_guest_in(
     for (at, directory) in directories.iter().enumerate() {
         let found = match names(directory) {
             Err(_) if at > 0 => continue,
-            found => found.map_err(|error| {
-                Failure::work(format!("cannot read {}: {error}", directory.display()))
-            })?,
+            found => found?,
         };
         for name in found {
             // What another directory has of the same name is hidden by this user's own guest.
@@ -209,14 +218,19 @@ impl Drop for Claim {
 }
 
 /// The names of all guests that have a socket in `directory`, in order.
-pub(crate) fn names(directory: &Path) -> io::Result<Vec<String>> {
-    let entries = match std::fs::read_dir(directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries?,
-    };
+///
+/// # Errors
+/// When it cannot be read, or its sockets are not to be believed.
+pub(crate) fn names(directory: &Path) -> Result<Vec<String>, Failure> {
+    match trust::directory(directory) {
+        Err(distrust) if distrust.is_missing() => return Ok(Vec::new()),
+        Err(distrust) => return Err(Failure::work(distrust)),
+        Ok(_) => {}
+    }
+    let cannot = |error| Failure::work(format!("cannot read {}: {error}", directory.display()));
     let mut names = Vec::new();
-    for entry in entries {
-        let file = entry?.file_name();
+    for entry in std::fs::read_dir(directory).map_err(cannot)? {
+        let file = entry.map_err(cannot)?.file_name();
         if let Some(name) = file.to_str().and_then(|file| file.strip_suffix(".sock"))
             && wire::check_name(name).is_ok()
         {
@@ -227,9 +241,12 @@ pub(crate) fn names(directory: &Path) -> io::Result<Vec<String>> {
     Ok(names)
 }
 
-/// Removes the files of a guest whose socket nobody listens on, unless its `run` still has them.
+/// Removes the files of a guest whose socket nobody listens on, unless its `run` still has them. In
+/// another user's directory nothing is removed, nor locked: it may have become another directory.
 pub(crate) fn remove_stale(files: &GuestFiles) {
-    if let Ok(Some(lock)) = lock(&files.lock, Missing::Create) {
+    if files.lock.parent().is_some_and(trust::is_own_directory)
+        && let Ok(Some(lock)) = lock(&files.lock, Missing::Create)
+    {
         // Looked at again under the lock: a new guest may have come up meanwhile.
         if listener(&files.socket).is_none() {
             drop(Claim { files: files.clone(), _lock: lock });
@@ -242,6 +259,9 @@ pub(crate) fn remove_stale(files: &GuestFiles) {
 /// Removes lock files that nobody holds: left by a `run` that was killed, or by one whose guest
 /// is still alive and needs none.
 pub(crate) fn remove_free_locks(directory: &Path) {
+    if !trust::is_own_directory(directory) {
+        return;
+    }
     let Ok(entries) = std::fs::read_dir(directory) else { return };
     for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
         if path.extension().is_some_and(|extension| extension == "lock")
@@ -268,6 +288,7 @@ fn lock(path: &Path, missing: Missing) -> io::Result<Option<File>> {
             .create(missing == Missing::Create)
             .truncate(false)
             .mode(0o600)
+            .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
             .open(path)?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
@@ -315,9 +336,9 @@ fn listener(socket: &Path) -> Option<Option<u32>> {
 fn being_started(name: &str, files: &GuestFiles) -> String {
     let mut text = String::new();
     let _ = File::open(&files.lock).and_then(|mut file| file.read_to_string(&mut text));
-    let pid = match text.trim() {
-        "" => String::new(),
-        pid => format!(" (zerosweep pid {pid})"),
+    let pid = match text.trim().parse::<u32>() {
+        Err(_) => String::new(),
+        Ok(pid) => format!(" (zerosweep pid {pid})"),
     };
     format!("a guest named {name} is being started{pid}")
 }

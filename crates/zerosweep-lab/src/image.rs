@@ -24,6 +24,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
+use crate::files;
+
 mod init;
 mod initramfs;
 mod kernel;
@@ -159,13 +161,8 @@ fn stamp_path(dir: &Path) -> PathBuf {
     dir.join("image.json")
 }
 
-/// Writes a file so that a reader sees the old one or the new one, and nothing in between.
 fn replace(path: &Path, contents: &[u8]) -> Result<()> {
-    let mut partial = path.as_os_str().to_owned();
-    partial.push(format!(".{}.partial", std::process::id()));
-    fs::write(&partial, contents)
-        .and_then(|()| fs::rename(&partial, path))
-        .with_context(|| format!("writing {}", path.display()))
+    files::replace(path, contents).with_context(|| format!("writing {}", path.display()))
 }
 
 #[cfg(test)]

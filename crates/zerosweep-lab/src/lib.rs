@@ -11,11 +11,13 @@
 //! | [`calibrate`] | measures what the cost model is made of |
 //! | [`result`] | the JSON documents |
 //! | [`report`] | the HTML report |
+//! | [`files`] | files that a user names for writing |
 //! | [`image`] | kernel and initramfs of the real Linux guests that run under QEMU |
 //! | [`real_guest`] | those guests: what they say, and how much memory they hold |
 
 pub mod calibrate;
 pub mod cost;
+pub mod files;
 pub mod guest;
 pub mod image;
 pub mod ledger;

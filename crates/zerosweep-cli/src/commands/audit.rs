@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use serde::Serialize;
 use zerosweep_wire::{ErrorKind, Operation, Status};
 
+use super::ps::by_the_word_of;
 use crate::cli::GuestArguments;
 use crate::client::{Client, ClientError};
 use crate::error::Failure;
@@ -24,10 +25,11 @@ pub(super) struct Report<'a> {
 /// Prints the outcome; exit status 1 if a figure is wrong.
 pub(super) fn execute(arguments: &GuestArguments) -> Result<ExitCode, Failure> {
     let name = arguments.name.as_str();
-    let audit = perform(&mut super::connect(name)?)
-        .map_err(|error| Failure::work(format!("guest {name}: {error}")))?;
+    let mut client = super::connect(name)?;
+    let audit =
+        perform(&mut client).map_err(|error| Failure::work(format!("guest {name}: {error}")))?;
     let report = audit.report(name);
-    print(arguments, &report)?;
+    print(arguments, &report, client.other_user())?;
     Ok(if report.ok { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }
 
@@ -65,9 +67,16 @@ pub(super) fn perform(client: &mut Client) -> Result<Audit, ClientError> {
     }
 }
 
-fn print(arguments: &GuestArguments, report: &Report<'_>) -> Result<(), Failure> {
+fn print(
+    arguments: &GuestArguments,
+    report: &Report<'_>,
+    other_user: Option<u32>,
+) -> Result<(), Failure> {
     if arguments.json {
         return output::json(report);
+    }
+    if let Some(user) = other_user {
+        output::text(&format!("{}: {}:\n", report.name, by_the_word_of(user)))?;
     }
     match report.difference {
         None => output::text(&format!("{}: every figure agrees with the tables\n", report.name)),

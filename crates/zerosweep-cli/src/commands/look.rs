@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
-use zerosweep_wire::{ErrorKind, MAP_SUPERPAGES, Operation, Status};
+use zerosweep_wire::{ErrorKind, MAP_SUPERPAGES, Map, Operation, Status};
 
 use crate::client::{ClientError, Link};
 
@@ -12,6 +12,9 @@ use crate::client::{ClientError, Link};
 pub(super) const AGENT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Bytes of a superpage.
 pub(super) const SUPERPAGE_BYTES: u64 = 2 << 20;
+
+/// No map is longer: 64 TiB.
+const MOST_SUPERPAGES: u64 = 1 << 25;
 
 /// What is looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +33,8 @@ pub(super) struct Seen {
     pub(super) status: Status,
     /// One letter a superpage, if it was looked at and the guest has memory.
     pub(super) letters: Option<Arc<str>>,
+    /// Whose agent it is, where that is neither this user nor root.
+    pub(super) agent_uid: Option<u32>,
 }
 
 /// Why nothing was seen.
@@ -63,7 +68,8 @@ pub(super) fn look(link: &mut Link, what: What) -> Result<Seen, ClientError> {
             Err(error) => return Err(error),
         },
     };
-    Ok(Seen { at_ms: now_ms(), status: seen.0, letters: seen.1 })
+    let (status, letters) = seen;
+    Ok(Seen { at_ms: now_ms(), status, letters, agent_uid: link.other_user() })
 }
 
 /// Superpages of a guest.
@@ -88,20 +94,36 @@ pub(super) fn map(link: &mut Link, first: u64, count: u64) -> Result<MapPart, Cl
     let end = first.saturating_add(count).min(superpages);
     let (mut letters, mut live) = (String::new(), String::new());
     let mut part = status.map.take();
+    let mut asked = first;
     while let Some(map) = part {
+        check(&map, asked)?;
         letters += &map.letters;
         live += &map.live;
-        let next = map.first + map.letters.len() as u64;
-        if map.letters.is_empty() || next >= end {
+        let next = asked + map.letters.len() as u64;
+        if map.letters.is_empty() || next >= end || next - first >= MOST_SUPERPAGES {
             break;
         }
-        debug_assert!(map.letters.len() as u64 <= MAP_SUPERPAGES);
+        asked = next;
         part = link.request(Operation::Map { first: next })?.map;
     }
     let wanted = usize::try_from(end.saturating_sub(first)).unwrap_or(usize::MAX);
     letters.truncate(wanted);
     live.truncate(wanted.saturating_mul(3));
     Ok(MapPart { first, superpages, letters, live, status })
+}
+
+/// An agent may say anything: what is joined to a map is a part of one, and the part that was asked for.
+fn check(map: &Map, first: u64) -> Result<(), ClientError> {
+    let count = map.letters.len();
+    let is_part = map.first == first
+        && count as u64 <= MAP_SUPERPAGES
+        && map.letters.bytes().all(|letter| b"Wrbp.".contains(&letter))
+        && map.live.len() == 3 * count
+        && map.live.bytes().all(|digit| digit.is_ascii_hexdigit());
+    match is_part {
+        true => Ok(()),
+        false => Err(ClientError::Malformed(format!("no map from superpage {first} on"))),
+    }
 }
 
 fn now_ms() -> u64 {
@@ -111,7 +133,7 @@ fn now_ms() -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use zerosweep_wire::{Answer, ErrorBody, Map, PROTOCOL, Request, Response};
+    use zerosweep_wire::{Answer, ErrorBody, PROTOCOL, Request, Response};
 
     use super::*;
     use crate::test_support::{FakeServer, Peer, hello_line, sample_status};
@@ -164,5 +186,28 @@ mod tests {
     fn nobody_there_is_gone() {
         let mut link = Link::new("/nowhere/vm.sock".into(), AGENT_TIMEOUT);
         assert_eq!(Unseen::from(look(&mut link, What::Figures).unwrap_err()), Unseen::Gone);
+    }
+
+    #[test]
+    fn what_is_no_part_of_the_map_is_not_joined_to_it() {
+        let map = |first, letters: &str, live: &str| Map {
+            first,
+            letters: letters.into(),
+            live: live.into(),
+        };
+        check(&map(7, "Wrbp.", &"1ff".repeat(5)), 7).unwrap();
+        let most = usize::try_from(MAP_SUPERPAGES).unwrap();
+        for wrong in [
+            map(6, "W", "200"),
+            map(u64::MAX, "W", "200"),
+            map(7, "é", "200200"),
+            map(7, "<", "200"),
+            map(7, "W", "20"),
+            map(7, "W", "é0"),
+            map(7, &"W".repeat(most + 1), &"200".repeat(most + 1)),
+        ] {
+            let error = check(&wrong, 7).unwrap_err().to_string();
+            assert!(error.contains("no map from superpage 7 on"), "{error}");
+        }
     }
 }

@@ -37,6 +37,9 @@ pub(super) struct Guest {
     pub(super) status: Option<Status>,
     /// Why it does not.
     pub(super) error: Option<String>,
+    /// Whose agent it is, where that is neither this user nor root: the figures are his word.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) agent_uid: Option<u32>,
 }
 
 /// Prints all guests and removes what dead ones left.
@@ -44,10 +47,13 @@ pub(super) fn execute(arguments: &ListArguments) -> Result<ExitCode, Failure> {
     let mut guests = Vec::new();
     for (name, files) in runtime::every_guest()? {
         match ask(&files) {
-            Ok(status) => guests.push(Guest { name, status: Some(status), error: None }),
+            Ok((status, agent_uid)) => {
+                guests.push(Guest { name, status: Some(status), error: None, agent_uid });
+            }
             Err(error) if error.is_nobody_there() => runtime::remove_stale(&files),
             Err(error) => {
-                guests.push(Guest { name, status: None, error: Some(error.to_string()) });
+                let error = Some(error.to_string());
+                guests.push(Guest { name, status: None, error, agent_uid: None });
             }
         }
     }
@@ -59,8 +65,9 @@ pub(super) fn execute(arguments: &ListArguments) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn ask(files: &GuestFiles) -> Result<Status, ClientError> {
-    Client::connect(&files.socket, HELLO_TIMEOUT)?.request(Operation::Status)
+fn ask(files: &GuestFiles) -> Result<(Status, Option<u32>), ClientError> {
+    let mut client = Client::connect(&files.socket, HELLO_TIMEOUT)?;
+    Ok((client.request(Operation::Status)?, client.other_user()))
 }
 
 /// The table, at most 80 columns wide.
@@ -91,7 +98,17 @@ fn render(guests: &[Guest]) -> String {
             }
         }
     }
+    for guest in guests {
+        if let Some(user) = guest.agent_uid {
+            table += &format!("{}: {}\n", guest.name, by_the_word_of(user));
+        }
+    }
     table
+}
+
+/// Says whose figures a guest's are.
+pub(super) fn by_the_word_of(user: u32) -> String {
+    format!("what the agent of user {user} says")
 }
 
 fn shortened(name: &str) -> String {
@@ -110,8 +127,9 @@ mod tests {
     fn the_table_fits_on_80_columns() {
         let name = "a-guest-with-a-very-long-name-48-bytes-at-longest";
         let status = Some(sample_status(name));
-        let long = Guest { name: name.into(), status, error: None };
-        let short = Guest { name: "vm".into(), status: None, error: Some("no answer".into()) };
+        let long = Guest { name: name.into(), status, error: None, agent_uid: None };
+        let error = Some("no answer".into());
+        let short = Guest { name: "vm".into(), status: None, error, agent_uid: None };
         let table = render(&[long, short]);
         for line in table.lines() {
             assert!(line.chars().count() <= 80, "{line}");

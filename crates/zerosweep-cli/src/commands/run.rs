@@ -28,7 +28,6 @@ mod signals;
 pub(crate) mod supervise;
 mod words;
 
-use std::fs::File;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{ExitCode, ExitStatus};
 use std::sync::Arc;
@@ -36,6 +35,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use zerosweep_lab::files;
 use zerosweep_wire::runtime as wire;
 
 use self::ending::{Ending, Step};
@@ -48,6 +48,7 @@ use crate::cli::RunArguments;
 use crate::console::{Console, Verbosity, complain};
 use crate::error::Failure;
 use crate::runtime::{self, Claim};
+use crate::vmm::queries;
 
 /// How often the VMM is looked at when no signal says that it changed.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
@@ -99,7 +100,7 @@ fn live(
     let start = |plan: &Plan| {
         // The agent wants it there, and empty.
         if let Some(file) = &plan.config.events {
-            File::create(file).map_err(|error| {
+            files::create_private(file).map_err(|error| {
                 Failure::work(format!("cannot write {}: {error}", file.display()))
             })?;
         }
@@ -117,11 +118,15 @@ fn live(
             vmm.stop(STOP_TIMEOUT);
             return Err(failure);
         }
-        let ended = wait(&vmm, &events, Ending::new(arguments.wait_end), console);
+        let mut ending = Ending::new(arguments.wait_end);
+        let ended = wait(&vmm, &events, &mut ending, console);
         let words = vmm.words.last();
         let status = ended?;
         match last_words::meaning(&words, &plan).filter(|_| status.code() == Some(1)) {
-            None => return Ok(status),
+            None if vmm.was_managed() || ending.was_told() || only_asks(arguments) => {
+                return Ok(status);
+            }
+            None => return never_managed(&plan, status, &words, console),
             Some(Meaning::Hint(hint)) => {
                 console.warn(&hint);
                 return Ok(status);
@@ -168,7 +173,7 @@ fn supervisor(
 fn wait(
     vmm: &Vmm,
     events: &Receiver<Event>,
-    mut ending: Ending,
+    ending: &mut Ending,
     console: &Console,
 ) -> Result<ExitStatus, Failure> {
     loop {
@@ -183,6 +188,9 @@ fn wait(
         let ended = vmm
             .try_wait()
             .map_err(|error| Failure::work(format!("cannot wait for the VMM: {error}")))?;
+        if let Event::Signal(signal) = event {
+            ending.received(signal, Instant::now());
+        }
         if let (Some(status), Event::VmmChanged | Event::Signal(_)) = (ended, &event) {
             return Ok(status);
         }
@@ -198,11 +206,39 @@ fn wait(
                 vmm.stop(STOP_TIMEOUT);
                 return Err(Failure::work("the guest was stopped"));
             }
-            (_, Event::Signal(signal)) => ending.received(signal, Instant::now()),
-            (_, Event::VmmChanged) => {}
+            (_, Event::Signal(_) | Event::VmmChanged) => {}
         }
-        see_to_its_end(vmm, &mut ending, console)?;
+        see_to_its_end(vmm, ending, console)?;
     }
+}
+
+/// Whether QEMU was only asked something, and has answered.
+fn only_asks(arguments: &RunArguments) -> bool {
+    arguments.vmm.get(1..).is_some_and(queries::only_asks)
+}
+
+/// A VMM that ended by itself before its guest was managed. Where it says no word of its own, or says
+/// that all went well, this does.
+fn never_managed(
+    plan: &Plan,
+    status: ExitStatus,
+    words: &str,
+    console: &Console,
+) -> Result<ExitStatus, Failure> {
+    let name = plan.program_name.to_string_lossy();
+    let what =
+        format!("no guest was managed: {name} ended ({status}) before zerosweep's agent in it");
+    if status.success() {
+        return Err(Failure::work(format!(
+            "{what} had a guest to manage. It is no VMM, or a script that does not wait for its VMM"
+        )));
+    }
+    if status.signal().is_some() {
+        console.warn(&format!("{what} had a guest to manage"));
+    } else if words.trim().is_empty() {
+        console.warn(&format!("{what} had a guest to manage, and said nothing"));
+    }
+    Ok(status)
 }
 
 /// What a VMM that was told to end, and has not, needs now.

@@ -114,9 +114,7 @@ async fn serve(arguments: &ServeArguments, token: Token) -> Result<(), Failure> 
 fn check_directory(directory: &Path) -> Result<(), Failure> {
     match runtime::names(directory) {
         Err(error) => Err(Failure::work(format!(
-            "cannot read the runtime directory {}: {error}. Guests are seen by the user who \
-             started them, with the same XDG_RUNTIME_DIR",
-            directory.display()
+            "{error}. Guests are seen by the user who started them, with the same XDG_RUNTIME_DIR"
         ))),
         Ok(_) if directory.exists() => Ok(()),
         Ok(_) => {

@@ -189,7 +189,8 @@ impl Following<'_> {
 
 fn told(status: &Status) -> String {
     let name = &status.name;
-    let (target, holds) = (Size(status.target_bytes), Size(status.pages.total * PAGE_BYTES));
+    let (target, holds) =
+        (Size(status.target_bytes), Size(status.pages.total.saturating_mul(PAGE_BYTES)));
     let mut text = format!("{name}: target {target}, holds {}\n", holds.rounded());
     let owed = status.pages.owed;
     if owed > 0 {

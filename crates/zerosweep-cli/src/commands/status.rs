@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use zerosweep_wire::{OnExhaustion, Operation, ReturnMode, State, Status};
 
+use super::ps::by_the_word_of;
 use crate::cli::GuestArguments;
 use crate::error::Failure;
 use crate::output;
@@ -17,7 +18,7 @@ pub(super) fn execute(arguments: &GuestArguments) -> Result<ExitCode, Failure> {
     let status = super::ask(&mut client, &arguments.name, Operation::Status)?;
     match arguments.json {
         true => output::json(&status)?,
-        false => output::text(&render(&status))?,
+        false => output::text(&render(&status, client.other_user()))?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -33,9 +34,12 @@ pub(super) fn state_word(state: State) -> &'static str {
 }
 
 /// A table of at most 80 columns: what it is, what it holds, what has been done.
-fn render(status: &Status) -> String {
+fn render(status: &Status, other_user: Option<u32>) -> String {
     let mut table = Table::default();
     identity(&mut table, status);
+    if let Some(user) = other_user {
+        table.row("figures", by_the_word_of(user));
+    }
     memory(&mut table, status);
     work(&mut table, status);
     table.text
@@ -209,7 +213,7 @@ mod tests {
             lost: 12,
             error: Some("No space left on device (os error 28)".into()),
         });
-        let text = render(&status);
+        let text = render(&status, None);
         for line in text.lines() {
             assert!(line.chars().count() <= 80, "{line}");
         }
@@ -229,7 +233,7 @@ mod tests {
 
     #[test]
     fn what_is_not_there_has_no_row() {
-        let text = render(&sample_status("vm"));
+        let text = render(&sample_status("vm"), None);
         assert!(!text.contains("stalled") && !text.contains("reason"), "{text}");
     }
 }

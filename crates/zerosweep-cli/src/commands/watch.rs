@@ -297,7 +297,7 @@ mod tests {
         let mut status = sample_status("a-guest-with-a-name");
         status.superpages.in_guest_by_kernel = Some(288);
         let letters: String = "Wrbp.".chars().cycle().take(superpages).collect();
-        let seen = Seen { at_ms: 0, status, letters: Some(letters.into()) };
+        let seen = Seen { at_ms: 0, status, letters: Some(letters.into()), agent_uid: None };
         Look { at: Instant::now(), seen, faults_per_second: 12_345.6 }
     }
 

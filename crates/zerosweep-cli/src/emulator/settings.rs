@@ -9,6 +9,8 @@
 //! | `ZEROSWEEP_MANAGE` | `manage` | `no`: QEMU is run untouched |
 //! | `ZEROSWEEP_QEMU` | `qemu` | the real QEMU |
 //!
+//! The file is root's or the user's own, and nobody else can write to it: it says what is run.
+//!
 //! A variable (libvirt: `<qemu:env>`) counts before the file's table `[guest.NAME]`, that before the
 //! file's own keys, those before the defaults of `zerosweep run`. libvirt probes QEMU without a
 //! domain's variables, so another QEMU than this machine's belongs into the file.
@@ -20,15 +22,26 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use serde::Deserialize;
+use toml::Spanned;
 use zerosweep_wire::{OnExhaustion, ReturnMode};
 
 use crate::cli::{Exhaustion, POLICIES, Return};
 use crate::error::Failure;
+use crate::own_file::{OwnFile, Refusal};
 use crate::size::Size;
 
 /// The file, and the variable that names another one.
 const FILE: &str = "/etc/zerosweep/qemu.toml";
 const FILE_VARIABLE: &str = "ZEROSWEEP_QEMU_CONFIG";
+
+/// As much of the file is read.
+const MOST_BYTES: u64 = 1 << 20;
+/// As much of it is quoted where it is wrong.
+const MOST_LINES: usize = 8;
+const MOST_CHARS: usize = 90;
+
+/// A value, and where it stands.
+type Word = Spanned<String>;
 
 /// Whether zerosweep has anything to do with a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -54,28 +67,28 @@ pub(super) struct Settings {
 struct File {
     #[serde(default)]
     guest: BTreeMap<String, Keys>,
-    target: Option<String>,
-    policy: Option<String>,
+    target: Option<Word>,
+    policy: Option<Word>,
     #[serde(rename = "on-exhaustion")]
-    on_exhaustion: Option<String>,
+    on_exhaustion: Option<Word>,
     #[serde(rename = "return")]
-    return_mode: Option<String>,
-    manage: Option<String>,
-    qemu: Option<String>,
+    return_mode: Option<Word>,
+    manage: Option<Word>,
+    qemu: Option<Word>,
 }
 
 /// What can be said of one guest.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Keys {
-    target: Option<String>,
-    policy: Option<String>,
+    target: Option<Word>,
+    policy: Option<Word>,
     #[serde(rename = "on-exhaustion")]
-    on_exhaustion: Option<String>,
+    on_exhaustion: Option<Word>,
     #[serde(rename = "return")]
-    return_mode: Option<String>,
-    manage: Option<String>,
-    qemu: Option<String>,
+    return_mode: Option<Word>,
+    manage: Option<Word>,
+    qemu: Option<Word>,
 }
 
 impl File {
@@ -99,12 +112,16 @@ impl Settings {
     pub(super) fn read(guest: Option<&str>) -> Result<Self, Failure> {
         let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
         let path = variable(FILE_VARIABLE).map_or_else(|| FILE.into(), PathBuf::from);
-        let file = match std::fs::read_to_string(&path) {
+        let read = OwnFile::open(&path)
+            .and_then(OwnFile::written_by_its_owner_alone)
+            .and_then(|file| file.text(MOST_BYTES));
+        let file = match read {
             Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
-            Err(error) => {
+            Err(Refusal::Io(error)) if error.kind() == io::ErrorKind::NotFound => String::new(),
+            Err(Refusal::Io(error)) => {
                 return Err(Failure::usage(format!("cannot read {}: {error}", path.display())));
             }
+            Err(refusal) => return Err(Failure::usage(format!("settings: {refusal}"))),
         };
         Self::settle(&path, &file, guest, |name| {
             variable(name).map(|value| value.to_string_lossy().into_owned())
@@ -119,34 +136,50 @@ impl Settings {
     ) -> Result<Self, Failure> {
         let wrong =
             |place: &str, what: &dyn std::fmt::Display| Failure::usage(format!("{place}: {what}"));
-        let file: File = toml::from_str(text)
-            .map_err(|error| wrong(&path.display().to_string(), &error.to_string().trim_end()))?;
+        let file: File = toml::from_str(text).map_err(|error| {
+            wrong(&path.display().to_string(), &cut(error.to_string().trim_end()))
+        })?;
         let own = guest.and_then(|name| file.guest.get(name)).cloned().unwrap_or_default();
         let all = file.keys();
         // The value that counts, and where it stands.
-        let find = |name: &str, own: Option<String>, all: Option<String>| {
-            let from_file = || own.or(all).map(|value| (path.display().to_string(), value));
+        let find = |name: &str, key: &str, own: Option<Word>, all: Option<Word>| {
+            let from_file = || {
+                let word = own.or(all)?;
+                let line = 1 + text.as_bytes()[..word.span().start]
+                    .iter()
+                    .filter(|&&byte| byte == b'\n')
+                    .count();
+                Some((format!("{}, line {line}, {key}", path.display()), word.into_inner()))
+            };
             variable(name).map(|value| (name.to_owned(), value)).or_else(from_file)
         };
-        let target = find("ZEROSWEEP_TARGET", own.target, all.target)
+        let target = find("ZEROSWEEP_TARGET", "target", own.target, all.target)
             .map(|(place, value)| Size::parse(&value).map_err(|why| wrong(&place, &why)))
             .transpose()?;
-        let policy = match find("ZEROSWEEP_POLICY", own.policy, all.policy) {
+        let policy = match find("ZEROSWEEP_POLICY", "policy", own.policy, all.policy) {
             None => POLICIES[0].to_owned(),
             Some((_, value)) if POLICIES.contains(&value.as_str()) => value,
             Some((place, value)) => {
                 let known = POLICIES.join(", ");
-                return Err(wrong(&place, &format!("no policy {value:?}; there are {known}")));
+                return Err(wrong(
+                    &place,
+                    &format!("no policy {:?}; there are {known}", cut(&value)),
+                ));
             }
         };
-        let on_exhaustion =
-            choice(find("ZEROSWEEP_ON_EXHAUSTION", own.on_exhaustion, all.on_exhaustion))?
-                .unwrap_or(Exhaustion::Stall);
-        let return_mode = choice(find("ZEROSWEEP_RETURN", own.return_mode, all.return_mode))?
-            .unwrap_or(Return::Lazy);
-        let manage =
-            choice(find("ZEROSWEEP_MANAGE", own.manage, all.manage))?.unwrap_or(Manage::Yes);
-        let qemu = find("ZEROSWEEP_QEMU", own.qemu, all.qemu).map_or_else(
+        let on_exhaustion = choice(find(
+            "ZEROSWEEP_ON_EXHAUSTION",
+            "on-exhaustion",
+            own.on_exhaustion,
+            all.on_exhaustion,
+        ))?
+        .unwrap_or(Exhaustion::Stall);
+        let return_mode =
+            choice(find("ZEROSWEEP_RETURN", "return", own.return_mode, all.return_mode))?
+                .unwrap_or(Return::Lazy);
+        let manage = choice(find("ZEROSWEEP_MANAGE", "manage", own.manage, all.manage))?
+            .unwrap_or(Manage::Yes);
+        let qemu = find("ZEROSWEEP_QEMU", "qemu", own.qemu, all.qemu).map_or_else(
             || format!("qemu-system-{}", std::env::consts::ARCH).into(),
             |(_, value)| value.into(),
         );
@@ -161,6 +194,16 @@ impl Settings {
     }
 }
 
+/// The beginning of each line, and not of many: what is wrong with a line is not told by all of it.
+fn cut(text: &str) -> String {
+    let lines =
+        text.lines().take(MOST_LINES).map(|line| match line.char_indices().nth(MOST_CHARS) {
+            Some((end, _)) => format!("{}…", &line[..end]),
+            None => line.to_owned(),
+        });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
 /// One of the words that the command line has for it.
 fn choice<T: ValueEnum>(found: Option<(String, String)>) -> Result<Option<T>, Failure> {
     let Some((place, value)) = found else { return Ok(None) };
@@ -169,7 +212,7 @@ fn choice<T: ValueEnum>(found: Option<(String, String)>) -> Result<Option<T>, Fa
             .iter()
             .filter_map(|variant| Some(variant.to_possible_value()?.get_name().to_owned()))
             .collect();
-        Failure::usage(format!("{place}: {value:?} is none of {}", words.join(", ")))
+        Failure::usage(format!("{place}: {:?} is none of {}", cut(&value), words.join(", ")))
     })
 }
 
@@ -226,6 +269,6 @@ mod tests {
         let error = settle("policy = \"best\"", None, &[]).unwrap_err();
         assert!(error.contains("best") && error.contains("xen-2016"), "{error}");
         let error = settle("on-exhaustion = \"wait\"", None, &[]).unwrap_err();
-        assert_eq!(error, "/f: \"wait\" is none of stall, borrow, kill");
+        assert_eq!(error, "/f, line 1, on-exhaustion: \"wait\" is none of stall, borrow, kill");
     }
 }

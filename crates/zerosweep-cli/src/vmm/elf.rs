@@ -51,6 +51,80 @@ pub(crate) enum PreloadError {
     Capabilities,
 }
 
+/// Why the agent's library cannot be loaded; goes on after its name.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LibraryError {
+    /// Cannot even be read.
+    #[error("cannot be read: {0}")]
+    Read(#[source] std::io::Error),
+    /// Something else altogether.
+    #[error("is no shared library")]
+    NotALibrary,
+    /// Not as the format says.
+    #[error("is cut off or broken: {0}")]
+    Broken(object::Error),
+    /// Its end is missing: the loader maps it all the same, and whoever touches that dies of SIGBUS.
+    #[error("is cut off: it has {length} bytes, and its headers speak of {needed}")]
+    Cut {
+        /// As long as it is.
+        length: u64,
+        /// As long as it was.
+        needed: u64,
+    },
+    /// Another processor.
+    #[error("is for another processor or word size than this zerosweep")]
+    OtherMachine,
+}
+
+/// What is wrong with a header.
+enum HeaderError {
+    NotElf,
+    Broken(object::Error),
+    OtherMachine,
+}
+
+impl From<HeaderError> for PreloadError {
+    fn from(error: HeaderError) -> Self {
+        match error {
+            HeaderError::NotElf => Self::NotAProgram,
+            HeaderError::Broken(error) => Self::Broken(error),
+            HeaderError::OtherMachine => Self::OtherMachine,
+        }
+    }
+}
+
+impl From<HeaderError> for LibraryError {
+    fn from(error: HeaderError) -> Self {
+        match error {
+            HeaderError::NotElf => Self::NotALibrary,
+            HeaderError::Broken(error) => Self::Broken(error),
+            HeaderError::OtherMachine => Self::OtherMachine,
+        }
+    }
+}
+
+/// Checks that a library is all there and for this machine.
+pub(crate) fn check_library(path: &Path) -> Result<(), LibraryError> {
+    let file = File::open(path).map_err(LibraryError::Read)?;
+    let length = file.metadata().map_err(LibraryError::Read)?.len();
+    let cache = ReadCache::new(file);
+    let data = &cache;
+    let (header, endian) = header(data)?;
+    if header.e_type(endian) != elf::ET_DYN {
+        return Err(LibraryError::NotALibrary);
+    }
+    let segments = header.program_headers(endian, data).map_err(LibraryError::Broken)?;
+    let ends = segments.iter().filter(|segment| segment.p_type(endian) == elf::PT_LOAD);
+    let needed = ends
+        .map(|segment| segment.p_offset(endian).saturating_add(segment.p_filesz(endian)))
+        .max()
+        .unwrap_or(0);
+    match needed > length {
+        true => Err(LibraryError::Cut { length, needed }),
+        false => Ok(()),
+    }
+}
+
 /// Checks the VMM's program file.
 ///
 /// A script is allowed: the variable passes through its interpreter to the VMM it starts.
@@ -84,16 +158,7 @@ pub(crate) fn is_script(path: &Path) -> bool {
 }
 
 fn check_elf<'data>(data: impl ReadRef<'data>) -> Result<(), PreloadError> {
-    match FileKind::parse(data) {
-        Ok(FileKind::Elf64) => {}
-        Ok(FileKind::Elf32) => return Err(PreloadError::OtherMachine),
-        _ => return Err(PreloadError::NotAProgram),
-    }
-    let header = FileHeader64::<Endianness>::parse(data).map_err(PreloadError::Broken)?;
-    let endian = header.endian().map_err(PreloadError::Broken)?;
-    if this_machine().is_some_and(|machine| header.e_machine(endian) != machine) {
-        return Err(PreloadError::OtherMachine);
-    }
+    let (header, endian) = header(data)?;
     if !matches!(header.e_type(endian), elf::ET_EXEC | elf::ET_DYN) {
         return Err(PreloadError::NotAProgram);
     }
@@ -102,6 +167,23 @@ fn check_elf<'data>(data: impl ReadRef<'data>) -> Result<(), PreloadError> {
     match segments.iter().any(|segment| segment.p_type(endian) == elf::PT_INTERP) {
         true => Ok(()),
         false => Err(PreloadError::Static),
+    }
+}
+
+/// The header of a 64-bit file for this machine.
+fn header<'data>(
+    data: impl ReadRef<'data>,
+) -> Result<(&'data FileHeader64<Endianness>, Endianness), HeaderError> {
+    match FileKind::parse(data) {
+        Ok(FileKind::Elf64) => {}
+        Ok(FileKind::Elf32) => return Err(HeaderError::OtherMachine),
+        _ => return Err(HeaderError::NotElf),
+    }
+    let header = FileHeader64::<Endianness>::parse(data).map_err(HeaderError::Broken)?;
+    let endian = header.endian().map_err(HeaderError::Broken)?;
+    match this_machine().is_some_and(|machine| header.e_machine(endian) != machine) {
+        true => Err(HeaderError::OtherMachine),
+        false => Ok((header, endian)),
     }
 }
 
@@ -151,6 +233,24 @@ mod tests {
     #[test]
     fn this_very_program_can_be_preloaded_into() {
         check(Path::new("/proc/self/exe")).unwrap();
+    }
+
+    #[test]
+    fn a_library_is_all_there_or_is_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let whole = std::fs::read("/proc/self/exe").unwrap();
+        // A position-independent program is laid out as a library is.
+        check_library(&written(&directory, "whole", &whole)).unwrap();
+        let length = 4096_u64.min(whole.len() as u64 / 2);
+        let cut = written(&directory, "cut", &whole[..length as usize]);
+        let error = check_library(&cut).unwrap_err();
+        assert!(matches!(error, LibraryError::Cut { length: is, .. } if is == length), "{error}");
+        let headers = written(&directory, "headers", &whole[..70]);
+        assert!(matches!(check_library(&headers), Err(LibraryError::Broken(_))));
+        let text = written(&directory, "text", b"/* GNU ld script */");
+        assert!(matches!(check_library(&text), Err(LibraryError::NotALibrary)));
+        let other = written(&directory, "other", &elf_with(elf::PT_LOAD, elf::EM_SPARC));
+        assert!(matches!(check_library(&other), Err(LibraryError::OtherMachine)));
     }
 
     #[test]

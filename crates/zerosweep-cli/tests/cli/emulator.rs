@@ -1,5 +1,6 @@
 //! `zerosweep-qemu` with fake VMMs: what is passed on untouched, what is refused, and the companion.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Child, Command, Output, Stdio};
 
@@ -206,4 +207,88 @@ fn a_guest_that_cannot_be_managed_is_ended_and_the_log_says_why() {
     assert_eq!(output.status.signal(), Some(Signal::TERM.as_raw()));
     assert!(stderr(&output).contains("guest RAM is shared"), "{}", stderr(&output));
     wait_until("the companion has cleared up", || place.left_behind().is_empty());
+}
+
+/// What `zerosweep-qemu` says of settings with this text and mode.
+fn with_settings(place: &Place, text: &[u8], mode: u32) -> (Option<i32>, String) {
+    let settings = place.path().join("qemu.toml");
+    std::fs::write(&settings, text).unwrap();
+    std::fs::set_permissions(&settings, std::fs::Permissions::from_mode(mode)).unwrap();
+    let output = output(place, &["-name", "web1", "-version"]);
+    (output.status.code(), stderr(&output))
+}
+
+#[test]
+fn settings_that_others_can_write_are_refused_with_the_command_that_mends_it() {
+    let place = Place::new();
+    let path = place.path().join("qemu.toml").display().to_string();
+    for mode in [0o666, 0o646, 0o664] {
+        let (code, said) = with_settings(&place, b"", mode);
+        let expect = format!("others can write to {path} (mode 0{mode:o}): chmod go-w {path}");
+        assert!(code == Some(2) && said.contains(&expect), "{mode:o}: {code:?} {said}");
+    }
+    assert_eq!(with_settings(&place, b"", 0o644).0, Some(0));
+}
+
+#[test]
+#[ignore = "needs a second user"]
+fn settings_of_another_user_are_refused_with_the_command_that_mends_it() {
+    let place = Place::new();
+    let settings = place.path().join("qemu.toml");
+    std::fs::write(&settings, "").unwrap();
+    std::os::unix::fs::chown(&settings, Some(65_534), None).unwrap();
+    let (code, said) = with_settings(&place, b"qemu = \"/tmp/evil\"\n", 0o644);
+    let path = settings.display();
+    let expect = format!("{path} belongs to user 65534: chown root {path}");
+    assert!(code == Some(2) && said.contains(&expect), "{code:?} {said}");
+}
+
+#[test]
+fn settings_without_end_are_not_read() {
+    let place = Place::new();
+    let (code, said) = with_settings(&place, &vec![b'#'; (1 << 20) + 1], 0o644);
+    assert!(code == Some(2) && said.contains("has more than 1M"), "{code:?} {said}");
+    let fake = place.script("fake-qemu", SAYS);
+    for file in ["/dev/zero", "pipe"] {
+        let path = place.path().join(file);
+        if file == "pipe" {
+            let mode = rustix::fs::Mode::from_raw_mode(0o600);
+            rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0)
+                .unwrap();
+        }
+        let mut command = command(&place, &fake, &["-version"]);
+        // So that a failure of this test does not take the machine's memory.
+        let mut child = command.env("ZEROSWEEP_QEMU_CONFIG", &path).spawn().unwrap();
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(2);
+        while child.try_wait().unwrap().is_none() && std::time::Instant::now() < deadline {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        let _ = child.kill();
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{file}: {}", stderr(&output));
+        assert!(stderr(&output).contains("is not a file"), "{file}: {}", stderr(&output));
+    }
+}
+
+#[test]
+fn what_is_wrong_in_the_settings_is_named_with_key_and_line() {
+    let place = Place::new();
+    let path = place.path().join("qemu.toml").display().to_string();
+    let text = b"# sizes\ntarget = \"1G\"\n\n[guest.web1]\ntarget = \"-5M\"\n";
+    let (code, said) = with_settings(&place, text, 0o644);
+    let expect = format!("{path}, line 5, target: ");
+    assert!(code == Some(2) && said.contains(&expect), "{code:?} {said}");
+    for (text, place_of_it) in [
+        ("target = \"1G\"\non-exhaustion = \"wait\"", ", line 2, on-exhaustion: "),
+        ("\nreturn = \"late\"", ", line 2, return: "),
+        ("\n\nmanage = \"maybe\"", ", line 3, manage: "),
+        ("policy = \"best\"", ", line 1, policy: "),
+    ] {
+        let (code, said) = with_settings(&place, text.as_bytes(), 0o644);
+        assert!(code == Some(2) && said.contains(place_of_it), "{text}: {code:?} {said}");
+    }
+    // A line that nobody can read is not repeated.
+    let (code, said) = with_settings(&place, "[".repeat(20_000).as_bytes(), 0o644);
+    assert!(code == Some(2) && said.contains("line 1"), "{code:?} {said}");
+    assert!(said.len() < 1000, "{} bytes", said.len());
 }

@@ -1,8 +1,9 @@
 //! `experiment --events`: traces of runs, read by our own reader and by Xen's `xenalyze`.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use crate::support::{Place, stderr, stdout};
 use serde_json::Value;
@@ -204,4 +205,68 @@ fn a_file_that_cannot_be_written_is_told_before_the_vmm_is_started() {
     assert_eq!(output.status.code(), Some(2));
     assert!(stderr(&output).contains("cannot be used with"), "{}", stderr(&output));
     assert!(!started.exists(), "the VMM was started");
+}
+
+/// A pipe would have the program wait for a reader, and the VMM after it.
+#[test]
+fn a_pipe_or_a_device_is_told_at_once_and_nothing_is_left() {
+    let place = Place::new();
+    let pipe = place.path().join("pipe");
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    let vmm = place.script("vmm", "touch \"$0.started\"");
+    let pipe = pipe.to_str().unwrap();
+    for (option, file, why) in [
+        ("--events", pipe, "it is a pipe or a socket that nobody reads"),
+        ("--record", pipe, "it is a pipe or a socket that nobody reads"),
+        ("--events", "/dev/null", "it is a device, and this must be a file"),
+    ] {
+        let arguments = ["run", "--target", "64M", option, file, "--", &vmm, "-m", "128"];
+        let mut child = place.command(&arguments).stderr(Stdio::piped()).spawn().unwrap();
+        let ended = ends(&mut child);
+        let output = child.wait_with_output().unwrap();
+        assert!(ended, "{option} {file}: it waits: {}", stderr(&output));
+        assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+        let message = format!("cannot write {file}: {why}");
+        assert!(stderr(&output).contains(&message), "{}", stderr(&output));
+        assert!(!place.path().join("vmm.started").exists(), "the VMM was started");
+        assert!(place.left_behind().is_empty(), "{:?}", place.left_behind());
+    }
+    let arguments = ["experiment", "--guest", "scrub", "--policy", "none", "--report", pipe];
+    let mut child = place.command(&arguments).stderr(Stdio::piped()).spawn().unwrap();
+    let ended = ends(&mut child);
+    let output = child.wait_with_output().unwrap();
+    assert!(ended, "it waits: {}", stderr(&output));
+    assert!(stderr(&output).contains("that nobody reads"), "{}", stderr(&output));
+}
+
+/// Whether it ends by itself, soon.
+fn ends(child: &mut std::process::Child) -> bool {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
+    while std::time::Instant::now() < deadline {
+        if child.try_wait().unwrap().is_some() {
+            return true;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    child.kill().unwrap();
+    false
+}
+
+/// They tell what is in a guest's pages.
+#[test]
+fn recordings_and_traces_are_their_users_own() {
+    let place = Place::new();
+    let vmm = place.script("vmm", "exit 3");
+    let mode = |file: &Path| fs::metadata(file).unwrap().permissions().mode() & 0o777;
+    for option in ["--events", "--record"] {
+        let file = place.path().join(format!("{option}.bin"));
+        let name = file.to_str().unwrap();
+        let output =
+            place.output(&["run", "--target", "64M", option, name, "--", &vmm, "-m", "128"]);
+        assert_eq!((output.status.code(), mode(&file)), (Some(3), 0o600), "{}", stderr(&output));
+    }
+    let directory = place.path().join("traces");
+    experiment(&place, &directory, &["--guest", "scrub", "--policy", "none"]);
+    assert_eq!(mode(&directory.join("scrub.none.software.7777.bin")), 0o600);
 }

@@ -17,6 +17,7 @@ mod experiment;
 mod guests;
 mod libvirt;
 mod many_machines;
+mod other_users;
 mod report;
 mod run;
 mod script;

@@ -46,13 +46,78 @@ fn signal(child: &Child, signal: Signal) {
 #[test]
 fn the_exit_status_is_the_vmms() {
     let place = Place::new();
-    for (body, code) in [("exit 0", 0), ("exit 7", 7), ("kill -TERM $$", 143), ("kill -9 $$", 137)]
-    {
+    for (body, code) in [("exit 7", 7), ("kill -TERM $$", 143), ("kill -9 $$", 137)] {
         let fake = place.script("fake-qemu", body);
         let output = place.output(&["run", "--target", "64M", "--", &fake]);
         assert_eq!(output.status.code(), Some(code), "{body}: {}", stderr(&output));
         assert!(place.left_behind().is_empty(), "{body}: {:?}", place.left_behind());
     }
+}
+
+/// What is no VMM, or a script that does not wait for its VMM, looks like success otherwise.
+#[test]
+fn where_no_guest_was_ever_managed_it_is_told_and_is_no_success() {
+    let place = Place::new();
+    let quiet = place.script("quiet", "exit 0");
+    let run = |vmm: &[&str]| {
+        place.output(&[&["run", "--name", "b", "--target", "100M", "--"], vmm].concat())
+    };
+    for vmm in [&["/bin/true"][..], &["sh", "-c", "sleep 0.5"], &[&quiet]] {
+        let output = run(vmm);
+        assert_eq!(output.status.code(), Some(1), "{vmm:?}: {}", stderr(&output));
+        let message = format!("error: no guest was managed: {} ended (exit status: 0)", vmm[0]);
+        assert!(stderr(&output).contains(&message), "{vmm:?}: {}", stderr(&output));
+        assert!(place.left_behind().is_empty(), "{:?}", place.left_behind());
+    }
+    // Its own status stays, and what it died of is said.
+    let dies = place.script("dies", "kill -SEGV $$");
+    let output = run(&[&dies]);
+    assert_eq!(output.status.code(), Some(139), "{}", stderr(&output));
+    let message = format!("no guest was managed: {dies} ended (signal: 11 (SIGSEGV)");
+    assert!(stderr(&output).contains(&message), "{}", stderr(&output));
+    let fails = place.script("fails", "exit 9");
+    let output = run(&[&fails]);
+    assert_eq!(output.status.code(), Some(9));
+    assert!(stderr(&output).contains("ended (exit status: 9)"), "{}", stderr(&output));
+}
+
+/// The loader would have the VMM die of SIGBUS.
+#[test]
+fn an_agent_library_that_is_cut_off_is_told_before_the_vmm_is_started() {
+    let place = Place::new();
+    let vmm = place.script("vmm", "touch \"$0.started\"");
+    let whole = std::fs::read(support::c_library()).unwrap();
+    let library = place.path().join("agent.so");
+    for (length, why) in [
+        (whole.len() / 2, "is cut off"),
+        (100, "is cut off or broken"),
+        (0, "is no shared library"),
+    ] {
+        std::fs::write(&library, &whole[..length]).unwrap();
+        let mut command = place.command(&["run", "--target", "64M", "--", &vmm, "-m", "128"]);
+        let output = command.env("ZEROSWEEP_AGENT", &library).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{length}: {}", stderr(&output));
+        let said = stderr(&output);
+        assert!(said.contains(why) && said.contains("agent.so"), "{length}: {said}");
+        assert!(!place.path().join("vmm.started").exists(), "{length}: the VMM was started");
+    }
+}
+
+/// Whoever has QEMU's socket can do anything with the guest: it has a lock of its own.
+#[test]
+fn the_sockets_of_a_guest_are_its_users_own() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let place = Place::new();
+    let (child, _agent, qmp) = managed(&place, &[], State::Managing, true);
+    wait_until("QEMU is asked", || !qmp.asked.lock().unwrap().is_empty());
+    wait_until("the sockets are private", || {
+        ["vm.qmp", "vm.sock"].iter().all(|name| {
+            let data = std::fs::metadata(place.runtime().join(name)).unwrap();
+            data.permissions().mode() & 0o777 == 0o600
+        })
+    });
+    signal(&child, Signal::TERM);
+    assert_eq!(end(child).0, Some(5));
 }
 
 /// A process group from outside the container has no number in it.
@@ -78,7 +143,7 @@ fn the_exit_status_is_the_vmms_in_a_container_too() {
 fn the_vmm_gets_its_arguments_and_the_agent() {
     let place = Place::new();
     let text = "for word; do echo \"[$word]\"; done; echo \"$LD_PRELOAD\"; \
-                echo \"$ZEROSWEEP_AGENT_CONFIG\"; cat";
+                echo \"$ZEROSWEEP_AGENT_CONFIG\"; cat; exit 3";
     let fake = place.script("fake-qemu", text);
     let library = support::c_library();
     let output = place
@@ -97,7 +162,7 @@ fn the_vmm_gets_its_arguments_and_the_agent() {
         .env("LD_PRELOAD", &library)
         .output()
         .unwrap();
-    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
     let said = stdout(&output);
     let lines: Vec<&str> = said.lines().collect();
     let qmp = place.runtime().join("vm.qmp");
@@ -357,12 +422,12 @@ fn the_guest_outlives_a_tool_that_is_killed() {
 #[test]
 fn a_stale_socket_is_removed_and_told_only_to_the_curious() {
     let place = Place::new();
-    let fake = place.script("fake-qemu", "exit 0");
+    let fake = place.script("fake-qemu", "exit 3");
     for (option, told) in [("--verbose", true), ("--policy=none", false)] {
         place.make_runtime();
         drop(UnixListener::bind(place.runtime().join("vm.sock")).unwrap());
         let (code, said) = end(start(&place, &[option], &fake));
-        assert_eq!(code, Some(0));
+        assert_eq!(code, Some(3));
         assert_eq!(said.contains("vm.sock"), told, "{said}");
         assert!(place.left_behind().is_empty());
     }
@@ -371,13 +436,13 @@ fn a_stale_socket_is_removed_and_told_only_to_the_curious() {
 #[test]
 fn one_of_two_that_start_at_once_wins() {
     let place = Place::new();
-    let fake = place.script("fake-qemu", "touch \"$0.ready\"; sleep 1");
+    let fake = place.script("fake-qemu", "touch \"$0.ready\"; sleep 1; exit 3");
     let first = start(&place, &[], &fake);
     wait_until("the VMM runs", || place.path().join("fake-qemu.ready").exists());
     let (code, said) = end(start(&place, &[], &fake));
     assert_eq!(code, Some(2), "{said}");
     assert!(said.contains(&format!("being started (zerosweep pid {})", first.id())), "{said}");
-    assert_eq!(end(first).0, Some(0));
+    assert_eq!(end(first).0, Some(3));
     assert!(place.left_behind().is_empty());
 }
 

@@ -337,7 +337,7 @@ fn what_cannot_be_served_is_said() {
     fails(&place.output(&["serve", "--token-file", missing]), 1, "umask 077");
     let elsewhere = Place::new();
     std::fs::write(elsewhere.runtime(), "not a directory").unwrap();
-    fails(&elsewhere.output(&["serve"]), 1, "cannot read the runtime directory");
+    fails(&elsewhere.output(&["serve"]), 1, "is not a directory");
     let nobody = Place::new();
     let mut command = nobody.command(&["serve", "--listen", "127.0.0.1:0"]);
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();

@@ -2,10 +2,12 @@
 //! requests, and clients that connect and say nothing.
 
 use std::io::{ErrorKind, Read as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use serde_json::{Value, json};
 use zerosweep_wire::{State, runtime};
 
 use super::harness::{Agent, Guest, MEBIBYTE, PATIENCE, Place, Spec, stderr, stdout, wait_until};
@@ -81,6 +83,44 @@ fn a_flood_of_garbage_and_silence_locks_nobody_out() {
     assert!(!guest.errors.has("does not answer"), "{}", guest.errors.tail(5));
     let audited = place.output(["audit", "vm"]);
     assert_eq!(audited.status.code(), Some(0), "{}{}", stdout(&audited), stderr(&audited));
+}
+
+/// Who can connect, and what he can say that would have the VMM's main thread wait for memory.
+#[test]
+#[ignore = "needs QEMU, a guest image and userfaultfd: cargo xtask test sets them up"]
+fn the_sockets_are_private_and_take_no_thread_but_those_of_virtual_cpus() {
+    let place = Place::new();
+    let guest =
+        Guest::managed(&place, &Spec { append: "zs.fill=64M zs.end=idle", ..Spec::default() });
+    guest.marker("balloon settled");
+    let is_private = |name: &&str| {
+        std::fs::metadata(place.runtime().join(name))
+            .is_ok_and(|data| data.permissions().mode() & 0o777 == 0o600)
+    };
+    wait_until("both sockets are private", PATIENCE, || {
+        ["vm.sock", "vm.qmp"].iter().all(is_private).then_some(())
+    });
+    let cpus = guest.qmp().execute("query-cpus-fast", &json!({})).unwrap();
+    let cpus: Vec<_> =
+        cpus.as_array().unwrap().iter().map(|cpu| cpu["thread-id"].clone()).collect();
+    let mut agent = guest.agent();
+    let vcpus = |ids: Value| json!({"id": 4, "op": "vcpus", "thread_ids": ids});
+    let main = guest.status().pid;
+    for (wrong, why) in [
+        (json!([main]), "main thread"),
+        (json!([cpus[0], 0]), "0 is not a thread of the VMM"),
+        (json!([cpus[0], std::process::id()]), "is not a thread of the VMM"),
+        (json!((0..9000).collect::<Vec<u32>>()), "is not a thread of the VMM"),
+        (json!([]), "no thread is given"),
+    ] {
+        let error = agent.request(&vcpus(wrong)).unwrap_err().to_string();
+        assert!(error.contains("bad_value") && error.contains(why), "{why}: {error}");
+    }
+    agent.request(&vcpus(json!(cpus))).unwrap();
+    let too_much = json!({"id": 5, "op": "ballooned", "actual_bytes": u64::MAX});
+    let error = agent.request(&too_much).unwrap_err().to_string();
+    assert!(error.contains("cannot have left the guest"), "{error}");
+    guest.marker("done ok");
 }
 
 /// `zerosweep status` answers, within [`ANSWER`]; how long it took.
@@ -174,6 +214,6 @@ fn garbage(socket: &Path, round: u64) -> usize {
 }
 
 fn is_an_answer(line: &str) -> bool {
-    let answer: serde_json::Value = serde_json::from_str(line).unwrap_or_default();
+    let answer: Value = serde_json::from_str(line).unwrap_or_default();
     answer.get("error").is_some() || answer.get("ok").is_some()
 }

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -50,7 +50,7 @@ impl Place {
     }
 
     pub fn make_runtime(&self) {
-        std::fs::create_dir_all(self.runtime()).unwrap();
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(self.runtime()).unwrap();
     }
 
     /// What is in the runtime directory; nothing if it is not there.

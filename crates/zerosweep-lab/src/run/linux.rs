@@ -1,6 +1,5 @@
 //! A run on real memory: the guest is threads of this process, and times are a clock's.
 
-use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -16,6 +15,7 @@ use zerosweep_linux::{
 use super::{
     Experiment, Finished, Interrupted, Readings, Times, Watch, ZERO_WORDS, tell_unrecorded,
 };
+use crate::files;
 use crate::guest::{Plan, Store};
 use crate::ledger::{Expected, Ledger, Limit};
 use crate::result::{Outcome, Run, TimeKind};
@@ -67,7 +67,7 @@ pub fn on_linux(experiment: &Experiment, watch: Watch<'_>) -> Result<Run> {
 fn record(experiment: &Experiment) -> Option<Arc<Recording>> {
     let path = experiment.events.as_ref()?;
     let max_pages = experiment.max_mem_bytes / PAGE_BYTES;
-    let begun = File::create(path).and_then(|file| {
+    let begun = files::create_private(path).and_then(|file| {
         let recording = Arc::new(Recording::new(file, max_pages, Detail::Xen, Packing::Plain));
         let thread = Arc::clone(&recording);
         std::thread::Builder::new().name("zs-events".into()).spawn(move || thread.run())?;

@@ -10,6 +10,7 @@ use zerosweep_sim::{SoftwareGuest, SoftwareMachine, TouchError};
 
 use super::{Experiment, tell_unrecorded};
 use crate::cost::CostModel;
+use crate::files;
 
 /// The guest.
 pub(super) struct RecordedGuest {
@@ -35,7 +36,7 @@ impl RecordedGuest {
     pub(super) fn new(guest: SoftwareGuest, experiment: &Experiment) -> Self {
         let max_pages = guest.domain.quantities().max;
         let costs = experiment.costs;
-        let trace = experiment.events.as_ref().and_then(|file| match File::create(file) {
+        let trace = experiment.events.as_ref().and_then(|file| match files::create_private(file) {
             Ok(out) => {
                 let writer = Writer::begin(out, BEGIN_NS, max_pages);
                 Some(Trace { writer, file: file.clone(), costs, failed: None })

@@ -106,7 +106,7 @@ fn used(sample: &Sample<'_>) -> (u64, String) {
         let available = Size(stats.available_bytes).rounded();
         return (used, format!("uses {}, could have {available} more", Size(used).rounded()));
     }
-    let used = (sample.status.pages.populated * PAGE_BYTES).min(sample.actual_bytes);
+    let used = sample.status.pages.populated.saturating_mul(PAGE_BYTES).min(sample.actual_bytes);
     (used, format!("has touched {}", Size(used).rounded()))
 }
 

@@ -94,7 +94,7 @@ fn managed(
     let mut seen = Seen {
         limits: policy.limits(&status.name, status.max_mem_bytes),
         target_bytes: status.target_bytes,
-        held_bytes: status.pages.total * PAGE_BYTES,
+        held_bytes: status.pages.total.saturating_mul(PAGE_BYTES),
         actual_bytes,
         need_bytes: need.bytes,
         is_short: need.is_short,

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use zerosweep_lab::files;
 use zerosweep_lab::result::{HostFacts, Report, Run, SCHEMA};
 
 use crate::error::Failure;
@@ -69,43 +70,28 @@ fn order(run: &Run) -> (&str, &str, u64, u64, Option<usize>, &str, u64) {
 pub(super) fn check_directory(path: &Path) -> Result<(), Failure> {
     let cannot = |error| Failure::usage(format!("cannot write to {}: {error}", path.display()));
     fs::create_dir_all(path).map_err(cannot)?;
-    let probe = path.join(format!(".zerosweep-{}", std::process::id()));
-    fs::write(&probe, "").and_then(|()| fs::remove_file(&probe)).map_err(cannot)
+    files::check_directory(path).map_err(cannot)
 }
 
 /// A file that can be written to, known before any work starts.
 #[derive(Debug)]
-pub(crate) struct Destination(PathBuf);
+pub(crate) struct Destination {
+    name: PathBuf,
+    file: files::Destination,
+}
 
 impl Destination {
     /// Checks that the file can be written, and leaves it as it is.
     pub(crate) fn new(path: &Path) -> Result<Self, Failure> {
-        let existed = path.exists();
-        fs::OpenOptions::new()
-            .append(true)
-            .create(true)
-            .open(path)
+        let file = files::Destination::new(path)
             .map_err(|error| Failure::usage(format!("cannot write {}: {error}", path.display())))?;
-        if !existed {
-            // Nothing is left behind by a run that fails before there is something to write.
-            let _ = fs::remove_file(path);
-        }
-        Ok(Self(path.to_owned()))
+        Ok(Self { name: path.to_owned(), file })
     }
 
-    /// Replaces the content in one step: a reader sees the old one or the new one. Nothing is left
-    /// of what could not be written.
+    /// Replaces the content in one step.
     pub(crate) fn write(&self, content: &str) -> Result<(), Failure> {
-        let cannot = |error| Failure::work(format!("cannot write {}: {error}", self.0.display()));
-        // A pipe or a device cannot be replaced.
-        if self.0.exists() && !self.0.is_file() {
-            return fs::write(&self.0, content).map_err(cannot);
-        }
-        let mut beside = self.0.clone().into_os_string();
-        beside.push(".part");
-        fs::write(&beside, content).and_then(|()| fs::rename(&beside, &self.0)).map_err(|error| {
-            let _ = fs::remove_file(&beside);
-            cannot(error)
+        self.file.write(content.as_bytes()).map_err(|error| {
+            Failure::work(format!("cannot write {}: {error}", self.name.display()))
         })
     }
 

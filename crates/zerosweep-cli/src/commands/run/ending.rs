@@ -45,15 +45,18 @@ pub(super) struct Ending {
     kill_at: Option<Instant>,
     killed: Option<Instant>,
     told: bool,
+    /// Any signal came.
+    heard: bool,
 }
 
 impl Ending {
     pub(super) fn new(limit: Duration) -> Self {
-        Self { limit, asked: None, kill_at: None, killed: None, told: false }
+        Self { limit, asked: None, kill_at: None, killed: None, told: false, heard: false }
     }
 
     /// A signal was passed on.
     pub(super) fn received(&mut self, signal: Signal, now: Instant) {
+        self.heard = true;
         match self.asked {
             None if signal == Signal::TERM => {
                 self.asked = Some(now);
@@ -64,6 +67,11 @@ impl Ending {
             }
             _ => {}
         }
+    }
+
+    /// Whether somebody wished the VMM to end, or said anything else to it.
+    pub(super) fn was_told(&self) -> bool {
+        self.heard
     }
 
     /// What to do with a VMM that runs.

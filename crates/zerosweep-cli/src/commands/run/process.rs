@@ -10,6 +10,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::process::{Child, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -34,6 +35,8 @@ pub(super) struct Vmm {
     pub(super) pid: u32,
     /// What it says.
     pub(super) words: Words,
+    /// A guest in it was managed.
+    managed: AtomicBool,
 }
 
 impl Vmm {
@@ -49,7 +52,13 @@ impl Vmm {
         };
         let words = Words::pass_on(errors).map_err(cannot)?;
         let (behind, unheard) = (OnceLock::new(), Mutex::new(None));
-        Ok(Self { child: Mutex::new(child), behind, unheard, pid, words })
+        let managed = AtomicBool::new(false);
+        Ok(Self { child: Mutex::new(child), behind, unheard, pid, words, managed })
+    }
+
+    /// Whether a guest in it was ever managed.
+    pub(super) fn was_managed(&self) -> bool {
+        self.managed.load(Ordering::Relaxed)
     }
 
     /// How it ended, if it did. A script has not while its VMM runs.
@@ -96,6 +105,7 @@ impl Process for Vmm {
     }
 
     fn found(&self, agent: u32) {
+        self.managed.store(true, Ordering::Relaxed);
         let pid = i32::try_from(agent).ok().and_then(Pid::from_raw);
         if agent == self.pid || !family(self.pid).contains(&agent) {
             return;

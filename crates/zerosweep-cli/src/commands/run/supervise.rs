@@ -47,7 +47,7 @@ pub(crate) trait Process: Send + Sync + 'static {
     /// Its process number, where that is known.
     fn pid(&self) -> Option<u32>;
 
-    /// The agent is in this process.
+    /// A guest is managed: the agent is in this process.
     fn found(&self, _agent: u32) {}
 
     /// Sends a signal, unless it has ended.
@@ -156,7 +156,10 @@ impl<P: Process> Supervisor<P> {
                         return Ok(());
                     }
                     // Goes on without a cap: that is told by the first look.
-                    State::CapLifted => return Ok(()),
+                    State::CapLifted => {
+                        self.vmm.found(status.pid);
+                        return Ok(());
+                    }
                     State::Failed => {
                         let reason = status.reason.unwrap_or_else(|| "no reason given".into());
                         let message = format!("guest memory cannot be managed: {reason}");
@@ -218,9 +221,11 @@ impl<P: Process> Supervisor<P> {
         let mut balloon = Balloon::new(&self.config, &self.files, &self.console, self.wait_balloon);
         let (mut target_bytes, mut request_bytes) = (self.config.target_bytes, None);
         let mut next_look = Instant::now();
+        let mut is_private = false;
         while self.vmm.is_running() {
             if Instant::now() >= next_look {
                 next_look = Instant::now() + LOOK_INTERVAL;
+                is_private = is_private || self.files.make_private();
                 if let Some(status) = self.look(&mut link) {
                     (target_bytes, request_bytes) =
                         (status.target_bytes, status.balloon_request_bytes);

@@ -98,10 +98,13 @@ impl From<JsonRejection> for Refusal {
 pub(super) async fn guests(State(server): State<Server>) -> Result<Json<List>, Refusal> {
     let guests = look_at_all(&server).await?.into_iter();
     let guests = guests.filter_map(|(name, view)| match &*view {
-        Ok(seen) => Some(Guest { name, status: Some(seen.status.clone()), error: None }),
+        Ok(seen) => {
+            let (status, agent_uid) = (Some(seen.status.clone()), seen.agent_uid);
+            Some(Guest { name, status, error: None, agent_uid })
+        }
         Err(Unseen::Gone) => None,
         Err(Unseen::Failed(error)) => {
-            Some(Guest { name, status: None, error: Some(error.clone()) })
+            Some(Guest { name, status: None, error: Some(error.clone()), agent_uid: None })
         }
     });
     Ok(Json(List::new(guests.collect())))

@@ -1,13 +1,13 @@
 //! The token that allows changes.
 
 use std::fmt::{self, Write as _};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use rustix::rand::{GetRandomFlags, getrandom};
 use subtle::ConstantTimeEq as _;
 
 use crate::error::Failure;
+use crate::own_file::{OwnFile, Refusal};
 
 /// Random bytes of a token that is made here.
 const MADE_BYTES: usize = 16;
@@ -15,6 +15,8 @@ const MADE_BYTES: usize = 16;
 const LEAST_CHARS: usize = 16;
 /// And at most.
 const MOST_CHARS: usize = 256;
+/// No file with a token is longer.
+const MOST_FILE_BYTES: u64 = 4096;
 
 /// A secret; it is not shown by `{:?}`.
 pub(super) struct Token(String);
@@ -39,19 +41,19 @@ impl Token {
     /// The one in `file`, which nobody else may read.
     pub(super) fn read(file: &Path) -> Result<Self, Failure> {
         let shown = file.display();
-        let cannot = |error| {
+        let cannot = |error: Refusal| {
             Failure::work(format!(
                 "cannot read the token: {shown}: {error}. To make one: (umask 077; head -c 16 \
                  /dev/urandom | od -An -tx1 | tr -d ' \\n' > {shown})"
             ))
         };
-        let data = std::fs::metadata(file).map_err(cannot)?;
-        if data.mode() & 0o077 != 0 {
+        let token = OwnFile::open(file).map_err(cannot)?;
+        if token.mode() & 0o077 != 0 {
             return Err(Failure::work(format!(
                 "other users may read or write the token in {shown}; chmod 600 {shown}"
             )));
         }
-        let text = std::fs::read_to_string(file).map_err(cannot)?;
+        let text = token.text(MOST_FILE_BYTES).map_err(cannot)?;
         let text = text.trim();
         let fits = (LEAST_CHARS..=MOST_CHARS).contains(&text.len());
         if !fits || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
@@ -107,6 +109,12 @@ mod tests {
         assert!(error(&file).contains("chmod 600"), "{}", error(&file));
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
         assert!(Token::read(&file).unwrap().is(b"0123456789abcdef"));
+        let pipe = directory.path().join("pipe");
+        let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR);
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, kind, mode, 0).unwrap();
+        assert!(error(&pipe).contains("is not a file"), "{}", error(&pipe));
+        std::fs::write(&file, vec![b'x'; 5000]).unwrap();
+        assert!(error(&file).contains("has more than 4K"), "{}", error(&file));
         for text in ["", "short", "0123456789 abcdef", "0123456789abcdeü"] {
             std::fs::write(&file, text).unwrap();
             assert!(error(&file).contains("holds no token"), "{text}");

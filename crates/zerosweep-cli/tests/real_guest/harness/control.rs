@@ -49,7 +49,7 @@ impl Agent {
         Ok(Self(lines))
     }
 
-    fn request(&mut self, request: &Value) -> io::Result<Status> {
+    pub(crate) fn request(&mut self, request: &Value) -> io::Result<Status> {
         self.0.send(request)?;
         let mut answer = self.0.receive()?;
         match answer.get_mut("ok") {
