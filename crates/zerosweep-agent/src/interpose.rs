@@ -145,8 +145,8 @@ pub(crate) unsafe extern "C" fn recvmsg(
     // SAFETY: the caller's arguments, unchanged.
     let received = unsafe { libc::syscall(libc::SYS_recvmsg, socket, message, flags) };
     // SAFETY: the kernel has just filled the caller's message.
-    if received >= 0 && !adopt::is_inert() && unsafe { (*message).msg_controllen } > 0 {
-        // Descriptors, most likely: of the VMM's disks, if another tool opens them.
+    if received >= 0 && !adopt::is_inert() && unsafe { carries_files(message) } {
+        // Of the VMM's disks, perhaps, where another tool opens them.
         adopt::look_at_files();
     }
     if received >= 0 && flags & libc::MSG_PEEK == 0 && !adopt::is_inert() && follow::is_wanted() {
@@ -286,6 +286,25 @@ pub(crate) unsafe extern "C" fn sendmsg(
     }
     // SAFETY: the caller's arguments, unchanged.
     unsafe { libc::syscall(libc::SYS_sendmsg, socket, message, flags) as libc::ssize_t }
+}
+
+/// Whether descriptors came with a message.
+///
+/// # Safety
+/// The kernel has filled the message.
+unsafe fn carries_files(message: *const libc::msghdr) -> bool {
+    // SAFETY: a valid message; the headers in it lie in its control buffer, as the kernel wrote it.
+    unsafe {
+        let mut header = libc::CMSG_FIRSTHDR(message);
+        while !header.is_null() {
+            let kind = ((*header).cmsg_level, (*header).cmsg_type);
+            if kind == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
+                return true;
+            }
+            header = libc::CMSG_NXTHDR(message, header);
+        }
+    }
+    false
 }
 
 /// The first `count` bytes of a message's buffers.

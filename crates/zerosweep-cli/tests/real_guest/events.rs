@@ -87,11 +87,32 @@ fn compare(place: &Place, file: &Path, status: &Status) {
 
 /// A file that cannot be written to is told before the VMM is started; one that cannot be written on
 /// costs the trace, and not the guest.
+/// A file system with room for 64 KiB.
+struct SmallDisk(std::path::PathBuf);
+
+impl SmallDisk {
+    fn at(path: std::path::PathBuf) -> Self {
+        std::fs::create_dir(&path).unwrap();
+        let mut mount = std::process::Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", "size=64k", "zerosweep-test"]).arg(&path);
+        assert!(mount.status().unwrap().success());
+        Self(path)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
 #[test]
-#[ignore = "needs QEMU, a guest image and userfaultfd: cargo xtask test sets them up"]
+#[ignore = "needs QEMU, a guest image, userfaultfd and root: cargo xtask test sets them up"]
 fn a_full_disk_costs_the_trace_and_not_the_guest() {
     let place = Place::new();
-    let run = ["--target", "300M", "--events", "/dev/full"];
+    let disk = SmallDisk::at(place.path().join("disk"));
+    let file = disk.0.join("trace").to_str().unwrap().to_owned();
+    let run = ["--target", "300M", "--events", &file];
     let append = "zs.fill=64M zs.end=idle";
     let mut guest = Guest::managed(&place, &Spec { run: &run, append, ..Spec::default() });
     guest.marker("balloon settled");
@@ -103,6 +124,6 @@ fn a_full_disk_costs_the_trace_and_not_the_guest() {
     assert_eq!(guest.end(), 0);
     wait_until("the warning is there", Duration::from_secs(5), || {
         let said = guest.errors.tail(30);
-        said.contains("/dev/full cannot be written: No space left").then_some(())
+        said.contains(&format!("{file} cannot be written: No space left")).then_some(())
     });
 }

@@ -44,7 +44,9 @@ fn a_name_belongs_to_the_living() {
 
     let mut second = Guest::managed(&place, &Spec::default());
     assert_eq!(second.end(), 2, "the name is taken: wrong usage");
-    assert!(second.errors.has("is running already"), "{}", second.errors.tail(5));
+    wait_until("the reason is read", PATIENCE, || {
+        second.errors.has("is running already").then_some(())
+    });
     drop(second);
     let left = place.left_behind();
     assert!(
