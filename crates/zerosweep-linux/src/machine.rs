@@ -622,10 +622,11 @@ impl LinuxMachine {
     /// Gets a page for a slot that has none; false if the host has none.
     fn back_hole(&self, mfn: Mfn) -> bool {
         let Ok(slot) = self.slot(mfn, Order::PAGE) else { return false };
+        let fill = || {
+            self.with_scratch(|page| page.populate().is_ok() && self.move_all(slot, page).is_ok())
+        };
         // Whoever reads a hole of the pool from outside (a debugger) leaves the zero page in it.
-        let _ = slot.discard();
-        let backed =
-            self.with_scratch(|page| page.populate().is_ok() && self.move_all(slot, page).is_ok());
+        let backed = fill() || (slot.discard().is_ok() && fill());
         if backed {
             self.slots.set_present(mfn.raw(), true);
         }

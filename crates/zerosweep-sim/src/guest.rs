@@ -3,7 +3,7 @@
 use std::fmt;
 
 use zerosweep::{
-    BuildError, Config, ConfigError, Domain, Entry, Event, Exclusive, Fault, FaultError, Gfn, Host,
+    BuildError, Config, ConfigError, Domain, Event, Exclusive, Fault, FaultError, Gfn, Host,
     InvalidTouch, Mfn, Order, Session, TargetError,
 };
 
@@ -150,22 +150,6 @@ impl Host for Recorder<'_> {
 
     fn event(&mut self, event: Event) {
         self.events.push(event);
-    }
-}
-
-/// The frame that a page's entry names, that of a page that is out and keeps its frame included:
-/// where a host finds the page that stops in the midst of an operation.
-#[must_use]
-pub fn frame_of(domain: &Domain, gfn: Gfn) -> Option<Mfn> {
-    let p2m = domain.p2m();
-    match p2m.whole(gfn.superpage()) {
-        Some(Entry::Ram { mfn, .. }) => {
-            Some(mfn.align_down(Order::SUPERPAGE).offset(gfn.index_in_superpage() as u64))
-        }
-        _ => match p2m.get(gfn).0 {
-            Entry::Ram { mfn, .. } => Some(mfn),
-            _ => None,
-        },
     }
 }
 

@@ -9,7 +9,5 @@
 mod guest;
 mod machine;
 
-pub use guest::{
-    NewGuestError, Recorder, SoftwareGuest, TouchError, frame_of, touch, touch_at_rest,
-};
+pub use guest::{NewGuestError, Recorder, SoftwareGuest, TouchError, touch, touch_at_rest};
 pub use machine::{Failure, Kept, MachineCounters, SoftwareMachine};

@@ -292,6 +292,23 @@ impl P2m {
         (record.entry & KIND_MASK != TABLE).then(|| decode(record.entry))
     }
 
+    /// The frame behind a page, that of a retained page included: where its content is, whether it is
+    /// mapped or not. `None` where there is none, and beyond the end.
+    #[must_use]
+    pub fn frame(&self, gfn: Gfn) -> Option<Mfn> {
+        if !self.contains(gfn, Order::PAGE) {
+            return None;
+        }
+        let entry = self.whole(gfn.superpage());
+        if let Some(Entry::Ram { mfn, .. }) = entry {
+            return Some(mfn.align_down(Order::SUPERPAGE).offset(gfn.index_in_superpage() as u64));
+        }
+        match self.get(gfn).0 {
+            Entry::Ram { mfn, .. } => Some(mfn),
+            _ => None,
+        }
+    }
+
     /// What is in a superpage, page by page; retained pages count as ram.
     #[must_use]
     pub fn tally(&self, superpage: Superpage) -> Tally {

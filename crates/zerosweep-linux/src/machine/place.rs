@@ -15,7 +15,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use zerosweep::{Entry, Gfn, Mfn, Order};
+use zerosweep::{Gfn, Mfn, Order};
 
 use super::{Failed, LinuxMachine};
 use crate::addr::PAGE_BYTES;
@@ -147,18 +147,7 @@ fn mend(memory: &GuestMemory, gfn: Gfn) {
 
 /// The frame of a page, pages included that are out and keep theirs.
 pub(crate) fn frame_of(memory: &GuestMemory, gfn: Gfn) -> Option<Mfn> {
-    let domain = memory.lock();
-    let p2m = domain.p2m();
-    if !p2m.contains(gfn, Order::PAGE) {
-        return None;
-    }
-    if let Some(Entry::Ram { mfn, .. }) = p2m.whole(gfn.superpage()) {
-        return Some(mfn.align_down(Order::SUPERPAGE).offset(gfn.index_in_superpage() as u64));
-    }
-    match p2m.get(gfn).0 {
-        Entry::Ram { mfn, .. } => Some(mfn),
-        _ => None,
-    }
+    memory.lock().p2m().frame(gfn)
 }
 
 impl LinuxMachine {

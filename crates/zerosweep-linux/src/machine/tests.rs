@@ -379,18 +379,25 @@ fn a_guest_goes_on_among_zero_pages_in_the_pool() {
     memory.stop();
 }
 
+/// A guest that has touched nothing, with so many superpages as its target, all of them ready.
+fn ready(superpages: u64) -> Arc<GuestMemory> {
+    let target = superpages * 2 * MIB;
+    let options = Options { main_loop: MainLoop::None, ..Options::new(target) };
+    let memory = GuestMemory::new(Region::new(16 * MIB).unwrap(), &options).unwrap();
+    let end = Instant::now() + one_guest::LIMIT;
+    while memory.machine.ready() < superpages {
+        assert!(Instant::now() < end, "{superpages} superslots are to be ready");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    memory
+}
+
 /// A host that is short of memory, or a page in use, for longer than some tries take.
 #[test]
 #[ignore = "needs userfaultfd, io_uring"]
 fn a_frame_that_cannot_be_mapped_for_a_while_is_waited_for() {
-    let options = Options { main_loop: MainLoop::None, ..Options::new(4 * MIB) };
-    let memory = GuestMemory::new(Region::new(16 * MIB).unwrap(), &options).unwrap();
+    let memory = ready(2);
     let machine = &memory.machine;
-    let end = Instant::now() + one_guest::LIMIT;
-    while machine.ready() < 2 {
-        assert!(Instant::now() < end, "two superslots are to be ready");
-        std::thread::sleep(Duration::from_millis(1));
-    }
     let cached: Vec<_> = memory.lock().cache().iter().collect();
     assert_eq!(cached.len(), 2);
     let pin = |&(mfn, order)| pin::pin(machine.slot(mfn, order).unwrap().part(0, 4096).unwrap());
@@ -404,8 +411,9 @@ fn a_frame_that_cannot_be_mapped_for_a_while_is_waited_for() {
     assert!(!guest.is_finished());
     assert_eq!(memory.snapshot().lifted, None);
     drop(both);
+    let end = Instant::now() + one_guest::LIMIT;
     while !guest.is_finished() {
-        assert!(Instant::now() < end + one_guest::LIMIT, "{:?}", memory.snapshot());
+        assert!(Instant::now() < end, "{:?}", memory.snapshot());
         std::thread::sleep(Duration::from_millis(1));
     }
     assert_eq!(memory.snapshot().lifted, None);
@@ -419,14 +427,8 @@ fn a_frame_that_cannot_be_mapped_for_a_while_is_waited_for() {
 #[test]
 #[ignore = "needs userfaultfd, io_uring"]
 fn a_frame_that_cannot_be_mapped_holds_nobody_up_while_there_are_others() {
-    let options = Options { main_loop: MainLoop::None, ..Options::new(8 * MIB) };
-    let memory = GuestMemory::new(Region::new(16 * MIB).unwrap(), &options).unwrap();
+    let memory = ready(4);
     let machine = &memory.machine;
-    let end = Instant::now() + one_guest::LIMIT;
-    while machine.ready() < 4 {
-        assert!(Instant::now() < end, "four superslots are to be ready");
-        std::thread::sleep(Duration::from_millis(1));
-    }
     let (first, order) = memory.lock().cache().iter().next().unwrap();
     let slot = machine.slot(first, order).unwrap();
     let ring = pin::pin(slot.part(0, PAGE_BYTES).unwrap());

@@ -152,6 +152,11 @@ impl Defect {
     }
 }
 
+/// Whether no guest is managed on a kernel that has a defect so.
+pub(super) fn is_refused(&(defect, has): &(&Defect, Presence)) -> bool {
+    defect.action == Action::Refuse && has == Presence::Present
+}
+
 impl fmt::Display for Defect {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} (fixed in Linux {}", self.effect, self.fixed_in)?;
@@ -191,10 +196,7 @@ fn harmful_in(release: Release, is: impl Fn(When) -> bool) -> Vec<(&'static Defe
 /// The first defect for which no guest is managed on this host now.
 #[must_use]
 pub fn refused() -> Option<&'static Defect> {
-    let refuses = |(defect, has): &(&Defect, Presence)| {
-        defect.action == Action::Refuse && *has == Presence::Present
-    };
-    harmful().into_iter().find(refuses).map(|(defect, _)| defect)
+    harmful().into_iter().find(is_refused).map(|(defect, _)| defect)
 }
 
 #[cfg(test)]

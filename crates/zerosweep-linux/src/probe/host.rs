@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use super::defects::{self, Action, Defect, Presence};
+use super::defects::{self, Defect, Presence};
 use super::{Check, KernelVersion};
 use crate::sys::{raw, uffd};
 
@@ -77,10 +77,7 @@ fn kernel_defects(harmful: &[(&Defect, Presence)]) -> Check {
         Some(version) => format!("boot Linux {version} or a kernel with these fixes"),
         None => String::new(),
     };
-    let is_refused = |&(defect, has): &(&Defect, Presence)| {
-        defect.action == Action::Refuse && has == Presence::Present
-    };
-    match harmful.iter().any(is_refused) {
+    match harmful.iter().any(defects::is_refused) {
         true => Check::fail(name, found, mend),
         false => Check::warn(name, found, mend),
     }

@@ -276,7 +276,7 @@ impl Cpu {
         self.kept.iter().map(|(&gfn, &(word, value))| {
             // What is mapped is where it must be, whether the entry says so yet or not.
             let mapped = self.machine.translate(gfn).map(|(mfn, _)| mfn);
-            let mfn = mapped.or_else(|| zerosweep_sim::frame_of(domain, gfn));
+            let mfn = mapped.or_else(|| domain.p2m().frame(gfn));
             let mfn = mfn.unwrap_or_else(|| panic!("INV-10: a lift now would lose {gfn}"));
             Kept { gfn, mfn, word, value }
         })

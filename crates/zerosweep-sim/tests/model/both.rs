@@ -59,7 +59,7 @@ impl Watched<'_> {
     fn kept(&self) -> Vec<Kept> {
         let kept = self.known.iter().map(|(&page, &value)| {
             let gfn = Gfn::new(page as u64);
-            let mfn = zerosweep_sim::frame_of(&self.guest.domain, gfn);
+            let mfn = self.guest.domain.p2m().frame(gfn);
             let mfn = mfn.unwrap_or_else(|| panic!("INV-10: a lift now would lose {gfn}"));
             Kept { gfn, mfn, word: offset(page) / 8, value }
         });
