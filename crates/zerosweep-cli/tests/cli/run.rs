@@ -13,11 +13,23 @@ use zerosweep_wire::{AgentConfig, Operation, State};
 const GIB: u64 = 1 << 30;
 
 /// Starts `zerosweep run OPTIONS -- VMM` for a guest "vm" of 1 GiB with a target of 256 MiB.
+///
+/// A shell starts its background jobs with SIGINT ignored, and no script can trap a signal that was
+/// ignored when it started. `env` sets it back.
 fn start(place: &Place, options: &[&str], vmm: &str) -> Child {
     let mut arguments = vec!["run", "--name", "vm", "--target", "256M"];
     arguments.extend(options);
     arguments.extend(["--", vmm, "-m", "1G"]);
-    place.command(&arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    let program = place.command(&arguments);
+    let mut command = Command::new("env");
+    command.arg("--default-signal=INT").arg(program.get_program()).args(program.get_args());
+    for (name, value) in program.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
 /// Ends a child that a failing test would leave.
