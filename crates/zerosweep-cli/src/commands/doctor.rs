@@ -8,12 +8,12 @@ use std::fs::OpenOptions;
 use std::process::{Command, ExitCode};
 
 use serde::Serialize;
+use zerosweep_client::error::Failure;
+use zerosweep_client::output;
 use zerosweep_lab::image::GuestImage;
 use zerosweep_linux::probe::{Check, Probe, Status};
 
 use crate::cli::ListArguments;
-use crate::error::Failure;
-use crate::output;
 use crate::vmm::host::Host;
 
 /// Prints every finding.

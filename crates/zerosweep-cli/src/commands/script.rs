@@ -6,12 +6,12 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use zerosweep::Policy;
+use zerosweep_client::error::Failure;
+use zerosweep_client::output;
+use zerosweep_client::size::PAGE_BYTES;
 use zerosweep_lab::script::{Runner, Script};
 
 use crate::cli::ScriptArguments;
-use crate::error::Failure;
-use crate::output;
-use crate::size::PAGE_BYTES;
 
 /// Does all steps. An error in one is an answer: the exit status is 0 all the same.
 pub(super) fn execute(arguments: &ScriptArguments) -> Result<ExitCode, Failure> {

@@ -22,14 +22,15 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{PidfdFlags, Signal};
+use zerosweep_client::error::Failure;
+use zerosweep_client::output::eprint_line;
+use zerosweep_client::runtime::{self, Claim, GuestFiles};
 use zerosweep_wire::AgentConfig;
 
 use crate::commands::run::plan::Plan;
 use crate::commands::run::supervise::{Process, Supervisor};
 use crate::commands::run::{Event, STOP_TIMEOUT};
-use crate::console::{Console, Terminal, Verbosity, complain};
-use crate::error::Failure;
-use crate::runtime::{self, Claim, GuestFiles};
+use crate::console::{Console, Terminal, Verbosity};
 
 /// First arguments; QEMU would take such a word for a disk image.
 const LAUNCHER: &str = "zerosweep-launcher";
@@ -144,7 +145,7 @@ fn claim(config: &AgentConfig) -> Result<(GuestFiles, Claim), Failure> {
 /// Waits for QEMU's end, or ends it when the guest cannot be managed.
 fn wait(vmm: &Beside, events: &Receiver<Event>) {
     while let Ok(Event::Failed(reason)) = events.recv() {
-        complain(&format!("error: {reason}; stopping QEMU"));
+        eprint_line(&format!("error: {reason}; stopping QEMU"));
         vmm.stop(STOP_TIMEOUT);
     }
 }

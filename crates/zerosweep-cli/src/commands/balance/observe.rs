@@ -3,16 +3,16 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use zerosweep_client::agent::{Client, ClientError};
+use zerosweep_client::error::Failure;
+use zerosweep_client::qmp::{GuestStats, Qmp, QmpError};
+use zerosweep_client::runtime::{self, GuestFiles, HELLO_TIMEOUT};
+use zerosweep_client::size::{PAGE_BYTES, Size};
 use zerosweep_wire::{Operation, State, Status};
 
 use super::decide::{Decision, Following, QUANTUM, Seen};
 use super::need::{self, Before, Sample};
 use super::policy::Policy;
-use crate::client::{Client, ClientError};
-use crate::error::Failure;
-use crate::qmp::{GuestStats, Qmp, QmpError};
-use crate::runtime::{self, GuestFiles, HELLO_TIMEOUT};
-use crate::size::{PAGE_BYTES, Size};
 
 /// Longest wait for one answer of QEMU.
 const QMP_TIMEOUT: Duration = Duration::from_secs(2);

@@ -15,11 +15,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Deserialize;
+use zerosweep_client::error::Failure;
+use zerosweep_client::size::Size;
 
 use super::decide::{Limits, QUANTUM};
 use crate::cli::BalanceArguments;
-use crate::error::Failure;
-use crate::size::Size;
 
 /// The least that a guest gets of which nothing is said.
 const DEFAULT_MIN: u64 = 256 << 20;

@@ -7,15 +7,15 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use zerosweep_client::error::Failure;
+use zerosweep_client::output;
+use zerosweep_client::size::Size;
 use zerosweep_lab::image::GuestImage;
 use zerosweep_lab::result::{HostFacts, SCHEMA};
 use zerosweep_wire::{Operation, Status};
 
 use super::{Narrator, sizes};
 use crate::cli::DemoArguments;
-use crate::error::Failure;
-use crate::output;
-use crate::size::Size;
 
 const VMM: &str = "qemu-system-x86_64";
 /// How long a guest may take in all.

@@ -2,9 +2,8 @@
 
 use std::fmt::Write as _;
 
+use zerosweep_client::size::Size;
 use zerosweep_lab::result::{Outcome, Run, TimeKind};
-
-use crate::size::Size;
 
 /// The runs, by guest, with what the figures mean below.
 pub(super) fn table(runs: &[Run]) -> String {

@@ -12,12 +12,12 @@
 
 use std::time::{Duration, Instant};
 
+use zerosweep_client::qmp::{Qmp, QmpError};
+use zerosweep_client::runtime::GuestFiles;
+use zerosweep_client::size::Size;
 use zerosweep_wire::{AgentConfig, BeforeStart, Status};
 
 use crate::console::Console;
-use crate::qmp::{Qmp, QmpError};
-use crate::runtime::GuestFiles;
-use crate::size::Size;
 
 /// Longest wait for one answer of QEMU.
 const QMP_TIMEOUT: Duration = Duration::from_secs(2);

@@ -7,6 +7,9 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use zerosweep_client::error::Failure;
+use zerosweep_client::runtime::GuestFiles;
+use zerosweep_client::size::{PAGE_BYTES, Size};
 use zerosweep_wire::{
     AgentConfig, BeforeStart, CONFIG_VARIABLE, EventDetail, Follow, OnExhaustion, PROTOCOL,
     ReturnMode,
@@ -15,9 +18,6 @@ use zerosweep_wire::{
 use crate::agent;
 use crate::cli::RunArguments;
 use crate::console::Terminal;
-use crate::error::Failure;
-use crate::runtime::GuestFiles;
-use crate::size::{PAGE_BYTES, Size};
 use crate::vmm::args::{self, Analysis, DEFAULT_RAM_BYTES, RAM_ALIGNMENT_BYTES, Ram};
 use crate::vmm::host::Host;
 use crate::vmm::{elf, monitors, options, program};
@@ -26,7 +26,8 @@ use crate::vmm::{elf, monitors, options, program};
 const OTHER_VMMS: [&str; 5] = ["cloud-hypervisor", "crosvm", "firecracker", "kvmtool", "lkvm"];
 
 /// What the target is until a tool beside us says it: enough for what firmware writes before the
-/// guest runs, and no more, for a target is easily raised, but lowered only as the guest gives back.
+/// guest runs, and no more, for a target is easily raised, but lowered only as the guest gives
+/// back.
 const FIRST_TARGET: Size = Size(64 << 20);
 
 /// The id of the balloon device that is added.
@@ -207,8 +208,8 @@ impl Plan {
     }
 }
 
-/// Whose requests the target follows. A VMM without a balloon of the other tool's making, or without
-/// a monitor of its, is asked nothing that could be followed.
+/// Whose requests the target follows. A VMM without a balloon of the other tool's making, or
+/// without a monitor of its, is asked nothing that could be followed.
 fn follow(wanted: &Wanted<'_>, analysis: &Analysis) -> Option<Follow> {
     let has_no_balloon = analysis.missing_balloon.is_some() || analysis.without_bus.is_some();
     if wanted.managed_by == ManagedBy::Us || has_no_balloon {
@@ -266,8 +267,8 @@ fn guest_name(given: Option<&str>, analysis: &Analysis) -> String {
         .map_or_else(|| format!("guest-{}", std::process::id()), str::to_owned)
 }
 
-/// Those of the options `-global CLASS.PROPERTY=off` whose property this program knows. QEMU does not
-/// start with another one. Behind a script there may be any program.
+/// Those of the options `-global CLASS.PROPERTY=off` whose property this program knows. QEMU does
+/// not start with another one. Behind a script there may be any program.
 fn known_options(options: Vec<String>, program: &Path) -> Vec<String> {
     if options.is_empty() || elf::is_script(program) {
         return options;

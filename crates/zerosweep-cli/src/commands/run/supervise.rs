@@ -13,17 +13,17 @@ use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use zerosweep_client::agent::{Client, ClientError, Link};
+use zerosweep_client::error::Failure;
+use zerosweep_client::runtime::GuestFiles;
+use zerosweep_client::size::Size;
 use zerosweep_wire::{AgentConfig, Operation, State, Status};
 
 use super::Event;
 use super::absence::Absence;
 use super::alarms::Alarms;
 use super::balloon::{self, Balloon, Course, Told};
-use crate::client::{Client, ClientError, Link};
 use crate::console::Console;
-use crate::error::Failure;
-use crate::runtime::GuestFiles;
-use crate::size::Size;
 
 /// Longest wait for one answer of the agent.
 const AGENT_TIMEOUT: Duration = Duration::from_secs(2);

@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal};
+use zerosweep_client::agent::Client;
+use zerosweep_client::qmp::{Qmp, QmpError};
 use zerosweep_lab::real_guest::{Account, Console, Held, RealExperiment, Sampler};
 use zerosweep_wire::{Operation, Status};
 
 use super::directory::Directory;
 use super::{Qemu, VMM};
-use crate::client::Client;
-use crate::qmp::{Qmp, QmpError};
 
 /// Longest wait for one answer of QEMU.
 const QMP_TIMEOUT: Duration = Duration::from_secs(5);

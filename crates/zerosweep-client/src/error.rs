@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 /// Why a command did not do what was asked.
 #[derive(Debug)]
-pub(crate) struct Failure {
+pub struct Failure {
     kind: Kind,
     message: String,
 }
@@ -21,17 +21,17 @@ enum Kind {
 
 impl Failure {
     /// The work failed (exit status 1).
-    pub(crate) fn work(message: impl fmt::Display) -> Self {
+    pub fn work(message: impl fmt::Display) -> Self {
         Self { kind: Kind::Work, message: message.to_string() }
     }
 
     /// Wrong usage (exit status 2).
-    pub(crate) fn usage(message: impl fmt::Display) -> Self {
+    pub fn usage(message: impl fmt::Display) -> Self {
         Self { kind: Kind::Usage, message: message.to_string() }
     }
 
     /// The exit status that belongs to it.
-    pub(crate) fn exit_code(&self) -> ExitCode {
+    pub fn exit_code(&self) -> ExitCode {
         match self.kind {
             Kind::Work => ExitCode::from(1),
             Kind::Usage => ExitCode::from(2),

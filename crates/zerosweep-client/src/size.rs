@@ -3,24 +3,27 @@
 use std::fmt;
 
 /// Bytes of a guest page; every size of guest memory is a multiple of it.
-pub(crate) const PAGE_BYTES: u64 = 4096;
+pub const PAGE_BYTES: u64 = 4096;
 
 const UNITS: [(char, u32); 6] = [('E', 60), ('P', 50), ('T', 40), ('G', 30), ('M', 20), ('K', 10)];
 
 /// A number of bytes, shown exactly in the largest unit that divides it: `512M`, `1536M`, `4100`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Size(pub(crate) u64);
+pub struct Size(pub u64);
 
 impl Size {
     /// Reads `512M`, `2G`, `1.5G`, `4096`; for clap.
-    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+    ///
+    /// # Errors
+    /// What is wrong, and how a size is written.
+    pub fn parse(text: &str) -> Result<Self, String> {
         parse_size::Config::new().with_binary().parse_size(text).map(Self).map_err(|error| {
             format!("{error}; sizes are written as 512M or 2G, a bare number is bytes")
         })
     }
 
     /// The size in few characters, rounded to a tenth: `512M`, `1.5G`, `766.3M`.
-    pub(crate) fn rounded(self) -> String {
+    pub fn rounded(self) -> String {
         for (unit, shift) in UNITS {
             let one = 1_u64 << shift;
             if self.0 >= one {
@@ -36,7 +39,7 @@ impl Size {
     }
 
     /// Whether it is a whole number of guest pages.
-    pub(crate) fn is_whole_pages(self) -> bool {
+    pub fn is_whole_pages(self) -> bool {
         self.0.is_multiple_of(PAGE_BYTES)
     }
 }
@@ -53,12 +56,12 @@ impl fmt::Display for Size {
 }
 
 /// A number of 4 KiB pages, rounded like [`Size::rounded`].
-pub(crate) fn pages(count: u64) -> String {
+pub fn pages(count: u64) -> String {
     Size(count.saturating_mul(PAGE_BYTES)).rounded()
 }
 
 /// Like [`pages`], for quantities that can be negative.
-pub(crate) fn signed_pages(count: i64) -> String {
+pub fn signed_pages(count: i64) -> String {
     let sign = if count < 0 { "-" } else { "" };
     format!("{sign}{}", pages(count.unsigned_abs()))
 }

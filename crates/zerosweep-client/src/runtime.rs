@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use zerosweep_wire::{MAX_LINE_BYTES, runtime as wire};
 
-use crate::client::Client;
+use crate::agent::Client;
 use crate::error::Failure;
 use crate::lines::LineStream;
 use crate::trust;
@@ -26,7 +26,7 @@ use crate::trust;
 /// Bytes in a Unix socket's path, without its end (`sun_path`).
 const MAX_SOCKET_PATH_BYTES: usize = 107;
 /// How long a guest may take to say who it is.
-pub(crate) const HELLO_TIMEOUT: Duration = Duration::from_secs(2);
+pub const HELLO_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The mode of sockets.
 const OWNER_ONLY: Mode = Mode::RUSR.union(Mode::WUSR);
@@ -36,9 +36,11 @@ const LOCK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The files of one guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct GuestFiles {
-    pub(crate) socket: PathBuf,
-    pub(crate) qmp: PathBuf,
+pub struct GuestFiles {
+    /// The agent's socket.
+    pub socket: PathBuf,
+    /// QEMU's socket.
+    pub qmp: PathBuf,
     lock: PathBuf,
 }
 
@@ -47,7 +49,7 @@ impl GuestFiles {
     ///
     /// # Errors
     /// Wrong usage if `name` cannot be a guest's.
-    pub(crate) fn new(directory: &Path, name: &str) -> Result<Self, Failure> {
+    pub fn new(directory: &Path, name: &str) -> Result<Self, Failure> {
         wire::check_name(name).map_err(Failure::usage)?;
         let socket = wire::control_socket(directory, name);
         let length = socket.as_os_str().len();
@@ -62,15 +64,15 @@ impl GuestFiles {
         Ok(Self { socket, qmp: wire::qmp_socket(directory, name), lock })
     }
 
-    /// Lets nobody but their owner connect to the sockets: QEMU makes its own with the umask. Whether
-    /// both are there.
-    pub(crate) fn make_private(&self) -> bool {
+    /// Lets nobody but their owner connect to the sockets: QEMU makes its own with the umask.
+    /// Whether both are there.
+    pub fn make_private(&self) -> bool {
         [&self.socket, &self.qmp].map(|file| rustix::fs::chmod(file, OWNER_ONLY).is_ok())
             == [true; 2]
     }
 
     /// Removes the sockets that a VMM left.
-    pub(crate) fn remove_sockets(&self) {
+    pub fn remove_sockets(&self) {
         for file in [&self.socket, &self.qmp] {
             let _ = std::fs::remove_file(file);
         }
@@ -81,12 +83,15 @@ impl GuestFiles {
 ///
 /// # Errors
 /// Wrong usage if `name` cannot be a guest's.
-pub(crate) fn find(name: &str) -> Result<GuestFiles, Failure> {
+pub fn find(name: &str) -> Result<GuestFiles, Failure> {
     find_in(&wire::directories(), name)
 }
 
 /// As [`find`], in other directories.
-pub(crate) fn find_in(directories: &[PathBuf], name: &str) -> Result<GuestFiles, Failure> {
+///
+/// # Errors
+/// As [`find`].
+pub fn find_in(directories: &[PathBuf], name: &str) -> Result<GuestFiles, Failure> {
     let own = GuestFiles::new(&directories[0], name)?;
     if own.socket.exists() {
         return Ok(own);
@@ -101,14 +106,15 @@ pub(crate) fn find_in(directories: &[PathBuf], name: &str) -> Result<GuestFiles,
 ///
 /// # Errors
 /// When this user's own directory cannot be read.
-pub(crate) fn every_guest() -> Result<Vec<(String, GuestFiles)>, Failure> {
+pub fn every_guest() -> Result<Vec<(String, GuestFiles)>, Failure> {
     every_guest_in(&wire::directories())
 }
 
 /// As [`every_guest`], in other directories.
-pub(crate) fn every_guest_in(
-    directories: &[PathBuf],
-) -> Result<Vec<(String, GuestFiles)>, Failure> {
+///
+/// # Errors
+/// As [`every_guest`].
+pub fn every_guest_in(directories: &[PathBuf]) -> Result<Vec<(String, GuestFiles)>, Failure> {
     let mut guests: Vec<(String, GuestFiles)> = Vec::new();
     for (at, directory) in directories.iter().enumerate() {
         let found = match names(directory) {
@@ -129,7 +135,10 @@ pub(crate) fn every_guest_in(
 }
 
 /// Makes the runtime directory, for its owner only, and checks that it is that.
-pub(crate) fn create_directory(directory: &Path) -> Result<(), Failure> {
+///
+/// # Errors
+/// When it cannot be made, or is another user's.
+pub fn create_directory(directory: &Path) -> Result<(), Failure> {
     let cannot = |error: io::Error| {
         let how = how_to_make(directory);
         Failure::work(format!(
@@ -167,7 +176,7 @@ fn how_to_make(directory: &Path) -> String {
 
 /// A guest's name, held for as long as this lives; dropping it removes the guest's files.
 #[derive(Debug)]
-pub(crate) struct Claim {
+pub struct Claim {
     files: GuestFiles,
     _lock: File,
 }
@@ -177,7 +186,7 @@ impl Claim {
     ///
     /// # Errors
     /// Wrong usage if a guest of that name is alive or being started.
-    pub(crate) fn take(
+    pub fn take(
         name: &str,
         files: GuestFiles,
         mut removed: impl FnMut(&Path),
@@ -221,7 +230,7 @@ impl Drop for Claim {
 ///
 /// # Errors
 /// When it cannot be read, or its sockets are not to be believed.
-pub(crate) fn names(directory: &Path) -> Result<Vec<String>, Failure> {
+pub fn names(directory: &Path) -> Result<Vec<String>, Failure> {
     match trust::directory(directory) {
         Err(distrust) if distrust.is_missing() => return Ok(Vec::new()),
         Err(distrust) => return Err(Failure::work(distrust)),
@@ -243,7 +252,7 @@ pub(crate) fn names(directory: &Path) -> Result<Vec<String>, Failure> {
 
 /// Removes the files of a guest whose socket nobody listens on, unless its `run` still has them. In
 /// another user's directory nothing is removed, nor locked: it may have become another directory.
-pub(crate) fn remove_stale(files: &GuestFiles) {
+pub fn remove_stale(files: &GuestFiles) {
     if files.lock.parent().is_some_and(trust::is_own_directory)
         && let Ok(Some(lock)) = lock(&files.lock, Missing::Create)
     {
@@ -258,7 +267,7 @@ pub(crate) fn remove_stale(files: &GuestFiles) {
 
 /// Removes lock files that nobody holds: left by a `run` that was killed, or by one whose guest
 /// is still alive and needs none.
-pub(crate) fn remove_free_locks(directory: &Path) {
+pub fn remove_free_locks(directory: &Path) {
     if !trust::is_own_directory(directory) {
         return;
     }

@@ -1,4 +1,5 @@
-//! `/metrics`: the figures of all guests for Prometheus and its like (`exposition`: in which format).
+//! `/metrics`: the figures of all guests for Prometheus and its like (`exposition`: in which
+//! format).
 //!
 //! Agents are asked when somebody scrapes, all at the same time; one that does not answer has
 //! `zerosweep_up` 0 and nothing else.
@@ -15,13 +16,13 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
+use zerosweep_client::poll::PollError;
+use zerosweep_client::size::PAGE_BYTES;
 use zerosweep_wire::{State as GuestState, Status};
 
-use super::Server;
-use super::api::{Refusal, look_at_all};
-use super::exposition::Exposition;
-use crate::commands::look::Unseen;
-use crate::size::PAGE_BYTES;
+use crate::Server;
+use crate::api::{Refusal, poll_all};
+use crate::exposition::Exposition;
 
 /// Begins every name.
 const PREFIX: &str = "zerosweep";
@@ -308,16 +309,16 @@ fn bytes(pages: u64) -> u64 {
 }
 
 /// What is answered to a scrape.
-pub(super) async fn metrics(
+pub(crate) async fn metrics(
     State(server): State<Server>,
     headers: HeaderMap,
 ) -> Result<([(HeaderName, &'static str); 2], String), Refusal> {
     let format = Exposition::wanted(&headers);
-    let views = look_at_all(&server).await?;
+    let views = poll_all(&server).await?;
     let guests = views.into_iter().filter_map(|(name, view)| match &*view {
-        Ok(seen) => Some((name, Some(seen.status.clone()))),
-        Err(Unseen::Gone) => None,
-        Err(Unseen::Failed(_)) => Some((name, None)),
+        Ok(sample) => Some((name, Some(sample.status.clone()))),
+        Err(PollError::Gone) => None,
+        Err(PollError::Failed(_)) => Some((name, None)),
     });
     let text = Scrape(guests.collect()).text().map_err(|error| {
         Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "server", error.to_string())
@@ -413,7 +414,7 @@ mod tests {
     use prometheus_parse::{Scrape as Parsed, Value};
 
     use super::*;
-    use crate::test_support::sample_status;
+    use zerosweep_client::test_support::sample_status;
 
     fn sample() -> String {
         let status = Status { policy: "zerosweep".into(), ..sample_status("vm") };
@@ -479,7 +480,7 @@ mod tests {
 
     #[test]
     fn the_manual_lists_every_name_and_each_has_its_help() {
-        let manual = include_str!("../../../../../docs/serve.md");
+        let manual = include_str!("../../../docs/serve.md");
         let text = sample();
         let helps = text.lines().filter_map(|line| line.strip_prefix("# HELP "));
         let mut all = 0;

@@ -23,12 +23,12 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
+use zerosweep_client::poll::PollError;
 use zerosweep_wire::Status;
 
-use super::Server;
-use super::api::Refusal;
-use super::guests::{Guests, Pace, View, Watch};
-use crate::commands::look::Unseen;
+use crate::Server;
+use crate::api::Refusal;
+use crate::guests::{Guests, Pace, View, Watch};
 
 /// Streams at the same time.
 const MOST_STREAMS: usize = 32;
@@ -39,10 +39,10 @@ const WAITING: usize = 8;
 
 /// The streams that may still be opened.
 #[derive(Clone, Debug)]
-pub(super) struct Streams(Arc<Semaphore>);
+pub(crate) struct Streams(Arc<Semaphore>);
 
 impl Streams {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(Arc::new(Semaphore::new(MOST_STREAMS)))
     }
 }
@@ -50,7 +50,7 @@ impl Streams {
 /// What a page wants.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Wanted {
+pub(crate) struct Wanted {
     /// The guest to be seen ten times a second; the others are once.
     live: Option<String>,
 }
@@ -83,7 +83,7 @@ struct Runs<'a> {
 }
 
 /// Opens a stream.
-pub(super) async fn events(
+pub(crate) async fn events(
     State(server): State<Server>,
     wanted: Result<Query<Wanted>, QueryRejection>,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Refusal> {
@@ -163,16 +163,16 @@ async fn send_view(
     shown: &mut Option<Arc<str>>,
     page: &mpsc::Sender<Event>,
 ) -> Option<()> {
-    let seen = match &**view {
-        Ok(seen) => seen,
-        Err(Unseen::Gone) => return send(page, "status", &Failed { name, error: None }).await,
-        Err(Unseen::Failed(error)) => {
+    let sample = match &**view {
+        Ok(sample) => sample,
+        Err(PollError::Gone) => return send(page, "status", &Failed { name, error: None }).await,
+        Err(PollError::Failed(error)) => {
             return send(page, "status", &Failed { name, error: Some(error) }).await;
         }
     };
-    let figures = Figures { name, at_ms: seen.at_ms, status: &seen.status };
+    let figures = Figures { name, at_ms: sample.at_ms, status: &sample.status };
     send(page, "status", &figures).await?;
-    if let Some(letters) = &seen.letters
+    if let Some(letters) = &sample.letters
         && shown.as_ref() != Some(letters)
     {
         let runs = Runs { name, superpages: letters.len(), runs: runs(letters) };

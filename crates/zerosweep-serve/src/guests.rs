@@ -1,12 +1,12 @@
 //! All guests, and one poller for each that somebody watches.
 //!
 //! ```text
-//! viewer ─┐                    ┌─ poller of vm1 ── look ── agent
+//! viewer ─┐                    ┌─ poller of vm1 ── poll ── agent
 //! viewer ─┼─ Watch ── watch::  ┤
-//! scrape ─┘          channel   └─ poller of vm2 ── look ── agent
+//! scrape ─┘          channel   └─ poller of vm2 ── poll ── agent
 //! ```
 //!
-//! A poller starts with the first [`Watch`] and ends with the last. How often it looks is the
+//! A poller starts with the first [`Watch`] and ends with the last. How often it polls is the
 //! greatest of the wishes; an agent that answers slowly is asked less often, so that at most a
 //! third of one CPU's time goes into its answers.
 
@@ -19,13 +19,13 @@ use serde::Serialize;
 use tokio::sync::{Mutex as AsyncMutex, Notify, OwnedMutexGuard, watch};
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until, timeout};
+use zerosweep_client::agent::Link;
+use zerosweep_client::error::Failure;
+use zerosweep_client::runtime::{self, GuestFiles};
 
-use crate::client::Link;
-use crate::commands::look::{AGENT_TIMEOUT, Seen, Unseen, What, look};
-use crate::error::Failure;
-use crate::runtime::{self, GuestFiles};
+use zerosweep_client::poll::{AGENT_TIMEOUT, Detail, PollError, Sample, poll};
 
-/// A first look takes at most a connect, a hello and an answer.
+/// A first poll takes at most a connect, a hello and an answer.
 const FIRST_LOOK: Duration = Duration::from_secs(5);
 /// An agent rests so many times as long as it has worked.
 const REST: u32 = 2;
@@ -35,7 +35,7 @@ const SAMPLE_INTERVAL_MS: u64 = 1000;
 
 /// How closely a guest is watched. The order is that of their costs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Pace {
+pub(crate) enum Pace {
     /// The figures, once a second: a scrape, or one answer.
     Figures,
     /// With the map, once a second.
@@ -54,20 +54,20 @@ impl Pace {
         }
     }
 
-    fn what(self) -> What {
+    fn detail(self) -> Detail {
         match self {
-            Self::Figures => What::Figures,
-            Self::Overview | Self::Live => What::Map,
+            Self::Figures => Detail::Figures,
+            Self::Overview | Self::Live => Detail::Map,
         }
     }
 }
 
-/// What the last look gave.
-pub(super) type View = Arc<Result<Seen, Unseen>>;
+/// What the last poll gave.
+pub(crate) type View = Arc<Result<Sample, PollError>>;
 
 /// A point of the timeline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub(super) struct Sample {
+pub(crate) struct Point {
     /// Milliseconds since 1970.
     at_ms: u64,
     total_bytes: u64,
@@ -79,7 +79,7 @@ pub(super) struct Sample {
 
 /// All guests of this user.
 #[derive(Debug)]
-pub(super) struct Guests {
+pub(crate) struct Guests {
     directories: Vec<PathBuf>,
     known: Mutex<BTreeMap<String, Arc<Guest>>>,
 }
@@ -107,17 +107,17 @@ struct Watched {
 struct History {
     /// Whose it is: a new VMM may have an old name.
     pid: u32,
-    samples: VecDeque<Sample>,
+    samples: VecDeque<Point>,
 }
 
 impl Guests {
     /// Those that have their sockets in `directories`; of two of one name that in the first.
-    pub(super) fn new(directories: Vec<PathBuf>) -> Arc<Self> {
+    pub(crate) fn new(directories: Vec<PathBuf>) -> Arc<Self> {
         Arc::new(Self { directories, known: Mutex::default() })
     }
 
     /// The names of all guests that have a socket. What of others is remembered, is forgotten.
-    pub(super) async fn names(&self) -> Result<Vec<String>, Failure> {
+    pub(crate) async fn names(&self) -> Result<Vec<String>, Failure> {
         let directories = self.directories.clone();
         let guests = spawn_blocking(move || runtime::every_guest_in(&directories)).await;
         let guests = guests.map_err(Failure::work)??;
@@ -129,17 +129,17 @@ impl Guests {
     }
 
     /// Watches a guest at a pace, until what is given is dropped. `None`: no guest has that name.
-    pub(super) fn watch(&self, name: &str, pace: Pace) -> Option<Watch> {
+    pub(crate) fn watch(&self, name: &str, pace: Pace) -> Option<Watch> {
         Some(Guest::watch(self.guest(name)?, pace))
     }
 
     /// A guest's files; `None`: no guest has that name.
-    pub(super) fn files(&self, name: &str) -> Option<GuestFiles> {
+    pub(crate) fn files(&self, name: &str) -> Option<GuestFiles> {
         Some(self.guest(name)?.files.clone())
     }
 
     /// The right to have a guest's agent do long work: for one at a time.
-    pub(super) fn begin_work(&self, name: &str) -> Option<OwnedMutexGuard<()>> {
+    pub(crate) fn begin_work(&self, name: &str) -> Option<OwnedMutexGuard<()>> {
         Arc::clone(&self.guest(name)?.work).try_lock_owned().ok()
     }
 
@@ -156,7 +156,7 @@ impl Guests {
     }
 
     /// What was seen of a guest while somebody watched.
-    pub(super) fn history(&self, name: &str) -> Vec<Sample> {
+    pub(crate) fn history(&self, name: &str) -> Vec<Point> {
         let guest = lock(&self.known).get(name).cloned();
         guest.map_or_else(Vec::new, |guest| lock(&guest.history).samples.iter().copied().collect())
     }
@@ -180,7 +180,7 @@ impl Guest {
         watched.watches[pace as usize] += 1;
         match std::mem::replace(&mut watched.has_poller, true) {
             true => guest.changed.notify_one(),
-            false => drop(tokio::spawn(poll(Arc::clone(&guest)))),
+            false => drop(tokio::spawn(keep_polling(Arc::clone(&guest)))),
         }
         drop(watched);
         Watch { guest, pace, views }
@@ -205,25 +205,25 @@ impl Guest {
     }
 }
 
-/// Looks at a guest for as long as somebody watches.
-async fn poll(guest: Arc<Guest>) {
+/// Polls a guest for as long as somebody watches.
+async fn keep_polling(guest: Arc<Guest>) {
     let mut link = Link::new(guest.files.socket.clone(), AGENT_TIMEOUT);
     while let Some(pace) = guest.pace_or_end() {
         let began = Instant::now();
-        let looked = spawn_blocking(move || {
-            let view = look(&mut link, pace.what()).map_err(Unseen::from);
+        let polled = spawn_blocking(move || {
+            let view = poll(&mut link, pace.detail()).map_err(PollError::from);
             (link, view)
         });
         let view;
-        (link, view) = match looked.await {
-            Ok(looked) => looked,
+        (link, view) = match polled.await {
+            Ok(polled) => polled,
             Err(error) => (
                 Link::new(guest.files.socket.clone(), AGENT_TIMEOUT),
-                Err(Unseen::Failed(error.to_string())),
+                Err(PollError::Failed(error.to_string())),
             ),
         };
-        if let Ok(seen) = &view {
-            lock(&guest.history).add(seen);
+        if let Ok(sample) = &view {
+            lock(&guest.history).add(sample);
         }
         guest.views.send_replace(Some(Arc::new(view)));
         let rested = Instant::now() + began.elapsed() * REST;
@@ -231,10 +231,10 @@ async fn poll(guest: Arc<Guest>) {
     }
 }
 
-/// Waits until the guest is to be looked at again: sooner if somebody comes who wishes for more.
-async fn rest(guest: &Guest, looked: Pace, began: Instant, rested: Instant) {
+/// Waits until the guest is to be polled again: sooner if somebody comes who wishes for more.
+async fn rest(guest: &Guest, last: Pace, began: Instant, rested: Instant) {
     while let Some(pace) = guest.pace() {
-        let lacks_map = pace.what() == What::Map && looked.what() == What::Figures;
+        let lacks_map = pace.detail() == Detail::Map && last.detail() == Detail::Figures;
         let next = if lacks_map { rested } else { rested.max(began + pace.interval()) };
         tokio::select! {
             () = sleep_until(next) => return,
@@ -244,54 +244,54 @@ async fn rest(guest: &Guest, looked: Pace, began: Instant, rested: Instant) {
 }
 
 impl History {
-    fn add(&mut self, seen: &Seen) {
-        let status = &seen.status;
+    fn add(&mut self, sample: &Sample) {
+        let status = &sample.status;
         if std::mem::replace(&mut self.pid, status.pid) != status.pid {
             self.samples.clear();
         }
-        let last = self.samples.back().map_or(0, |sample| sample.at_ms);
-        if seen.at_ms < last.saturating_add(SAMPLE_INTERVAL_MS) {
+        let last = self.samples.back().map_or(0, |point| point.at_ms);
+        if sample.at_ms < last.saturating_add(SAMPLE_INTERVAL_MS) {
             return;
         }
         if self.samples.len() == HISTORY {
             self.samples.pop_front();
         }
-        self.samples.push_back(Sample::new(seen));
+        self.samples.push_back(Point::new(sample));
     }
 }
 
-impl Sample {
-    fn new(seen: &Seen) -> Self {
-        let pages = &seen.status.pages;
-        let bytes = |count: u64| count.saturating_mul(crate::size::PAGE_BYTES);
+impl Point {
+    fn new(sample: &Sample) -> Self {
+        let pages = &sample.status.pages;
+        let bytes = |count: u64| count.saturating_mul(zerosweep_client::size::PAGE_BYTES);
         Self {
-            at_ms: seen.at_ms,
+            at_ms: sample.at_ms,
             total_bytes: bytes(pages.total),
             populated_bytes: bytes(pages.populated),
             cache_bytes: bytes(pages.cache),
             entries_bytes: bytes(pages.entries),
-            target_bytes: seen.status.target_bytes,
+            target_bytes: sample.status.target_bytes,
         }
     }
 }
 
 /// Somebody who watches a guest.
-pub(super) struct Watch {
+pub(crate) struct Watch {
     guest: Arc<Guest>,
     pace: Pace,
     views: watch::Receiver<Option<View>>,
 }
 
 impl Watch {
-    /// What is known now, or with the first look.
-    pub(super) async fn first(&mut self) -> View {
-        let seen = timeout(FIRST_LOOK, self.views.wait_for(Option::is_some)).await;
-        let view = seen.ok().and_then(|view| view.ok()?.clone());
-        view.unwrap_or_else(|| Arc::new(Err(Unseen::Failed("no answer in time".to_owned()))))
+    /// What is known now, or after the first poll.
+    pub(crate) async fn first(&mut self) -> View {
+        let first = timeout(FIRST_LOOK, self.views.wait_for(Option::is_some)).await;
+        let view = first.ok().and_then(|view| view.ok()?.clone());
+        view.unwrap_or_else(|| Arc::new(Err(PollError::Failed("no answer in time".to_owned()))))
     }
 
-    /// What the next look gives.
-    pub(super) async fn next(&mut self) -> View {
+    /// What the next poll gives.
+    pub(crate) async fn next(&mut self) -> View {
         loop {
             // The sender lives as long as the guest, and that as long as this.
             if self.views.changed().await.is_err() {

@@ -1,10 +1,10 @@
-//! `zerosweep serve`: all guests of this host on a web page, and for Prometheus.
+//! `zerosweep serve`: all guests of this host on a web page, and for Prometheus. A client of the
+//! agents as the commands are, through `zerosweep-client`.
 //!
 //! ```text
 //! token     made here or read from a file; compared in constant time
 //! access    who may ask: Host, Origin, token; headers of every answer
 //! guests    one poller a guest, shared by all who watch, asleep when nobody does
-//! look      one look at a guest: the blocking client
 //! events    what a page is sent (server-sent events)
 //! api       JSON: figures, map, history, and what changes a guest
 //! metrics   figures for Prometheus
@@ -14,8 +14,8 @@
 //! page/     HTML, CSS and scripts, as they are sent
 //! ```
 //!
-//! One thread runs all of it but the questions to agents and QEMU, which block and have threads of
-//! their own: a guest that hangs holds up only those who ask for it.
+//! One thread serves. Questions to agents and QEMU block, so they have threads of their own: a
+//! guest that hangs delays only those who ask for it.
 
 mod access;
 mod api;
@@ -29,26 +29,41 @@ mod token;
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
-use std::path::Path;
-use std::process::ExitCode;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
 use tokio::net::TcpListener;
+use zerosweep_client::error::Failure;
+use zerosweep_client::output::{self, eprint_line};
+use zerosweep_client::runtime;
 use zerosweep_wire::runtime as wire;
 
 use self::access::Access;
 use self::events::Streams;
 use self::guests::Guests;
 use self::token::Token;
-use crate::cli::ServeArguments;
-use crate::console::complain;
-use crate::error::Failure;
-use crate::{output, runtime};
 
 /// Questions that are still with an agent when the server ends are waited for so long.
 const ENDING: Duration = Duration::from_secs(1);
+
+/// Where to listen, and who may ask.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// Other machines may connect. Reading needs the token too then.
+    pub allow_remote: bool,
+    /// Names of this host that browsers may use, as behind a proxy.
+    pub allow_host: Vec<String>,
+    /// Nobody may read without the token, also on this machine.
+    pub private: bool,
+    /// The file that has the token; without one, a token is made.
+    pub token_file: Option<PathBuf>,
+    /// Print the address as one JSON document.
+    pub json: bool,
+}
 
 /// What all requests share.
 #[derive(Clone)]
@@ -68,10 +83,14 @@ struct Started<'a> {
     token: Option<&'a str>,
 }
 
-/// Serves until a signal ends it.
-pub(super) fn execute(arguments: &ServeArguments) -> Result<ExitCode, Failure> {
-    let address = arguments.listen;
-    if !address.ip().is_loopback() && !arguments.allow_remote {
+/// Serves until a signal ends it. Standard output says where.
+///
+/// # Errors
+/// Wrong usage: an address that other machines can reach, without leave to use it. Else the work
+/// failed: no token, no address to listen on, or a runtime directory that cannot be read.
+pub fn serve(options: &Options) -> Result<(), Failure> {
+    let address = options.listen;
+    if !address.ip().is_loopback() && !options.allow_remote {
         return Err(Failure::usage(format!(
             "{} can be reached by other machines, and plain HTTP is no protection on a network; \
              listen on 127.0.0.1 behind a proxy, or say --allow-remote",
@@ -80,7 +99,7 @@ pub(super) fn execute(arguments: &ServeArguments) -> Result<ExitCode, Failure> {
     }
     let directory = wire::directory();
     check_directory(&directory)?;
-    let token = match &arguments.token_file {
+    let token = match &options.token_file {
         Some(file) => Token::read(file)?,
         None => Token::make()?,
     };
@@ -88,19 +107,19 @@ pub(super) fn execute(arguments: &ServeArguments) -> Result<ExitCode, Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::work(format!("cannot start: {error}")))?;
-    let served = runtime.block_on(serve(arguments, token));
+    let served = runtime.block_on(listen(options, token));
     runtime.shutdown_timeout(ENDING);
-    served.map(|()| ExitCode::SUCCESS)
+    served
 }
 
-async fn serve(arguments: &ServeArguments, token: Token) -> Result<(), Failure> {
+async fn listen(options: &Options, token: Token) -> Result<(), Failure> {
     let ending = listen::Ending::new()?;
-    let listener = bind(arguments.listen).await?;
+    let listener = bind(options.listen).await?;
     let address = listener
         .local_addr()
         .map_err(|error| Failure::work(format!("cannot tell the address: {error}")))?;
-    let access = Access::new(arguments, token);
-    tell(arguments, address, &access)?;
+    let access = Access::new(options, token);
+    tell(options, address, &access)?;
     let server = Server {
         access: Arc::new(access),
         guests: Guests::new(wire::directories()),
@@ -118,7 +137,7 @@ fn check_directory(directory: &Path) -> Result<(), Failure> {
         ))),
         Ok(_) if directory.exists() => Ok(()),
         Ok(_) => {
-            complain(&format!(
+            eprint_line(&format!(
                 "note: no guest was started yet by this user ({} is not there)",
                 directory.display()
             ));
@@ -140,19 +159,19 @@ async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
 }
 
 /// Says where the page is.
-fn tell(arguments: &ServeArguments, address: SocketAddr, access: &Access) -> Result<(), Failure> {
-    let token = arguments.token_file.is_none().then(|| access.token.shown());
+fn tell(options: &Options, address: SocketAddr, access: &Access) -> Result<(), Failure> {
+    let token = options.token_file.is_none().then(|| access.token.shown());
     let mut url = format!("http://{}/", access.shown_address(address));
     if let Some(token) = token {
         url += &format!("#token={token}");
     }
-    if arguments.allow_remote {
-        complain(
+    if options.allow_remote {
+        eprint_line(
             "warning: plain HTTP: who can listen on the network can read the token; put a proxy \
              with TLS in front",
         );
     }
-    if arguments.json {
+    if options.json {
         return output::json(&Started { schema: 1, address, url: &url, token });
     }
     let note = match token {

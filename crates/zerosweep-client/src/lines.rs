@@ -23,7 +23,7 @@ const GRACE: Duration = Duration::from_secs(2);
 
 /// Why no line came or went.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum LineError {
+pub enum LineError {
     /// Nobody listens there, or it may not be opened.
     #[error("cannot connect: {0}")]
     Connect(#[source] io::Error),
@@ -49,7 +49,7 @@ pub(crate) enum LineError {
 
 impl LineError {
     /// Whether nobody listens on that path: it is missing, or left over from a dead process.
-    pub(crate) fn is_nobody_there(&self) -> bool {
+    pub fn is_nobody_there(&self) -> bool {
         matches!(self, Self::Connect(error) if matches!(
             error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound))
     }
@@ -76,7 +76,7 @@ impl From<io::Error> for LineError {
 
 /// A connection that carries lines of at most `limit_bytes`.
 #[derive(Debug)]
-pub(crate) struct LineStream {
+pub struct LineStream {
     stream: UnixStream,
     peer: u32,
     unread: Vec<u8>,
@@ -85,11 +85,10 @@ pub(crate) struct LineStream {
 
 impl LineStream {
     /// Connects to the socket at `path`, if it and its directory are to be believed (`trust`).
-    pub(crate) fn connect(
-        path: &Path,
-        limit_bytes: usize,
-        deadline: Instant,
-    ) -> Result<Self, LineError> {
+    ///
+    /// # Errors
+    /// When nobody listens, the listener is not trusted, or the deadline passes.
+    pub fn connect(path: &Path, limit_bytes: usize, deadline: Instant) -> Result<Self, LineError> {
         let owner = trust::directory(path.parent().unwrap_or(path))?;
         let stream = connect(path, deadline)?;
         let peer = trust::peer(&stream, path, owner)?;
@@ -97,18 +96,21 @@ impl LineStream {
     }
 
     /// The process that listens at the other end, by the kernel's word.
-    pub(crate) fn peer_pid(&self) -> Option<u32> {
+    pub fn peer_pid(&self) -> Option<u32> {
         let credentials = rustix::net::sockopt::socket_peercred(&self.stream).ok()?;
         u32::try_from(credentials.pid.as_raw_nonzero().get()).ok()
     }
 
     /// The user who listens at the other end, by the kernel's word.
-    pub(crate) fn peer_user(&self) -> u32 {
+    pub fn peer_user(&self) -> u32 {
         self.peer
     }
 
     /// The next line, without its end.
-    pub(crate) fn read_line(&mut self, deadline: Instant) -> Result<String, LineError> {
+    ///
+    /// # Errors
+    /// When the line is too long or not text, or the connection or the deadline ends first.
+    pub fn read_line(&mut self, deadline: Instant) -> Result<String, LineError> {
         let (mut deadline, mut was_stopped) = (deadline, false);
         let mut searched = 0;
         loop {
@@ -129,7 +131,10 @@ impl LineStream {
     }
 
     /// Sends `line` and its end.
-    pub(crate) fn write_line(&mut self, line: &str, deadline: Instant) -> Result<(), LineError> {
+    ///
+    /// # Errors
+    /// When the connection or the deadline ends first.
+    pub fn write_line(&mut self, line: &str, deadline: Instant) -> Result<(), LineError> {
         let mut bytes = Vec::with_capacity(line.len() + 1);
         bytes.extend_from_slice(line.as_bytes());
         bytes.push(b'\n');

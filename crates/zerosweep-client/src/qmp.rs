@@ -17,7 +17,7 @@ const LIMIT_BYTES: usize = 4 << 20;
 
 /// Why QEMU did not answer as asked.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum QmpError {
+pub enum QmpError {
     /// The connection.
     #[error("QMP: {0}")]
     Line(#[from] LineError),
@@ -36,7 +36,7 @@ pub(crate) enum QmpError {
 
 /// A connection in command mode.
 #[derive(Debug)]
-pub(crate) struct Qmp {
+pub struct Qmp {
     lines: LineStream,
     timeout: Duration,
     last_id: u64,
@@ -50,13 +50,13 @@ struct Vcpu {
 
 /// What a guest says of its memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct GuestStats {
+pub struct GuestStats {
     /// When it said so, in seconds since 1970; 0 for never.
-    pub(crate) updated_seconds: u64,
+    pub updated_seconds: u64,
     /// What its programs could have without swapping.
-    pub(crate) available_bytes: u64,
+    pub available_bytes: u64,
     /// What its kernel manages, without what the balloon has.
-    pub(crate) total_bytes: u64,
+    pub total_bytes: u64,
 }
 
 #[derive(Deserialize)]
@@ -110,7 +110,10 @@ struct HumanReadable {
 impl Qmp {
     /// Connects, takes the greeting and enters command mode. Neither this nor any command waits
     /// longer than `timeout`.
-    pub(crate) fn connect(path: &Path, timeout: Duration) -> Result<Self, QmpError> {
+    ///
+    /// # Errors
+    /// When nobody answers in time, or it is not QMP.
+    pub fn connect(path: &Path, timeout: Duration) -> Result<Self, QmpError> {
         let deadline = Instant::now() + timeout;
         let mut lines = LineStream::connect(path, LIMIT_BYTES, deadline)?;
         let greeting = lines.read_line(deadline)?;
@@ -123,39 +126,54 @@ impl Qmp {
     }
 
     /// Threads of the virtual CPUs.
-    pub(crate) fn vcpu_threads(&mut self) -> Result<Vec<u32>, QmpError> {
+    ///
+    /// # Errors
+    /// When QEMU does not answer, or refuses.
+    pub fn vcpu_threads(&mut self) -> Result<Vec<u32>, QmpError> {
         let vcpus: Vec<Vcpu> = read(self.execute("query-cpus-fast", None)?)?;
         Ok(vcpus.into_iter().map(|vcpu| vcpu.thread_id).collect())
     }
 
     /// Whether the guest runs: not before the first `cont`, and not while it is paused.
-    pub(crate) fn is_running(&mut self) -> Result<bool, QmpError> {
+    ///
+    /// # Errors
+    /// When QEMU does not answer, or refuses.
+    pub fn is_running(&mut self) -> Result<bool, QmpError> {
         read::<RunState>(self.execute("query-status", None)?).map(|state| state.running)
     }
 
     /// Used sizes of all RAM blocks in bytes; empty when QEMU's table is not understood.
-    pub(crate) fn ram_blocks(&mut self) -> Result<Vec<u64>, QmpError> {
+    ///
+    /// # Errors
+    /// When QEMU does not answer, or refuses.
+    pub fn ram_blocks(&mut self) -> Result<Vec<u64>, QmpError> {
         let table: HumanReadable = read(self.execute("x-query-ramblock", None)?)?;
         Ok(parse_ram_blocks(&table.text))
     }
 
     /// Asks the guest to balloon to `bytes`. The device remembers it: also for a guest whose
     /// driver has not started yet, and after a reboot.
-    pub(crate) fn set_balloon(&mut self, bytes: u64) -> Result<(), QmpError> {
+    ///
+    /// # Errors
+    /// When QEMU does not answer, or refuses: it has no balloon device, for example.
+    pub fn set_balloon(&mut self, bytes: u64) -> Result<(), QmpError> {
         self.execute("balloon", Some(json!({ "value": bytes }))).map(drop)
     }
 
     /// What the guest has left of its memory, in bytes.
-    pub(crate) fn balloon_actual(&mut self) -> Result<u64, QmpError> {
+    ///
+    /// # Errors
+    /// When QEMU does not answer, or refuses.
+    pub fn balloon_actual(&mut self) -> Result<u64, QmpError> {
         read::<Balloon>(self.execute("query-balloon", None)?).map(|balloon| balloon.actual)
     }
 
     /// What the guest's own balloon driver says of its memory; `None` where there is no balloon, or
     /// its driver says nothing. `ask_for_them` has the driver asked from now on, where nobody did.
-    pub(crate) fn guest_stats(
-        &mut self,
-        ask_for_them: bool,
-    ) -> Result<Option<GuestStats>, QmpError> {
+    ///
+    /// # Errors
+    /// When QEMU does not answer, or refuses.
+    pub fn guest_stats(&mut self, ask_for_them: bool) -> Result<Option<GuestStats>, QmpError> {
         let Some(path) = self.balloon_path()? else { return Ok(None) };
         let get = |property| Some(json!({ "path": &path, "property": property }));
         let interval = self.execute("qom-get", get("guest-stats-polling-interval"))?;

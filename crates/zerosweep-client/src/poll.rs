@@ -1,4 +1,5 @@
-//! One look at a guest. It blocks: run it in a thread of its own.
+//! Polls a guest once: its figures, and its superpage map. It blocks: run it in a thread of its
+//! own.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -6,47 +7,48 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::Serialize;
 use zerosweep_wire::{ErrorKind, MAP_SUPERPAGES, Map, Operation, Status};
 
-use crate::client::{ClientError, Link};
+use crate::agent::{ClientError, Link};
 
 /// Longest wait for one answer of an agent.
-pub(super) const AGENT_TIMEOUT: Duration = Duration::from_secs(2);
+pub const AGENT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Bytes of a superpage.
-pub(super) const SUPERPAGE_BYTES: u64 = 2 << 20;
+pub const SUPERPAGE_BYTES: u64 = 2 << 20;
 
 /// No map is longer: 64 TiB.
 const MOST_SUPERPAGES: u64 = 1 << 25;
 
-/// What is looked at.
+/// What is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum What {
+pub enum Detail {
     /// The figures.
     Figures,
     /// The figures and the superpage map.
     Map,
 }
 
-/// What was seen of one guest at one moment.
+/// One guest at one moment.
 #[derive(Debug)]
-pub(super) struct Seen {
+pub struct Sample {
     /// Milliseconds since 1970.
-    pub(super) at_ms: u64,
-    pub(super) status: Status,
-    /// One letter a superpage, if it was looked at and the guest has memory.
-    pub(super) letters: Option<Arc<str>>,
+    pub at_ms: u64,
+    /// Its figures.
+    pub status: Status,
+    /// One letter a superpage, if the map was asked for and the guest has memory.
+    pub letters: Option<Arc<str>>,
     /// Whose agent it is, where that is neither this user nor root.
-    pub(super) agent_uid: Option<u32>,
+    pub agent_uid: Option<u32>,
 }
 
-/// Why nothing was seen.
+/// Why there is no sample.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Unseen {
-    /// Nobody listens on its socket: it is not there any more.
+pub enum PollError {
+    /// Nobody listens on its socket: the guest has ended.
     Gone,
-    /// For people.
+    /// Anything else, as a sentence.
     Failed(String),
 }
 
-impl From<ClientError> for Unseen {
+impl From<ClientError> for PollError {
     fn from(error: ClientError) -> Self {
         match error.is_nobody_there() {
             true => Self::Gone,
@@ -55,11 +57,14 @@ impl From<ClientError> for Unseen {
     }
 }
 
-/// Looks at the guest at the other end of `link`.
-pub(super) fn look(link: &mut Link, what: What) -> Result<Seen, ClientError> {
-    let seen = match what {
-        What::Figures => (link.request(Operation::Status)?, None),
-        What::Map => match map(link, 0, u64::MAX) {
+/// Polls the guest at the other end of `link`.
+///
+/// # Errors
+/// When its agent does not answer, or what it says is no answer.
+pub fn poll(link: &mut Link, detail: Detail) -> Result<Sample, ClientError> {
+    let (status, letters) = match detail {
+        Detail::Figures => (link.request(Operation::Status)?, None),
+        Detail::Map => match map(link, 0, u64::MAX) {
             Ok(part) => (part.status, Some(part.letters.into())),
             // It has no memory yet, or has lost its cap.
             Err(ClientError::Refused(body)) if body.kind == ErrorKind::NotManaging => {
@@ -68,27 +73,29 @@ pub(super) fn look(link: &mut Link, what: What) -> Result<Seen, ClientError> {
             Err(error) => return Err(error),
         },
     };
-    let (status, letters) = seen;
-    Ok(Seen { at_ms: now_ms(), status, letters, agent_uid: link.other_user() })
+    Ok(Sample { at_ms: now_ms(), status, letters, agent_uid: link.other_user() })
 }
 
 /// Superpages of a guest.
 #[derive(Debug, Serialize)]
-pub(super) struct MapPart {
+pub struct MapPart {
     /// Number of the first one.
-    pub(super) first: u64,
+    pub first: u64,
     /// All that the guest has.
-    pub(super) superpages: u64,
+    pub superpages: u64,
     /// A letter each.
-    pub(super) letters: String,
+    pub letters: String,
     /// Three hexadecimal digits each.
-    pub(super) live: String,
+    pub live: String,
     #[serde(skip)]
     status: Status,
 }
 
 /// `count` superpages from number `first` on, or as many as there are.
-pub(super) fn map(link: &mut Link, first: u64, count: u64) -> Result<MapPart, ClientError> {
+///
+/// # Errors
+/// As [`poll`]; a guest without memory has no map.
+pub fn map(link: &mut Link, first: u64, count: u64) -> Result<MapPart, ClientError> {
     let mut status = link.request(Operation::Map { first })?;
     let superpages = status.max_mem_bytes.div_ceil(SUPERPAGE_BYTES);
     let end = first.saturating_add(count).min(superpages);
@@ -112,7 +119,8 @@ pub(super) fn map(link: &mut Link, first: u64, count: u64) -> Result<MapPart, Cl
     Ok(MapPart { first, superpages, letters, live, status })
 }
 
-/// An agent may say anything: what is joined to a map is a part of one, and the part that was asked for.
+/// An agent may say anything: what is joined to a map is a part of one, and the part that was asked
+/// for.
 fn check(map: &Map, first: u64) -> Result<(), ClientError> {
     let count = map.letters.len();
     let is_part = map.first == first
@@ -157,10 +165,10 @@ mod tests {
             answer(peer, &"b".repeat(500));
         });
         let mut link = Link::new(server.path().to_owned(), AGENT_TIMEOUT);
-        let seen = look(&mut link, What::Map).unwrap();
-        let letters = seen.letters.unwrap();
+        let sample = poll(&mut link, Detail::Map).unwrap();
+        let letters = sample.letters.unwrap();
         assert_eq!((letters.len(), letters.find('p')), (1024, Some(600)));
-        assert!(seen.status.map.is_none() && seen.at_ms > 0);
+        assert!(sample.status.map.is_none() && sample.at_ms > 0);
         let part = map(&mut link, 7, 10).unwrap();
         assert_eq!((part.letters.as_str(), part.live.len()), ("bbbbbbbbbb", 30));
     }
@@ -178,14 +186,14 @@ mod tests {
             peer.send(&serde_json::to_string(&Response { id: 2, answer }).unwrap());
         });
         let mut link = Link::new(server.path().to_owned(), AGENT_TIMEOUT);
-        let seen = look(&mut link, What::Map).unwrap();
-        assert!(seen.letters.is_none());
+        let sample = poll(&mut link, Detail::Map).unwrap();
+        assert!(sample.letters.is_none());
     }
 
     #[test]
     fn nobody_there_is_gone() {
         let mut link = Link::new("/nowhere/vm.sock".into(), AGENT_TIMEOUT);
-        assert_eq!(Unseen::from(look(&mut link, What::Figures).unwrap_err()), Unseen::Gone);
+        assert_eq!(PollError::from(poll(&mut link, Detail::Figures).unwrap_err()), PollError::Gone);
     }
 
     #[test]

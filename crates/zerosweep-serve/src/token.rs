@@ -5,9 +5,8 @@ use std::path::Path;
 
 use rustix::rand::{GetRandomFlags, getrandom};
 use subtle::ConstantTimeEq as _;
-
-use crate::error::Failure;
-use crate::own_file::{OwnFile, Refusal};
+use zerosweep_client::error::Failure;
+use zerosweep_client::own_file::{OwnFile, Refusal};
 
 /// Random bytes of a token that is made here.
 const MADE_BYTES: usize = 16;
@@ -19,11 +18,11 @@ const MOST_CHARS: usize = 256;
 const MOST_FILE_BYTES: u64 = 4096;
 
 /// A secret; it is not shown by `{:?}`.
-pub(super) struct Token(String);
+pub(crate) struct Token(String);
 
 impl Token {
     /// A new one, from the kernel's random numbers.
-    pub(super) fn make() -> Result<Self, Failure> {
+    pub(crate) fn make() -> Result<Self, Failure> {
         let mut bytes = [0_u8; MADE_BYTES];
         let got = getrandom(&mut bytes, GetRandomFlags::empty())
             .map_err(|error| Failure::work(format!("no random numbers for a token: {error}")))?;
@@ -39,7 +38,7 @@ impl Token {
     }
 
     /// The one in `file`, which nobody else may read.
-    pub(super) fn read(file: &Path) -> Result<Self, Failure> {
+    pub(crate) fn read(file: &Path) -> Result<Self, Failure> {
         let shown = file.display();
         let cannot = |error: Refusal| {
             Failure::work(format!(
@@ -66,12 +65,12 @@ impl Token {
     }
 
     /// For the one who starts the server.
-    pub(super) fn shown(&self) -> &str {
+    pub(crate) fn shown(&self) -> &str {
         &self.0
     }
 
     /// Whether `given` is it; how long that takes says nothing of how much of it is right.
-    pub(super) fn is(&self, given: &[u8]) -> bool {
+    pub(crate) fn is(&self, given: &[u8]) -> bool {
         self.0.as_bytes().ct_eq(given).into()
     }
 }

@@ -1,7 +1,8 @@
-//! Files that decide what is run, or who may do what: whose they are is looked at before they are read.
+//! Files that decide what is run, or who may do what: whose they are is looked at before they are
+//! read.
 //!
-//! Links are followed; what counts is the file. Nothing waits for a pipe, and nothing is read without
-//! end.
+//! Links are followed; what counts is the file. Nothing waits for a pipe, and nothing is read
+//! without end.
 
 use std::fs::{File, Metadata};
 use std::io::{self, Read as _};
@@ -14,7 +15,7 @@ use crate::size::Size;
 
 /// Why a file is not read.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Refusal {
+pub enum Refusal {
     /// The kernel's reason.
     #[error("{0}")]
     Io(#[from] io::Error),
@@ -52,7 +53,7 @@ pub(crate) enum Refusal {
 
 /// A file of root's or of this user's.
 #[derive(Debug)]
-pub(crate) struct OwnFile {
+pub struct OwnFile {
     path: PathBuf,
     file: File,
     data: Metadata,
@@ -60,7 +61,10 @@ pub(crate) struct OwnFile {
 
 impl OwnFile {
     /// Opens it.
-    pub(crate) fn open(path: &Path) -> Result<Self, Refusal> {
+    ///
+    /// # Errors
+    /// When it cannot be opened, is no file, or is neither this user's nor root's.
+    pub fn open(path: &Path) -> Result<Self, Refusal> {
         let how = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let file = File::from(rustix::fs::open(path, how, Mode::empty()).map_err(io::Error::from)?);
         let (path, data) = (path.to_owned(), file.metadata()?);
@@ -75,12 +79,15 @@ impl OwnFile {
     }
 
     /// Who may do what with it.
-    pub(crate) fn mode(&self) -> u32 {
+    pub fn mode(&self) -> u32 {
         self.data.mode() & 0o7777
     }
 
     /// Refuses it if others can write to it.
-    pub(crate) fn written_by_its_owner_alone(self) -> Result<Self, Refusal> {
+    ///
+    /// # Errors
+    /// When others can write to it.
+    pub fn written_by_its_owner_alone(self) -> Result<Self, Refusal> {
         let mode = self.mode();
         match mode & 0o022 {
             0 => Ok(self),
@@ -89,7 +96,10 @@ impl OwnFile {
     }
 
     /// What it says.
-    pub(crate) fn text(self, most_bytes: u64) -> Result<String, Refusal> {
+    ///
+    /// # Errors
+    /// When it is longer than `most_bytes`, is not text, or cannot be read.
+    pub fn text(self, most_bytes: u64) -> Result<String, Refusal> {
         let mut text = String::new();
         // It may grow while it is read.
         self.file.take(most_bytes + 1).read_to_string(&mut text)?;

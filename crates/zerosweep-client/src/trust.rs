@@ -5,8 +5,8 @@
 //! | root | any user | root, and the directory's owner |
 //! | another | his own, root | himself, root |
 //!
-//! A directory that others can write to is nobody's: the name of a socket says nothing there. What is
-//! believed is still shown with its control characters escaped (`printable`).
+//! A directory that others can write to is nobody's: the name of a socket says nothing there. What
+//! is believed is still shown with its control characters escaped (`printable`).
 
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -18,7 +18,7 @@ const ROOT: u32 = 0;
 
 /// Why a directory or a socket is not believed.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Distrust {
+pub enum Distrust {
     /// A link, or something else.
     #[error("{} is not a directory (or is a link to one): its sockets are not used", .0.display())]
     NotDirectory(PathBuf),

@@ -20,7 +20,7 @@ const WORK_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Why the agent did not answer as asked.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ClientError {
+pub enum ClientError {
     /// The connection.
     #[error("{0}")]
     Line(#[from] LineError),
@@ -49,19 +49,19 @@ pub(crate) enum ClientError {
 
 impl ClientError {
     /// Whether nobody listens on the socket (see [`LineError::is_nobody_there`]).
-    pub(crate) fn is_nobody_there(&self) -> bool {
+    pub fn is_nobody_there(&self) -> bool {
         matches!(self, Self::Line(error) if error.is_nobody_there())
     }
 
     /// Whether the agent has ended the connection: its VMM has ended, or is about to.
-    pub(crate) fn is_gone(&self) -> bool {
+    pub fn is_gone(&self) -> bool {
         matches!(self, Self::Line(LineError::Closed)) || self.is_nobody_there()
     }
 }
 
 /// A connection to an agent whose version is known to fit.
 #[derive(Debug)]
-pub(crate) struct Client {
+pub struct Client {
     lines: LineStream,
     hello: Hello,
     timeout: Duration,
@@ -76,7 +76,10 @@ struct AnyHello {
 
 impl Client {
     /// Connects to the socket at `path`. Neither this nor any request waits longer than `timeout`.
-    pub(crate) fn connect(path: &Path, timeout: Duration) -> Result<Self, ClientError> {
+    ///
+    /// # Errors
+    /// When nobody answers in time, or it is no agent of this version and guest.
+    pub fn connect(path: &Path, timeout: Duration) -> Result<Self, ClientError> {
         let deadline = Instant::now() + timeout;
         let mut lines = LineStream::connect(path, MAX_LINE_BYTES, deadline)?;
         let line = lines.read_line(deadline)?;
@@ -94,17 +97,20 @@ impl Client {
     }
 
     /// The user whose agent this is, if its word is neither this user's own nor root's.
-    pub(crate) fn other_user(&self) -> Option<u32> {
+    pub fn other_user(&self) -> Option<u32> {
         Some(self.lines.peer_user()).filter(|&user| trust::is_other(user))
     }
 
     /// What the agent said when the connection was made.
-    pub(crate) fn hello(&self) -> &Hello {
+    pub fn hello(&self) -> &Hello {
         &self.hello
     }
 
     /// Asks and waits for the answer: for what is work, longer than for what is a question.
-    pub(crate) fn request(&mut self, operation: Operation) -> Result<Status, ClientError> {
+    ///
+    /// # Errors
+    /// When the agent does not answer, does not answer as the protocol says, or refuses.
+    pub fn request(&mut self, operation: Operation) -> Result<Status, ClientError> {
         let timeout = match operation {
             Operation::Sweep { .. }
             | Operation::Consolidate { .. }
@@ -136,7 +142,7 @@ impl Client {
 
 /// A connection to an agent that is made when it is needed, and again when it broke.
 #[derive(Debug)]
-pub(crate) struct Link {
+pub struct Link {
     socket: PathBuf,
     timeout: Duration,
     client: Option<Client>,
@@ -145,22 +151,25 @@ pub(crate) struct Link {
 impl Link {
     /// Nothing is connected yet. No question waits longer than twice `timeout`; what is work may
     /// take longer ([`Client::request`]).
-    pub(crate) fn new(socket: PathBuf, timeout: Duration) -> Self {
+    pub fn new(socket: PathBuf, timeout: Duration) -> Self {
         Self { socket, timeout, client: None }
     }
 
     /// With a connection that is there already.
-    pub(crate) fn with(client: Client, socket: PathBuf, timeout: Duration) -> Self {
+    pub fn with(client: Client, socket: PathBuf, timeout: Duration) -> Self {
         Self { socket, timeout, client: Some(client) }
     }
 
     /// As [`Client::other_user`]; `None` also where there is no connection.
-    pub(crate) fn other_user(&self) -> Option<u32> {
+    pub fn other_user(&self) -> Option<u32> {
         self.client.as_ref().and_then(Client::other_user)
     }
 
     /// Asks and waits for the answer.
-    pub(crate) fn request(&mut self, operation: Operation) -> Result<Status, ClientError> {
+    ///
+    /// # Errors
+    /// As [`Client::request`].
+    pub fn request(&mut self, operation: Operation) -> Result<Status, ClientError> {
         let mut client = match self.client.take() {
             Some(client) => client,
             None => Client::connect(&self.socket, self.timeout)?,

@@ -16,10 +16,9 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 
-use super::Server;
-use super::api::Refusal;
-use super::token::Token;
-use crate::cli::ServeArguments;
+use crate::api::Refusal;
+use crate::token::Token;
+use crate::{Options, Server};
 
 /// Headers of every answer.
 const HEADERS: [(HeaderName, &str); 8] = [
@@ -49,8 +48,8 @@ const PAGE: [&str; 7] =
 
 /// What is asked of whom.
 #[derive(Debug)]
-pub(super) struct Access {
-    pub(super) token: Token,
+pub(crate) struct Access {
+    pub(crate) token: Token,
     /// Names beside `localhost` and this machine's addresses, in lower case.
     names: Vec<String>,
     reading: Reading,
@@ -67,19 +66,19 @@ enum Reading {
 }
 
 impl Access {
-    pub(super) fn new(arguments: &ServeArguments, token: Token) -> Self {
+    pub(crate) fn new(options: &Options, token: Token) -> Self {
         let lower = |name: &String| name.trim_end_matches('.').to_ascii_lowercase();
-        let mut names: Vec<String> = arguments.allow_host.iter().map(lower).collect();
-        let with_token = arguments.private || arguments.allow_remote || !names.is_empty();
+        let mut names: Vec<String> = options.allow_host.iter().map(lower).collect();
+        let with_token = options.private || options.allow_remote || !names.is_empty();
         let reading = if with_token { Reading::WithToken } else { Reading::Local };
-        if arguments.allow_remote {
+        if options.allow_remote {
             names.push(node_name().to_ascii_lowercase());
         }
-        Self { token, names, reading, remote: arguments.allow_remote }
+        Self { token, names, reading, remote: options.allow_remote }
     }
 
     /// `address` as a browser is to be told of it.
-    pub(super) fn shown_address(&self, address: SocketAddr) -> String {
+    pub(crate) fn shown_address(&self, address: SocketAddr) -> String {
         match address.ip().is_unspecified() {
             true => format!("{}:{}", node_name(), address.port()),
             false => address.to_string(),
@@ -170,7 +169,7 @@ fn node_name() -> String {
 }
 
 /// Refuses who may not ask, and puts the headers on every answer.
-pub(super) async fn guard(State(server): State<Server>, request: Request, next: Next) -> Response {
+pub(crate) async fn guard(State(server): State<Server>, request: Request, next: Next) -> Response {
     let mut response = match server.access.check(&request) {
         Ok(()) => next.run(request).await,
         Err(refusal) => refusal.into_response(),
@@ -188,7 +187,7 @@ mod tests {
     use super::*;
 
     fn access(allow_remote: bool, allow_host: &[&str]) -> Access {
-        let arguments = ServeArguments {
+        let options = Options {
             listen: SocketAddr::from(([127, 0, 0, 1], 7300)),
             allow_remote,
             allow_host: allow_host.iter().map(|&name| name.to_owned()).collect(),
@@ -196,7 +195,7 @@ mod tests {
             token_file: None,
             json: false,
         };
-        Access::new(&arguments, Token::make().unwrap())
+        Access::new(&options, Token::make().unwrap())
     }
 
     fn private() -> Access {

@@ -14,8 +14,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
-
-use crate::error::Failure;
+use zerosweep_client::error::Failure;
 
 /// Connections at the same time; further ones wait to be accepted.
 const MOST_CONNECTIONS: usize = 128;
@@ -29,13 +28,13 @@ const ENDING: Duration = Duration::from_millis(500);
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// The signals that end the server; caught from when it is made.
-pub(super) struct Ending {
+pub(crate) struct Ending {
     interrupt: Signal,
     terminate: Signal,
 }
 
 impl Ending {
-    pub(super) fn new() -> Result<Self, Failure> {
+    pub(crate) fn new() -> Result<Self, Failure> {
         let catch = |kind| {
             signal(kind).map_err(|error| Failure::work(format!("cannot catch signals: {error}")))
         };
@@ -52,7 +51,7 @@ impl Ending {
 }
 
 /// Answers until the end is asked for.
-pub(super) async fn serve(listener: TcpListener, router: Router, mut ending: Ending) {
+pub(crate) async fn serve(listener: TcpListener, router: Router, mut ending: Ending) {
     let seats = Arc::new(Semaphore::new(MOST_CONNECTIONS));
     let open = GracefulShutdown::new();
     let mut http = http1::Builder::new();

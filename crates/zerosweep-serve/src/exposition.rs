@@ -1,7 +1,7 @@
 //! The two formats in which figures are told, and which of them a reader wants.
 //!
-//! OpenMetrics for those who ask for it (Prometheus does), and for those who say nothing at all; the
-//! older text format for all others, because everybody reads it.
+//! OpenMetrics for those who ask for it (Prometheus does), and for those who say nothing at all;
+//! the older text format for all others, because everybody reads it.
 
 use std::fmt::Write as _;
 
@@ -10,7 +10,7 @@ use mediatype::{MediaType, MediaTypeList, ReadParams as _};
 
 /// A format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Exposition {
+pub(crate) enum Exposition {
     /// OpenMetrics 1.0.0.
     OpenMetrics,
     /// Prometheus' text format 0.0.4.
@@ -19,7 +19,7 @@ pub(super) enum Exposition {
 
 impl Exposition {
     /// What the reader wants, by `Accept`.
-    pub(super) fn wanted(headers: &HeaderMap) -> Self {
+    pub(crate) fn wanted(headers: &HeaderMap) -> Self {
         let mut accepts = headers.get_all(header::ACCEPT).iter().peekable();
         if accepts.peek().is_none() {
             return Self::OpenMetrics;
@@ -41,7 +41,7 @@ impl Exposition {
     }
 
     /// The value of `Content-Type`.
-    pub(super) fn content_type(self) -> &'static str {
+    pub(crate) fn content_type(self) -> &'static str {
         match self {
             Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
             Self::Text => "text/plain; version=0.0.4; charset=utf-8",
@@ -49,7 +49,7 @@ impl Exposition {
     }
 
     /// The OpenMetrics text in this format.
-    pub(super) fn write(self, openmetrics: String) -> String {
+    pub(crate) fn write(self, openmetrics: String) -> String {
         match self {
             Self::OpenMetrics => openmetrics,
             Self::Text => plain(&openmetrics),
@@ -103,8 +103,8 @@ struct Family<'a> {
     help: &'a str,
 }
 
-/// Rewrites what the OpenMetrics encoder says of its families; samples are written alike. A counter has
-/// its samples' name; an *info* is a gauge that is 1; what has quantiles is a summary.
+/// Rewrites what the OpenMetrics encoder says of its families; samples are written alike. A counter
+/// has its samples' name; an *info* is a gauge that is 1; what has quantiles is a summary.
 fn plain(openmetrics: &str) -> String {
     let mut text = String::with_capacity(openmetrics.len());
     let mut family = Family::default();

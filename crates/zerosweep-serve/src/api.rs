@@ -10,25 +10,25 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::task::{JoinSet, spawn_blocking};
+use zerosweep_client::agent::{Client, ClientError, Link};
+use zerosweep_client::lines::LineError;
+use zerosweep_client::list::{Guest, List};
+use zerosweep_client::poll::{AGENT_TIMEOUT, MapPart, PollError, map};
+use zerosweep_client::runtime::GuestFiles;
+use zerosweep_client::size::Size;
+use zerosweep_client::work::{self, Work};
+use zerosweep_client::{audit, target};
 use zerosweep_wire::{ErrorKind, Status};
 
-use super::Server;
-use super::guests::{Pace, View};
-use crate::client::{Client, ClientError, Link};
-use crate::commands::look::{AGENT_TIMEOUT, MapPart, Unseen, map};
-use crate::commands::ps::{Guest, List};
-use crate::commands::work::Work;
-use crate::commands::{audit, set_target, work};
-use crate::lines::LineError;
-use crate::runtime::GuestFiles;
-use crate::size::Size;
+use crate::Server;
+use crate::guests::{Pace, View};
 
 /// Superpages that one answer has at most.
 const MOST_SUPERPAGES: u64 = 1 << 18;
 
 /// Why a request was not done.
 #[derive(Debug)]
-pub(super) struct Refusal {
+pub(crate) struct Refusal {
     status: StatusCode,
     /// For programs.
     kind: &'static str,
@@ -37,12 +37,12 @@ pub(super) struct Refusal {
 }
 
 impl Refusal {
-    pub(super) fn new(status: StatusCode, kind: &'static str, message: impl Into<String>) -> Self {
+    pub(crate) fn new(status: StatusCode, kind: &'static str, message: impl Into<String>) -> Self {
         Self { status, kind, message: message.into() }
     }
 
     #[cfg(test)]
-    pub(super) fn status(&self) -> StatusCode {
+    pub(crate) fn status(&self) -> StatusCode {
         self.status
     }
 
@@ -95,15 +95,15 @@ impl From<JsonRejection> for Refusal {
 }
 
 /// All guests, as `zerosweep ps --json` has them.
-pub(super) async fn guests(State(server): State<Server>) -> Result<Json<List>, Refusal> {
-    let guests = look_at_all(&server).await?.into_iter();
+pub(crate) async fn guests(State(server): State<Server>) -> Result<Json<List>, Refusal> {
+    let guests = poll_all(&server).await?.into_iter();
     let guests = guests.filter_map(|(name, view)| match &*view {
-        Ok(seen) => {
-            let (status, agent_uid) = (Some(seen.status.clone()), seen.agent_uid);
+        Ok(sample) => {
+            let (status, agent_uid) = (Some(sample.status.clone()), sample.agent_uid);
             Some(Guest { name, status, error: None, agent_uid })
         }
-        Err(Unseen::Gone) => None,
-        Err(Unseen::Failed(error)) => {
+        Err(PollError::Gone) => None,
+        Err(PollError::Failed(error)) => {
             Some(Guest { name, status: None, error: Some(error.clone()), agent_uid: None })
         }
     });
@@ -111,32 +111,32 @@ pub(super) async fn guests(State(server): State<Server>) -> Result<Json<List>, R
 }
 
 /// The figures of all guests, each asked by itself.
-pub(super) async fn look_at_all(server: &Server) -> Result<Vec<(String, View)>, Refusal> {
+pub(crate) async fn poll_all(server: &Server) -> Result<Vec<(String, View)>, Refusal> {
     let names = server.guests.names().await.map_err(|error| {
         Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "directory", error.to_string())
     })?;
-    let mut looks = JoinSet::new();
+    let mut polls = JoinSet::new();
     for name in names {
         if let Some(mut watch) = server.guests.watch(&name, Pace::Figures) {
-            looks.spawn(async move { (name, watch.first().await) });
+            polls.spawn(async move { (name, watch.first().await) });
         }
     }
-    let mut views = looks.join_all().await;
+    let mut views = polls.join_all().await;
     views.sort_by(|one, other| one.0.cmp(&other.0));
     Ok(views)
 }
 
 /// One guest's figures, as `zerosweep status --json` has them.
-pub(super) async fn guest(
+pub(crate) async fn guest(
     State(server): State<Server>,
     Path(name): Path<String>,
 ) -> Result<Json<Status>, Refusal> {
     let watch = server.guests.watch(&name, Pace::Figures);
     let view = watch.ok_or_else(|| Refusal::no_guest(&name))?.first().await;
     match &*view {
-        Ok(seen) => Ok(Json(seen.status.clone())),
-        Err(Unseen::Gone) => Err(Refusal::no_guest(&name)),
-        Err(Unseen::Failed(error)) => {
+        Ok(sample) => Ok(Json(sample.status.clone())),
+        Err(PollError::Gone) => Err(Refusal::no_guest(&name)),
+        Err(PollError::Failed(error)) => {
             let message = format!("guest {name}: {error}");
             Err(Refusal::new(StatusCode::GATEWAY_TIMEOUT, "no_answer", message))
         }
@@ -146,7 +146,7 @@ pub(super) async fn guest(
 /// Which superpages are asked for.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Part {
+pub(crate) struct Part {
     #[serde(default)]
     first: u64,
     #[serde(default = "most_superpages")]
@@ -158,7 +158,7 @@ fn most_superpages() -> u64 {
 }
 
 /// A part of one guest's superpage map.
-pub(super) async fn superpages(
+pub(crate) async fn superpages(
     State(server): State<Server>,
     Path(name): Path<String>,
     part: Result<Query<Part>, QueryRejection>,
@@ -175,7 +175,7 @@ pub(super) async fn superpages(
 }
 
 /// What was seen of one guest while somebody watched it.
-pub(super) async fn history(
+pub(crate) async fn history(
     State(server): State<Server>,
     Path(name): Path<String>,
 ) -> Result<Json<Value>, Refusal> {
@@ -186,12 +186,12 @@ pub(super) async fn history(
 /// A new target.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Target {
+pub(crate) struct Target {
     target_bytes: u64,
 }
 
 /// Sets a guest's target, and has its balloon follow.
-pub(super) async fn target(
+pub(crate) async fn target(
     State(server): State<Server>,
     Path(name): Path<String>,
     target: Result<Json<Target>, JsonRejection>,
@@ -200,15 +200,15 @@ pub(super) async fn target(
     let asked = name.clone();
     ask(&server, &name, move |files| {
         let set = connect(&asked, files)
-            .map(|mut client| set_target::set(&mut client, files, &asked, size))?;
+            .map(|mut client| target::set(&mut client, files, &asked, size))?;
         set.map(|change| Json(change.after)).map_err(|error| Refusal::of_target(&asked, &error))
     })
     .await
 }
 
 impl Refusal {
-    fn of_target(name: &str, error: &set_target::TargetError) -> Self {
-        use set_target::TargetError;
+    fn of_target(name: &str, error: &target::TargetError) -> Self {
+        use target::TargetError;
         let (status, kind) = match error {
             TargetError::Agent { error, .. } => return Self::by_agent(name, error),
             TargetError::Value { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "value"),
@@ -220,7 +220,7 @@ impl Refusal {
 
 /// What came of a sweep or a consolidation.
 #[derive(Debug, Serialize)]
-pub(super) struct Told {
+pub(crate) struct Told {
     /// For people, as the command says it.
     text: String,
     #[serde(flatten)]
@@ -228,7 +228,7 @@ pub(super) struct Told {
 }
 
 /// Looks at all superpages of a guest.
-pub(super) async fn sweep(
+pub(crate) async fn sweep(
     State(server): State<Server>,
     Path(name): Path<String>,
 ) -> Result<Json<Told>, Refusal> {
@@ -236,7 +236,7 @@ pub(super) async fn sweep(
 }
 
 /// Moves a guest's single pages together.
-pub(super) async fn consolidate(
+pub(crate) async fn consolidate(
     State(server): State<Server>,
     Path(name): Path<String>,
 ) -> Result<Json<Told>, Refusal> {
@@ -263,7 +263,7 @@ async fn long_work(server: &Server, name: &str, what: Work) -> Result<Json<Told>
 }
 
 /// Has a guest's agent recount everything.
-pub(super) async fn recount(
+pub(crate) async fn recount(
     State(server): State<Server>,
     Path(name): Path<String>,
 ) -> Result<Json<Value>, Refusal> {

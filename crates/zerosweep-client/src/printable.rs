@@ -1,8 +1,8 @@
 //! Text from outside as it may be shown: nothing in it moves a cursor, sets a terminal, turns text
 //! round or begins a line.
 //!
-//! Whatever comes from a socket goes through here where it becomes text ([`printable_json`]), whatever
-//! is said on standard error where it is written ([`printable_lines`]).
+//! Whatever comes from a socket goes through here where it becomes text ([`printable_json`]),
+//! whatever is said on standard error where it is written ([`printable_lines`]).
 
 use std::borrow::Cow;
 
@@ -10,17 +10,17 @@ use serde_json::Value;
 
 /// With every character escaped that has no shape of its own: C0 and C1 controls, line separators,
 /// directions and other formats of Unicode, marks that change the letter before them.
-pub(crate) fn printable(text: &str) -> Cow<'_, str> {
+pub fn printable(text: &str) -> Cow<'_, str> {
     escape(text, has_shape)
 }
 
 /// As [`printable`], but of several lines.
-pub(crate) fn printable_lines(text: &str) -> Cow<'_, str> {
+pub fn printable_lines(text: &str) -> Cow<'_, str> {
     escape(text, |letter| letter == '\n' || has_shape(letter))
 }
 
 /// A document whose strings are printable.
-pub(crate) fn printable_json(mut value: Value) -> Value {
+pub fn printable_json(mut value: Value) -> Value {
     match &mut value {
         Value::String(text) => {
             if let Cow::Owned(escaped) = printable(text) {

@@ -7,8 +7,8 @@ use axum::middleware::from_fn_with_state;
 use axum::response::IntoResponse;
 use axum::routing::{MethodRouter, get, post};
 
-use super::api::Refusal;
-use super::{Server, access, api, events, metrics};
+use crate::api::Refusal;
+use crate::{Server, access, api, events, metrics};
 
 /// The description of the interface.
 const OPENAPI: &str = include_str!("openapi.json");
@@ -17,7 +17,7 @@ const OPENAPI: &str = include_str!("openapi.json");
 const MOST_BODY_BYTES: usize = 4096;
 
 /// All routes, guarded.
-pub(super) fn router(server: Server) -> Router {
+pub(crate) fn router(server: Server) -> Router {
     let mut router = Router::new();
     for (path, answers) in page().into_iter().chain(documented()) {
         router = router.route(path, answers);
