@@ -1,8 +1,10 @@
-//! The target follows what another tool asks the guest's balloon for: libvirt's `setmem`.
+//! Reads what another tool asks the guest's balloon for (libvirt's `setmem`), and has the target
+//! follow.
 //!
-//! QEMU tells how far the guest is (`query-balloon`), but not what its balloon was asked for, and it
-//! serves one client a QMP socket. So the agent reads along what comes in on the sockets of the
-//! tool that manages the VMM ([`Follow::monitors`]): one line a command, as libvirt writes them.
+//! QEMU reports how far the guest's balloon has come (`query-balloon`), but not what it was asked
+//! for, and it serves one client a QMP socket. So the agent reads what comes in on the sockets of
+//! the tool that manages the VMM ([`Follow::monitors`]): one command a line, as libvirt writes
+//! them.
 //!
 //! ```text
 //! balloon, before the guest runs   the target                                 at once
@@ -16,8 +18,7 @@
 //! engine learns of a page that was taken again only when it is touched. Without that tool the
 //! target goes up but not down, and the guest goes on.
 //!
-//! Only sockets that were named are read along: whoever may write to them may have the VMM do
-//! anything.
+//! Only sockets that were named are read: who can write to them can make the VMM do anything.
 //!
 //! Known holes: commands that do not end with a new line; the balloon asked through the monitor for
 //! people (`human-monitor-command`).
@@ -32,7 +33,7 @@ use zerosweep::{PAGE_BYTES, TargetError};
 use zerosweep_linux::GuestMemory;
 use zerosweep_wire::{BeforeStart, Follow};
 
-use crate::{adopt, interpose};
+use crate::{state, sys};
 
 /// Longest command that is kept; libvirt's are far shorter.
 const MOST_BYTES: usize = 256 << 10;
@@ -44,10 +45,10 @@ fn follower() -> MutexGuard<'static, Follower> {
 }
 
 fn wanted() -> Option<&'static Follow> {
-    adopt::config()?.follow.as_ref()
+    state::config()?.follow.as_ref()
 }
 
-/// Whether anybody's requests are followed.
+/// Whether the configuration names sockets to read.
 pub(crate) fn is_wanted() -> bool {
     wanted().is_some()
 }
@@ -57,31 +58,31 @@ pub(crate) fn request_bytes() -> Option<u64> {
     follower().request.map(|pages| pages * PAGE_BYTES)
 }
 
-/// The VMM has received something on a socket; `bytes` gives it. Never panics.
+/// The VMM has received `bytes` on a socket. Never panics.
 pub(crate) fn received(socket: c_int, bytes: impl FnOnce() -> Vec<u8>) {
-    adopt::guarded("the reader of the monitor's commands", || {
+    state::guarded("the reader of the monitor's commands", || {
         let Some(follow) = wanted() else { return };
-        let Some(path) = interpose::local_path(socket) else { return };
+        let Some(path) = sys::local_path(socket) else { return };
         if !follow.monitors.contains(&path) {
             return;
         }
         let mut follower = follower();
         let commands = follower.commands(socket, &bytes());
-        let Some(Ok(memory)) = adopt::guest() else { return };
+        let Some(Ok(memory)) = state::guest() else { return };
         let mut changed = false;
         for command in commands {
             changed |= obey(&mut follower, follow, command, memory);
         }
         drop(follower);
-        // This is a thread of the VMM's: whatever takes long is the upkeep's. A cache that cannot
-        // be filled is the status's to tell.
+        // This is a thread of the VMM's: the maintenance thread does what takes long. The status
+        // reports a cache that cannot be filled.
         if changed {
             let _ = memory.fill_cache();
         }
     });
 }
 
-/// Whether the target is another now.
+/// Obeys a command. Returns whether the target has changed.
 fn obey(follower: &mut Follower, follow: &Follow, command: Command, memory: &GuestMemory) -> bool {
     let quantities = memory.quantities();
     follower
@@ -90,7 +91,8 @@ fn obey(follower: &mut Follower, follow: &Follow, command: Command, memory: &Gue
         .is_some_and(|pages| memory.begin_target(pages * PAGE_BYTES) == Ok(true))
 }
 
-/// The guest's balloon has left it so much. The upkeep does what follows.
+/// The balloon has left the guest `actual_bytes`. The target goes down to that; the maintenance
+/// thread does the work.
 pub(crate) fn ballooned(memory: &GuestMemory, actual_bytes: u64) {
     let follower = follower();
     let target = memory.quantities().target;
@@ -99,14 +101,15 @@ pub(crate) fn ballooned(memory: &GuestMemory, actual_bytes: u64) {
     }
 }
 
-/// Sets the target by another's word, and works for it: the last request is followed no further.
+/// Sets the target on request of another client, and works until it is reached. The balloon's last
+/// request no longer counts.
 pub(crate) fn overrule(memory: &GuestMemory, target_bytes: u64) -> Result<bool, TargetError> {
     let begun = {
         let mut follower = follower();
         follower.request = None;
         memory.begin_target(target_bytes)?
     };
-    // Without the lock: the VMM may wait for it, and whoever asks for the status.
+    // Without the lock: the VMM may wait for it, and so may a client that asks for the status.
     Ok(begun && memory.reach_target()?)
 }
 
@@ -120,7 +123,7 @@ enum Phase {
 /// A command that matters here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Command {
-    /// The balloon is asked for so many pages.
+    /// The balloon is asked to leave the guest this many pages.
     Balloon(u64),
     /// The guest runs from now on.
     Continue,
