@@ -172,7 +172,7 @@ mod tests {
     /// The smallest file that passes for a static program: an ELF header without segments.
     fn static_program(last: u8) -> Vec<u8> {
         let mut program = vec![0; 64];
-        program[..6].copy_from_slice(&[0x7f, b'E', b'L', b'F', 2, 1]);
+        program[..7].copy_from_slice(&[0x7f, b'E', b'L', b'F', 2, 1, 1]);
         program.push(last);
         program
     }
