@@ -43,9 +43,10 @@ pub(crate) unsafe fn gather(message: *const libc::msghdr, count: usize) -> Vec<u
     // SAFETY: a valid message; its array of buffers has this many.
     let buffers = unsafe {
         let message = &*message;
-        match message.msg_iov.is_null() {
-            true => &[],
-            false => core::slice::from_raw_parts(message.msg_iov, message.msg_iovlen),
+        if message.msg_iov.is_null() {
+            &[]
+        } else {
+            core::slice::from_raw_parts(message.msg_iov, message.msg_iovlen)
         }
     };
     for buffer in buffers {

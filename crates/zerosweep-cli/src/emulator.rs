@@ -107,9 +107,10 @@ fn directory_for(is_set: bool, uid: u32, is_there: impl Fn(&Path) -> bool) -> Pa
     }
     // A session's libvirt passes no XDG_RUNTIME_DIR on; its user's tools have one all the same.
     let session = PathBuf::from(format!("/run/user/{uid}"));
-    match uid != 0 && is_there(&session) {
-        true => session.join("zerosweep"),
-        false => PathBuf::from(wire::SERVICE_DIRECTORY),
+    if uid != 0 && is_there(&session) {
+        session.join("zerosweep")
+    } else {
+        PathBuf::from(wire::SERVICE_DIRECTORY)
     }
 }
 
@@ -117,16 +118,15 @@ fn directory_for(is_set: bool, uid: u32, is_there: impl Fn(&Path) -> bool) -> Pa
 fn check_machine() -> Result<(), Failure> {
     let probe = Probe::run();
     let Some(check) = probe.first_failure() else { return Ok(()) };
-    let libvirt = match check.name.contains("userfaultfd") {
-        false => "",
-        true => {
-            ". Under libvirt: write \"/dev/userfaultfd\" into cgroup_device_acl in \
+    let libvirt = if check.name.contains("userfaultfd") {
+        ". Under libvirt: write \"/dev/userfaultfd\" into cgroup_device_acl in \
              /etc/libvirt/qemu.conf (with the devices that the comment there lists), write \
              KERNEL==\"userfaultfd\", GROUP=\"kvm\", MODE=\"0660\" into \
              /etc/udev/rules.d/70-userfaultfd.rules, then `udevadm control --reload; udevadm trigger \
              /dev/userfaultfd; systemctl restart libvirtd`; or set user = \"root\" there \
              (docs/libvirt.md)"
-        }
+    } else {
+        ""
     };
     Err(Failure::work(format!("this guest cannot be managed here: {check}{libvirt}")))
 }

@@ -72,13 +72,8 @@ pub(crate) fn rows(letters: &[u8], columns: usize, most: usize, colours: bool) -
 
 fn worst(superpages: &[u8]) -> char {
     let has = |letter| superpages.contains(&letter);
-    match () {
-        () if has(b'b') => 'x',
-        () if has(b'r') => '+',
-        () if has(b'W') => '#',
-        () if has(b'p') => '-',
-        () => '.',
-    }
+    let worst_first = [(b'b', 'x'), (b'r', '+'), (b'W', '#'), (b'p', '-')];
+    worst_first.into_iter().find(|&(letter, _)| has(letter)).map_or('.', |(_, symbol)| symbol)
 }
 
 fn coloured(row: &str) -> String {

@@ -103,9 +103,10 @@ impl OwnFile {
         let mut text = String::new();
         // It may grow while it is read.
         self.file.take(most_bytes + 1).read_to_string(&mut text)?;
-        match text.len() as u64 > most_bytes {
-            true => Err(Refusal::TooLong { path: self.path, most_bytes }),
-            false => Ok(text),
+        if text.len() as u64 > most_bytes {
+            Err(Refusal::TooLong { path: self.path, most_bytes })
+        } else {
+            Ok(text)
         }
     }
 }

@@ -50,10 +50,7 @@ pub enum PollError {
 
 impl From<ClientError> for PollError {
     fn from(error: ClientError) -> Self {
-        match error.is_nobody_there() {
-            true => Self::Gone,
-            false => Self::Failed(error.to_string()),
-        }
+        if error.is_nobody_there() { Self::Gone } else { Self::Failed(error.to_string()) }
     }
 }
 
@@ -128,9 +125,10 @@ fn check(map: &Map, first: u64) -> Result<(), ClientError> {
         && map.letters.bytes().all(|letter| b"Wrbp.".contains(&letter))
         && map.live.len() == 3 * count
         && map.live.bytes().all(|digit| digit.is_ascii_hexdigit());
-    match is_part {
-        true => Ok(()),
-        false => Err(ClientError::Malformed(format!("no map from superpage {first} on"))),
+    if is_part {
+        Ok(())
+    } else {
+        Err(ClientError::Malformed(format!("no map from superpage {first} on")))
     }
 }
 

@@ -44,10 +44,7 @@ fn escape(text: &str, is_kept: impl Fn(char) -> bool) -> Cow<'_, str> {
     }
     let mut escaped = String::with_capacity(text.len() + 16);
     for letter in text.chars() {
-        match is_kept(letter) {
-            true => escaped.push(letter),
-            false => escaped.extend(letter.escape_debug()),
-        }
+        if is_kept(letter) { escaped.push(letter) } else { escaped.extend(letter.escape_debug()) }
     }
     Cow::Owned(escaped)
 }

@@ -96,9 +96,9 @@ pub fn find_in(directories: &[PathBuf], name: &str) -> Result<GuestFiles, Failur
     if own.socket.exists() {
         return Ok(own);
     }
-    let others =
+    let mut others =
         directories[1..].iter().filter_map(|directory| GuestFiles::new(directory, name).ok());
-    Ok({ others }.find(|files| files.socket.exists()).unwrap_or(own))
+    Ok(others.find(|files| files.socket.exists()).unwrap_or(own))
 }
 
 /// The files of every guest that has a socket where a tool looks; a directory that belongs to

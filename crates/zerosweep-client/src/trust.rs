@@ -107,10 +107,7 @@ pub(crate) fn peer(stream: &UnixStream, path: &Path, owner: u32) -> Result<u32, 
         .map_err(|errno| Distrust::Unknown { path: path.to_owned(), error: errno.into() })?;
     let (peer, user) = (credentials.uid.as_raw(), this_user());
     let may_be = peer == ROOT || peer == user || (user == ROOT && peer == owner);
-    match may_be {
-        true => Ok(peer),
-        false => Err(Distrust::Peer { path: path.to_owned(), peer, owner }),
-    }
+    if may_be { Ok(peer) } else { Err(Distrust::Peer { path: path.to_owned(), peer, owner }) }
 }
 
 /// Whether what this user says is another's word: neither one's own nor root's.

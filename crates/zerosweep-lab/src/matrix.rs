@@ -274,9 +274,12 @@ fn run_one<G: Display, P: Display>(
     stop: &AtomicBool,
     runner: Runner<'_, G, P>,
 ) -> Result<Run> {
-    let mut watch = |_: &[u8]| match stop.load(Ordering::Relaxed) {
-        true => ControlFlow::Break(()),
-        false => ControlFlow::Continue(()),
+    let mut watch = |_: &[u8]| {
+        if stop.load(Ordering::Relaxed) {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
     };
     if watch(&[]).is_break() {
         return Err(Interrupted.into());

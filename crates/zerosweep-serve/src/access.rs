@@ -79,9 +79,10 @@ impl Access {
 
     /// `address` as a browser is to be told of it.
     pub(crate) fn shown_address(&self, address: SocketAddr) -> String {
-        match address.ip().is_unspecified() {
-            true => format!("{}:{}", node_name(), address.port()),
-            false => address.to_string(),
+        if address.ip().is_unspecified() {
+            format!("{}:{}", node_name(), address.port())
+        } else {
+            address.to_string()
         }
     }
 
@@ -145,9 +146,10 @@ fn check_site(headers: &HeaderMap, host: &str) -> Result<(), Refusal> {
         let origin = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
         origin.is_some_and(|(_, from)| from.eq_ignore_ascii_case(host))
     });
-    match own_site && own_origin {
-        true => Ok(()),
-        false => Err(Refusal::new(StatusCode::FORBIDDEN, "site", "not for pages of another site")),
+    if own_site && own_origin {
+        Ok(())
+    } else {
+        Err(Refusal::new(StatusCode::FORBIDDEN, "site", "not for pages of another site"))
     }
 }
 

@@ -32,11 +32,12 @@ impl Exposition {
             }
         }
         let is_named = open.specificity == 2;
-        match open.thousandths > plain.thousandths
+        if open.thousandths > plain.thousandths
             || is_named && open.thousandths > 0 && open.thousandths == plain.thousandths
         {
-            true => Self::OpenMetrics,
-            false => Self::Text,
+            Self::OpenMetrics
+        } else {
+            Self::Text
         }
     }
 

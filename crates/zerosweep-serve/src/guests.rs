@@ -178,9 +178,10 @@ impl Guest {
         let views = guest.views.subscribe();
         let mut watched = lock(&guest.watched);
         watched.watches[pace as usize] += 1;
-        match std::mem::replace(&mut watched.has_poller, true) {
-            true => guest.changed.notify_one(),
-            false => drop(tokio::spawn(keep_polling(Arc::clone(&guest)))),
+        if std::mem::replace(&mut watched.has_poller, true) {
+            guest.changed.notify_one()
+        } else {
+            drop(tokio::spawn(keep_polling(Arc::clone(&guest))))
         }
         drop(watched);
         Watch { guest, pace, views }

@@ -33,9 +33,10 @@ pub(super) fn execute(arguments: &ListArguments) -> Result<ExitCode, Failure> {
         }
     }
     wire::directories().iter().for_each(|directory| runtime::remove_free_locks(directory));
-    match arguments.json {
-        true => output::json(&List::new(guests))?,
-        false => output::text(&render(&guests))?,
+    if arguments.json {
+        output::json(&List::new(guests))?
+    } else {
+        output::text(&render(&guests))?
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -87,9 +88,10 @@ pub(super) fn by_the_word_of(user: u32) -> String {
 }
 
 fn shortened(name: &str) -> String {
-    match name.len() > NAME_COLUMNS {
-        true => format!("{}…", name.chars().take(NAME_COLUMNS - 1).collect::<String>()),
-        false => name.to_owned(),
+    if name.len() > NAME_COLUMNS {
+        format!("{}…", name.chars().take(NAME_COLUMNS - 1).collect::<String>())
+    } else {
+        name.to_owned()
     }
 }
 

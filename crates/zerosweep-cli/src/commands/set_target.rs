@@ -28,11 +28,10 @@ pub(super) fn execute(arguments: &TargetArguments) -> Result<ExitCode, Failure> 
     let mut client = super::connect(name)?;
     let files = runtime::find(name)?;
     let Change { after, mut qmp } = target::set(&mut client, &files, name, size)?;
-    let status = match arguments.no_wait {
-        true => after,
-        false => {
-            Following { client: &mut client, qmp: &mut qmp, name, size }.wait(arguments.wait)?
-        }
+    let status = if arguments.no_wait {
+        after
+    } else {
+        Following { client: &mut client, qmp: &mut qmp, name, size }.wait(arguments.wait)?
     };
     if arguments.guest.json {
         output::json(&status)?;

@@ -16,9 +16,10 @@ use crate::cli::GuestArguments;
 pub(super) fn execute(arguments: &GuestArguments) -> Result<ExitCode, Failure> {
     let mut client = super::connect(&arguments.name)?;
     let status = super::ask(&mut client, &arguments.name, Operation::Status)?;
-    match arguments.json {
-        true => output::json(&status)?,
-        false => output::text(&render(&status, client.other_user()))?,
+    if arguments.json {
+        output::json(&status)?
+    } else {
+        output::text(&render(&status, client.other_user()))?
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -97,10 +97,12 @@ enum View {
 
 impl View {
     fn new(arguments: &WatchArguments) -> Self {
-        match arguments.json {
-            true => Self::Json,
-            false if io::stdout().is_terminal() => Self::Screen(Screen::new(arguments.interval)),
-            false => Self::Lines(0),
+        if arguments.json {
+            Self::Json
+        } else if io::stdout().is_terminal() {
+            Self::Screen(Screen::new(arguments.interval))
+        } else {
+            Self::Lines(0)
         }
     }
 

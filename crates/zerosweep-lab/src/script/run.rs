@@ -218,9 +218,10 @@ impl Doer<'_> {
         loop {
             if let Some((mfn, _)) = self.0.guest.machine.translate(gfn) {
                 // Its frame may still be there (rule R12), but the page is not the guest's.
-                return match self.0.guest.domain.p2m().is_out(gfn) {
-                    true => Err(Refusal("unmapped")),
-                    false => Ok(mfn),
+                return if self.0.guest.domain.p2m().is_out(gfn) {
+                    Err(Refusal("unmapped"))
+                } else {
+                    Ok(mfn)
                 };
             }
             if Session::new(&mut self.0).fault(gfn)? == Fault::Exhausted {

@@ -57,9 +57,10 @@ pub(super) fn execute(arguments: &DemoArguments) -> Result<ExitCode, Failure> {
     ));
     let mut guests = Vec::new();
     for managed in [false, true] {
-        let title = match managed {
-            false => format!("{VMM} alone"),
-            true => format!("zerosweep run --target {target} -- {VMM}"),
+        let title = if managed {
+            format!("zerosweep run --target {target} -- {VMM}")
+        } else {
+            format!("{VMM} alone")
         };
         say.line(&title);
         let guest = Guest::start(&image, max_mem, target, managed)?;

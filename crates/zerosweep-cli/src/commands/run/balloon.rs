@@ -242,17 +242,19 @@ impl<'a> Balloon<'a> {
         let seconds = self.wait.as_secs_f64();
         let name = &self.config.name;
         let (actual, target) = (Size(self.actual_bytes).rounded(), Size(target_bytes).rounded());
-        self.warn(&match self.actual_bytes >= self.config.max_mem_bytes {
-            true => format!(
+        let trouble = if self.actual_bytes >= self.config.max_mem_bytes {
+            format!(
                 "nothing was given back for {seconds} s. Is the guest's balloon driver loaded (Linux: \
                  lsmod | grep virtio_balloon; Windows: the Balloon device and service of \
                  virtio-win)? `zerosweep status {name}` shows how much it can still touch"
-            ),
-            false => format!(
+            )
+        } else {
+            format!(
                 "ballooning has stopped at {actual} for {seconds} s (target {target}): the \
                  guest's own programs may need the rest. `zerosweep status {name}` shows what it owes"
-            ),
-        });
+            )
+        };
+        self.warn(&trouble);
     }
 
     /// QEMU's own no is final; a connection that fails is tried again.

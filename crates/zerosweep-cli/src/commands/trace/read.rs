@@ -82,9 +82,10 @@ fn table(domain: &DomainSummary) -> String {
     let counted = |counts: &ByOrder| {
         let orders: Vec<_> =
             counts.orders().map(|(order, count)| format!("{count} of order {order}")).collect();
-        match orders.is_empty() {
-            true => "0".to_owned(),
-            false => format!("{} ({})", counts.all(), orders.join(", ")),
+        if orders.is_empty() {
+            "0".to_owned()
+        } else {
+            format!("{} ({})", counts.all(), orders.join(", "))
         }
     };
     row("populates", counted(&domain.populates));

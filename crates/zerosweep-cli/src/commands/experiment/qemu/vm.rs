@@ -181,9 +181,10 @@ fn kill(process: u32, signal: Signal) {
 
 /// `zerosweep run`, up to the VMM's own arguments.
 fn managed(qemu: &Qemu, experiment: &RealExperiment, name: &str, vmm: &Path) -> Command {
-    let target = match experiment.guest.is_told_late() {
-        true => experiment.max_mem_bytes,
-        false => experiment.target_bytes,
+    let target = if experiment.guest.is_told_late() {
+        experiment.max_mem_bytes
+    } else {
+        experiment.target_bytes
     };
     let mut command = Command::new(&qemu.program);
     command.args(["run", "--name", name, "--target", &target.to_string(), "--policy"]);
