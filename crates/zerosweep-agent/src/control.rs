@@ -1,5 +1,5 @@
-//! The control socket: one thread that accepts, one for each client, and not many of them
-//! (`clients`): whoever connects and says nothing makes room for others.
+//! The control socket: one thread accepts, and each client has a thread. The number of clients is
+//! bounded (`clients`), and a silent one makes room for others.
 //!
 //! Access is by file permission alone. Nothing here is on a fault's way.
 
@@ -15,13 +15,13 @@ use zerosweep_wire::{
 use crate::clients::{Client, Clients};
 use crate::{qmp_tap, report, state};
 
-/// A client that says nothing for so long is let go.
+/// A client that is silent for longer is disconnected.
 const SILENCE: Duration = Duration::from_secs(60);
 
-/// Those that are served at the same time.
+/// The clients that are connected.
 static CLIENTS: Clients = Clients::new(32);
 
-/// Starts to listen. Without a socket the guest runs on; only nobody can ask about it.
+/// Starts to listen. Without a socket the guest runs on, but no tool can ask about it.
 pub(crate) fn start() {
     let Some(config) = state::config() else { return };
     let Ok(listener) = UnixListener::bind(&config.socket) else { return };
@@ -99,8 +99,8 @@ fn refuse(kind: ErrorKind, message: String) -> Answer {
     Answer::Error(ErrorBody { kind, message })
 }
 
-/// Which threads may wait for memory: others than the VMM's would be none, and its main thread
-/// would freeze it.
+/// Checks the threads that are to wait for memory: they are threads of the VMM, but not its main
+/// thread, which would freeze the VMM.
 fn check_vcpus(
     thread_ids: &[u32],
     process: u32,

@@ -14,17 +14,17 @@ use crate::lines::{LineError, LineStream};
 use crate::printable::{printable, printable_json};
 use crate::trust;
 
-/// So long an agent may work before it answers. It stops when its time is over, but a host that is
-/// busy may have it wait, and what it has come to free goes back to the host page by page.
+/// Longest wait for an answer to a request for work. The agent stops when its own time is over, but
+/// a busy host may delay it, and what it has freed goes back to the host page by page.
 const WORK_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Why the agent did not answer as asked.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// The connection.
+    /// The connection failed.
     #[error("{0}")]
     Line(#[from] LineError),
-    /// Not a message of this protocol.
+    /// The answer is no message of this protocol.
     #[error("the agent's answer is not understood: {0}")]
     Malformed(String),
     /// The agent is older or newer than this program.
@@ -36,13 +36,13 @@ pub enum ClientError {
         /// The agent's version.
         theirs: u32,
     },
-    /// It is of another guest than the one whose socket it is.
+    /// The agent belongs to another guest than its socket does.
     #[error("the agent that listens there says that it is of guest {theirs:?}; it is not believed")]
     OtherGuest {
-        /// What the agent says.
+        /// The guest that the agent names.
         theirs: String,
     },
-    /// The agent says no.
+    /// The agent refuses.
     #[error("{}", .0.message)]
     Refused(ErrorBody),
 }
@@ -59,7 +59,7 @@ impl ClientError {
     }
 }
 
-/// A connection to an agent whose version is known to fit.
+/// A connection to an agent of this version of the protocol.
 #[derive(Debug)]
 pub struct Client {
     lines: LineStream,
@@ -96,17 +96,17 @@ impl Client {
         Ok(Self { lines, hello, timeout, last_id: 0 })
     }
 
-    /// The user whose agent this is, if its word is neither this user's own nor root's.
+    /// The user who runs the agent, if that is neither this user nor root.
     pub fn other_user(&self) -> Option<u32> {
         Some(self.lines.peer_user()).filter(|&user| trust::is_other(user))
     }
 
-    /// What the agent said when the connection was made.
+    /// The agent's hello, from when the connection was made.
     pub fn hello(&self) -> &Hello {
         &self.hello
     }
 
-    /// Asks and waits for the answer: for what is work, longer than for what is a question.
+    /// Asks and waits for the answer. A request for work may take longer than a question.
     ///
     /// # Errors
     /// When the agent does not answer, does not answer as the protocol says, or refuses.
@@ -140,7 +140,7 @@ impl Client {
     }
 }
 
-/// A connection to an agent that is made when it is needed, and again when it broke.
+/// A connection to an agent, made when it is needed and made again when it is broken.
 #[derive(Debug)]
 pub struct Link {
     socket: PathBuf,
@@ -149,18 +149,18 @@ pub struct Link {
 }
 
 impl Link {
-    /// Nothing is connected yet. No question waits longer than twice `timeout`; what is work may
+    /// Not connected yet. No question waits longer than twice `timeout`; a request for work may
     /// take longer ([`Client::request`]).
     pub fn new(socket: PathBuf, timeout: Duration) -> Self {
         Self { socket, timeout, client: None }
     }
 
-    /// With a connection that is there already.
+    /// With an open connection.
     pub fn with(client: Client, socket: PathBuf, timeout: Duration) -> Self {
         Self { socket, timeout, client: Some(client) }
     }
 
-    /// As [`Client::other_user`]; `None` also where there is no connection.
+    /// As [`Client::other_user`]; `None` also without a connection.
     pub fn other_user(&self) -> Option<u32> {
         self.client.as_ref().and_then(Client::other_user)
     }
@@ -175,7 +175,7 @@ impl Link {
             None => Client::connect(&self.socket, self.timeout)?,
         };
         let answer = client.request(operation);
-        // After a timeout the next line would be the answer to this request: start afresh.
+        // After a timeout the next line would be the answer to this request: connect again.
         if matches!(answer, Ok(_) | Err(ClientError::Refused(_))) {
             self.client = Some(client);
         }
@@ -183,8 +183,8 @@ impl Link {
     }
 }
 
-/// The message in a line, with what no text may have in it escaped: nothing an agent says is shown
-/// that has not been through here.
+/// The message in a line, with its control characters escaped. All text from an agent goes through
+/// here before it is shown.
 fn parse<T: DeserializeOwned>(line: &str) -> Result<T, ClientError> {
     serde_json::from_str(line)
         .and_then(|value| serde_json::from_value(printable_json(value)))

@@ -10,12 +10,12 @@ pub struct Failure {
     message: String,
 }
 
-/// Whose fault it is; decides the exit status.
+/// The kind of failure; decides the exit status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     /// The work failed: exit status 1.
     Work,
-    /// It was asked for wrongly: exit status 2, and nothing has been started.
+    /// Wrong usage: exit status 2, and nothing was started.
     Usage,
 }
 

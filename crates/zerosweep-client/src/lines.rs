@@ -1,7 +1,7 @@
-//! One message a line over a Unix stream socket, with a deadline on everything.
+//! One message a line over a Unix stream socket. Every call has a deadline.
 //!
 //! Both the agent and QEMU live in a process that may be stopped, swapped out or stalled on its
-//! own memory; no call in here waits longer than it was told.
+//! own memory. No call in here waits beyond its deadline.
 
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -13,33 +13,33 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::trust::{self, Distrust};
 
-/// How long to wait before a connect is tried again that the listener had no room for.
+/// Pause before connecting again to a listener whose backlog was full.
 const RETRY_DELAY: Duration = Duration::from_millis(20);
 
-/// Who finds a deadline over by so much has not waited for it, but was stopped itself.
+/// A deadline missed by more than this means that this process was suspended.
 const LATE: Duration = Duration::from_millis(500);
-/// So much time it gets then, once.
+/// Extra time after that, granted once.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// Why no line came or went.
+/// Why no line was read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum LineError {
-    /// Nobody listens there, or it may not be opened.
+    /// Nobody listens there, or this user may not connect.
     #[error("cannot connect: {0}")]
     Connect(#[source] io::Error),
-    /// Somebody may listen there who is not to be believed.
+    /// The directory or the listener is not trusted.
     #[error(transparent)]
     Distrusted(Distrust),
-    /// The deadline is over.
+    /// The deadline has passed.
     #[error("no answer in time")]
     Timeout,
     /// The other side ended the connection.
     #[error("the connection was closed")]
     Closed,
-    /// A line longer than what is accepted.
+    /// The line is longer than the limit.
     #[error("a line of more than {0} bytes")]
     TooLong(usize),
-    /// Not text.
+    /// The line is not UTF-8.
     #[error("a line that is not UTF-8")]
     NotText,
     /// Anything else.
@@ -84,7 +84,7 @@ pub struct LineStream {
 }
 
 impl LineStream {
-    /// Connects to the socket at `path`, if it and its directory are to be believed (`trust`).
+    /// Connects to the socket at `path`, if it and its directory are trusted ([`trust`]).
     ///
     /// # Errors
     /// When nobody listens, the listener is not trusted, or the deadline passes.
@@ -95,13 +95,13 @@ impl LineStream {
         Ok(Self { stream, peer, unread: Vec::new(), limit_bytes })
     }
 
-    /// The process that listens at the other end, by the kernel's word.
+    /// The process that listens at the other end, as the kernel reports it.
     pub fn peer_pid(&self) -> Option<u32> {
         let credentials = rustix::net::sockopt::socket_peercred(&self.stream).ok()?;
         u32::try_from(credentials.pid.as_raw_nonzero().get()).ok()
     }
 
-    /// The user who listens at the other end, by the kernel's word.
+    /// The user who listens at the other end, as the kernel reports it.
     pub fn peer_user(&self) -> u32 {
         self.peer
     }

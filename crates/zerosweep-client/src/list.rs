@@ -25,10 +25,10 @@ pub struct Guest {
     pub name: String,
     /// The guest's figures, if its agent answers.
     pub status: Option<Status>,
-    /// Why it does not.
+    /// Why it does not answer.
     pub error: Option<String>,
-    /// Whose agent it is, where that is neither this user nor root: the figures are that user's
-    /// word.
+    /// Whose agent it is, where that is neither this user nor root: the figures are
+    /// only as good as that user.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub agent_uid: Option<u32>,
 }

@@ -1,8 +1,7 @@
-//! Files that decide what is run, or who may do what: whose they are is looked at before they are
-//! read.
+//! Files that decide what is run, or who may do what. Their owner is checked before they are read.
 //!
-//! Links are followed; what counts is the file. Nothing waits for a pipe, and nothing is read
-//! without end.
+//! Links are followed: the file itself counts. A pipe is refused without waiting, and reading has a
+//! limit.
 
 use std::fs::{File, Metadata};
 use std::io::{self, Read as _};
@@ -16,13 +15,13 @@ use crate::size::Size;
 /// Why a file is not read.
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
-    /// The kernel's reason.
+    /// It cannot be opened or read.
     #[error("{0}")]
     Io(#[from] io::Error),
-    /// It is something else.
+    /// It is a directory, a pipe or a device.
     #[error("{} is not a file (a directory, a pipe or a device)", .0.display())]
     NotAFile(PathBuf),
-    /// Neither root's nor this user's.
+    /// It belongs to neither root nor this user.
     #[error("{} belongs to user {owner}: chown root {}", .path.display(), .path.display())]
     OtherUser {
         /// The file.
@@ -41,17 +40,17 @@ pub enum Refusal {
         /// Its mode.
         mode: u32,
     },
-    /// There is more than can be meant.
+    /// It is longer than such a file can be.
     #[error("{} has more than {}", .path.display(), Size(*.most_bytes))]
     TooLong {
         /// The file.
         path: PathBuf,
-        /// As much is read.
+        /// The limit.
         most_bytes: u64,
     },
 }
 
-/// A file of root's or of this user's.
+/// A file that belongs to root or to this user.
 #[derive(Debug)]
 pub struct OwnFile {
     path: PathBuf,
@@ -78,7 +77,7 @@ impl OwnFile {
         Ok(Self { path, file, data })
     }
 
-    /// Who may do what with it.
+    /// Its mode bits.
     pub fn mode(&self) -> u32 {
         self.data.mode() & 0o7777
     }
@@ -95,7 +94,7 @@ impl OwnFile {
         }
     }
 
-    /// What it says.
+    /// Its text.
     ///
     /// # Errors
     /// When it is longer than `most_bytes`, is not text, or cannot be read.

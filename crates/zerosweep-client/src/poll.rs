@@ -14,7 +14,7 @@ pub const AGENT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Bytes of a superpage.
 pub const SUPERPAGE_BYTES: u64 = 2 << 20;
 
-/// No map is longer: 64 TiB.
+/// Largest map, in superpages: 64 TiB.
 const MOST_SUPERPAGES: u64 = 1 << 25;
 
 /// What is asked for.
@@ -57,7 +57,7 @@ impl From<ClientError> for PollError {
 /// Polls the guest at the other end of `link`.
 ///
 /// # Errors
-/// When its agent does not answer, or what it says is no answer.
+/// When its agent does not answer, or not as the protocol says.
 pub fn poll(link: &mut Link, detail: Detail) -> Result<Sample, ClientError> {
     let (status, letters) = match detail {
         Detail::Figures => (link.request(Operation::Status)?, None),
@@ -73,12 +73,12 @@ pub fn poll(link: &mut Link, detail: Detail) -> Result<Sample, ClientError> {
     Ok(Sample { at_ms: now_ms(), status, letters, agent_uid: link.other_user() })
 }
 
-/// Superpages of a guest.
+/// A part of a guest's superpage map.
 #[derive(Debug, Serialize)]
 pub struct MapPart {
     /// Number of the first one.
     pub first: u64,
-    /// All that the guest has.
+    /// The number of superpages of the guest.
     pub superpages: u64,
     /// A letter each.
     pub letters: String,
@@ -116,8 +116,8 @@ pub fn map(link: &mut Link, first: u64, count: u64) -> Result<MapPart, ClientErr
     Ok(MapPart { first, superpages, letters, live, status })
 }
 
-/// An agent may say anything: what is joined to a map is a part of one, and the part that was asked
-/// for.
+/// Checks a part of the map before it is joined to the rest: an agent is not trusted to send the
+/// part that was asked for.
 fn check(map: &Map, first: u64) -> Result<(), ClientError> {
     let count = map.letters.len();
     let is_part = map.first == first

@@ -1,20 +1,20 @@
-//! Text from outside as it may be shown: nothing in it moves a cursor, sets a terminal, turns text
-//! round or begins a line.
+//! Text from outside, escaped so that it can be shown: nothing in it moves a cursor, changes a
+//! terminal, reverses text or begins a line.
 //!
-//! Whatever comes from a socket goes through here where it becomes text ([`printable_json`]),
-//! whatever is said on standard error where it is written ([`printable_lines`]).
+//! Text from a socket goes through [`printable_json`] as soon as it is text. Text for standard
+//! error goes through [`printable_lines`] when it is written.
 
 use std::borrow::Cow;
 
 use serde_json::Value;
 
-/// With every character escaped that has no shape of its own: C0 and C1 controls, line separators,
-/// directions and other formats of Unicode, marks that change the letter before them.
+/// Escapes every character that has no shape of its own: C0 and C1 controls, line separators,
+/// Unicode's direction and format characters, combining marks.
 pub fn printable(text: &str) -> Cow<'_, str> {
     escape(text, has_shape)
 }
 
-/// As [`printable`], but of several lines.
+/// As [`printable`], but keeps line ends.
 pub fn printable_lines(text: &str) -> Cow<'_, str> {
     escape(text, |letter| letter == '\n' || has_shape(letter))
 }

@@ -12,24 +12,24 @@ use serde_json::{Value, json};
 use crate::lines::{LineError, LineStream};
 use crate::printable::printable;
 
-/// Longest line that is accepted; QEMU's answers to the questions here have a few kilobytes.
+/// Longest line that is accepted; QEMU's answers here have a few kilobytes.
 const LIMIT_BYTES: usize = 4 << 20;
 
 /// Why QEMU did not answer as asked.
 #[derive(Debug, thiserror::Error)]
 pub enum QmpError {
-    /// The connection.
+    /// The connection failed.
     #[error("QMP: {0}")]
     Line(#[from] LineError),
-    /// Not QMP.
+    /// The answer is not QMP.
     #[error("QMP: not understood: {0}")]
     Malformed(String),
-    /// QEMU says no.
+    /// QEMU refuses.
     #[error("QEMU refused {command}: {reason}")]
     Refused {
         /// The command.
         command: &'static str,
-        /// QEMU's words.
+        /// QEMU's message.
         reason: String,
     },
 }
@@ -48,14 +48,14 @@ struct Vcpu {
     thread_id: u32,
 }
 
-/// What a guest says of its memory.
+/// What a guest's balloon driver reports of its memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GuestStats {
-    /// When it said so, in seconds since 1970; 0 for never.
+    /// Time of the report, in seconds since 1970; 0 for never.
     pub updated_seconds: u64,
-    /// What its programs could have without swapping.
+    /// What its programs could allocate without swapping.
     pub available_bytes: u64,
-    /// What its kernel manages, without what the balloon has.
+    /// What its kernel manages, without the balloon's pages.
     pub total_bytes: u64,
 }
 
@@ -168,8 +168,8 @@ impl Qmp {
         read::<Balloon>(self.execute("query-balloon", None)?).map(|balloon| balloon.actual)
     }
 
-    /// What the guest's own balloon driver says of its memory; `None` where there is no balloon, or
-    /// its driver says nothing. `ask_for_them` has the driver asked from now on, where nobody did.
+    /// The report of the guest's own balloon driver; `None` without a balloon device or a report.
+    /// `ask_for_them` has QEMU poll the driver from now on, if it does not yet.
     ///
     /// # Errors
     /// When QEMU does not answer, or refuses.
@@ -183,7 +183,7 @@ impl Qmp {
             self.execute("qom-set", Some(arguments))?;
         }
         let all: AllStats = read(self.execute("qom-get", get("guest-stats"))?)?;
-        // What the driver does not know it does not set, which is -1.
+        // The driver leaves at -1 what it does not know.
         let known = |bytes: i64| u64::try_from(bytes).ok();
         let (Some(available), Some(total)) = (known(all.stats.available), known(all.stats.total))
         else {

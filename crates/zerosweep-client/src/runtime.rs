@@ -1,4 +1,4 @@
-//! The runtime directory: who owns a guest's name, and what is left over from the dead.
+//! The runtime directory: who holds a guest's name, and what dead guests left there.
 //!
 //! | file | made by | goes |
 //! | --- | --- | --- |
@@ -65,7 +65,7 @@ impl GuestFiles {
     }
 
     /// Lets nobody but their owner connect to the sockets: QEMU makes its own with the umask.
-    /// Whether both are there.
+    /// Returns whether both are there.
     pub fn make_private(&self) -> bool {
         [&self.socket, &self.qmp].map(|file| rustix::fs::chmod(file, OWNER_ONLY).is_ok())
             == [true; 2]
@@ -101,8 +101,8 @@ pub fn find_in(directories: &[PathBuf], name: &str) -> Result<GuestFiles, Failur
     Ok(others.find(|files| files.socket.exists()).unwrap_or(own))
 }
 
-/// The files of every guest that has a socket where a tool looks; a directory that belongs to
-/// another user is passed over.
+/// The files of every guest that has a socket where a tool looks; another user's
+/// directory is left out.
 ///
 /// # Errors
 /// When this user's own directory cannot be read.
@@ -161,7 +161,7 @@ pub fn create_directory(directory: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What an administrator does, for the directory that no user can make by himself.
+/// The command for an administrator, for the directory that an ordinary user cannot make.
 fn how_to_make(directory: &Path) -> String {
     if directory != Path::new(wire::SERVICE_DIRECTORY) {
         return String::new();
@@ -182,7 +182,7 @@ pub struct Claim {
 }
 
 impl Claim {
-    /// Takes the name. `removed` is told of each file of a dead guest that was in the way.
+    /// Takes the name. `removed` is called for each file of a dead guest that was removed.
     ///
     /// # Errors
     /// Wrong usage if a guest of that name is alive or being started.
@@ -229,7 +229,7 @@ impl Drop for Claim {
 /// The names of all guests that have a socket in `directory`, in order.
 ///
 /// # Errors
-/// When it cannot be read, or its sockets are not to be believed.
+/// When it cannot be read, or its sockets are not trusted.
 pub fn names(directory: &Path) -> Result<Vec<String>, Failure> {
     match trust::directory(directory) {
         Err(distrust) if distrust.is_missing() => return Ok(Vec::new()),
@@ -256,7 +256,7 @@ pub fn remove_stale(files: &GuestFiles) {
     if files.lock.parent().is_some_and(trust::is_own_directory)
         && let Ok(Some(lock)) = lock(&files.lock, Missing::Create)
     {
-        // Looked at again under the lock: a new guest may have come up meanwhile.
+        // Checked again under the lock: a new guest may have come up meanwhile.
         if listener(&files.socket).is_none() {
             drop(Claim { files: files.clone(), _lock: lock });
         } else {
@@ -317,7 +317,7 @@ fn lock(path: &Path, missing: Missing) -> io::Result<Option<File>> {
     }
 }
 
-/// Like [`lock`], but a `ps` that looks at the lock for a moment is waited for.
+/// Like [`lock`], but waits for a `ps` that holds the lock for a moment.
 fn wait_for_lock(path: &Path) -> io::Result<Option<File>> {
     for _ in 0..LOCK_ATTEMPTS {
         if let Some(file) = lock(path, Missing::Create)? {
@@ -328,7 +328,7 @@ fn wait_for_lock(path: &Path) -> io::Result<Option<File>> {
     lock(path, Missing::Create)
 }
 
-/// The process that listens on `socket`, if any does: who it says it is, or the kernel's word.
+/// The process that listens on `socket`, if any does: as its hello says, or else the kernel.
 fn listener(socket: &Path) -> Option<Option<u32>> {
     match Client::connect(socket, HELLO_TIMEOUT) {
         Ok(client) => Some(Some(client.hello().pid)),

@@ -17,28 +17,28 @@ const QMP_TIMEOUT: Duration = Duration::from_secs(2);
 /// Why a target was not set, or not by both.
 #[derive(Debug, thiserror::Error)]
 pub enum TargetError {
-    /// Nothing was changed: it cannot be a target of this guest.
+    /// Invalid target. Nothing was changed.
     #[error(
-        "a target of {size} cannot be: guest {name} has {max}, and a target is above 0, at most \
-         that, and a multiple of 4K"
+        "invalid target {size} for guest {name}: a target is above 0, at most {max}, and a multiple \
+         of 4K"
     )]
     Value {
         /// The guest.
         name: String,
         /// What was asked for.
         size: Size,
-        /// What the guest was told that it has.
+        /// The guest's memory.
         max: Size,
     },
-    /// Nothing was changed, as far as is known: its agent did not do it.
+    /// The agent did not set it. As far as is known, nothing was changed.
     #[error("guest {name}: {error}")]
     Agent {
         /// The guest.
         name: String,
-        /// The agent's answer, or the lack of one.
+        /// The agent's refusal, or why there is no answer.
         error: ClientError,
     },
-    /// The engine has the target; QEMU did not take it.
+    /// The engine has the target; QEMU did not pass it to the balloon.
     #[error(
         "guest {name} has the target {size} now, but its balloon cannot be asked to follow: {error}"
     )]
@@ -47,7 +47,7 @@ pub enum TargetError {
         name: String,
         /// Its target now.
         size: Size,
-        /// QEMU's answer, or the lack of one.
+        /// QEMU's refusal, or why there is no answer.
         error: QmpError,
     },
 }
@@ -61,19 +61,19 @@ impl From<TargetError> for Failure {
     }
 }
 
-/// A target that both have.
+/// A target that engine and balloon have.
 #[derive(Debug)]
 pub struct Change {
     /// The guest's figures after it.
     pub after: Status,
-    /// The way to the balloon.
+    /// The connection to QEMU that set the balloon.
     pub qmp: Qmp,
 }
 
 /// Sets the target of the guest `name`: the engine's, then its balloon's.
 ///
 /// # Errors
-/// Each says what was changed before it.
+/// Each error says what was changed before it.
 pub fn set(
     client: &mut Client,
     files: &GuestFiles,

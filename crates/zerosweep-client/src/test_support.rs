@@ -8,7 +8,7 @@ use zerosweep_wire::{
     Superpages,
 };
 
-/// The figures of a guest that has much to show.
+/// Figures of a guest in which every part of a display has something to show.
 #[must_use]
 pub fn sample_status(name: &str) -> Status {
     Status {

@@ -1,12 +1,13 @@
-//! Whom a client believes: who owns a runtime directory, and who listens on a socket in it.
+//! Whom a client trusts: the owner of a runtime directory, and who listens on a socket in it.
 //!
-//! | the user | believes sockets in a directory of | that are listened on by |
+//! | this user | trusts sockets in a directory of | if the listener is |
 //! | --- | --- | --- |
 //! | root | any user | root, and the directory's owner |
-//! | another | his own, root | himself, root |
+//! | another | its own, root | itself, root |
 //!
-//! A directory that others can write to is nobody's: the name of a socket says nothing there. What
-//! is believed is still shown with its control characters escaped (`printable`).
+//! A directory that others can write to is not trusted: anybody can make a socket of any name
+//! there. Text from a trusted socket is still escaped before it is shown
+//! ([`printable`](crate::printable)).
 
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -16,13 +17,13 @@ use std::path::{Path, PathBuf};
 /// Root's number.
 const ROOT: u32 = 0;
 
-/// Why a directory or a socket is not believed.
+/// Why a directory or a socket is not trusted.
 #[derive(Debug, thiserror::Error)]
 pub enum Distrust {
-    /// A link, or something else.
+    /// It is a link or no directory.
     #[error("{} is not a directory (or is a link to one): its sockets are not used", .0.display())]
     NotDirectory(PathBuf),
-    /// Another user's.
+    /// It belongs to another user.
     #[error(
         "the runtime directory {} belongs to user {owner}, and this is user {user}: its sockets are \
          not used. Guests are seen by the user who started them, and by root",
@@ -33,10 +34,10 @@ pub enum Distrust {
         path: PathBuf,
         /// Its owner.
         owner: u32,
-        /// Who asks.
+        /// This user.
         user: u32,
     },
-    /// Anybody's.
+    /// Others can write to it.
     #[error(
         "others can write to the runtime directory {} (mode {mode:04o}): its sockets are not used. \
          To mend it: chmod 700 {}",
@@ -48,7 +49,7 @@ pub enum Distrust {
         /// Its mode.
         mode: u32,
     },
-    /// Somebody listens there who has no business in the directory.
+    /// A user listens there to whom the directory does not belong.
     #[error(
         "user {peer} listens on the socket {}, and its directory belongs to user {owner}: it is not \
          used",
@@ -62,7 +63,7 @@ pub enum Distrust {
         /// The directory's owner.
         owner: u32,
     },
-    /// Not known.
+    /// Its owner cannot be determined.
     #[error("{}: {error}", .path.display())]
     Unknown {
         /// The directory or socket.
@@ -96,7 +97,8 @@ pub(crate) fn directory(path: &Path) -> Result<u32, Distrust> {
     Ok(owner)
 }
 
-/// Whether the directory is this user's own: what is left over in another's is his to clear up.
+/// Whether the directory is this user's own: what is left over in another user's directory is for
+/// that user to clear up.
 pub(crate) fn is_own_directory(path: &Path) -> bool {
     directory(path).is_ok_and(|owner| owner == this_user())
 }
@@ -110,7 +112,7 @@ pub(crate) fn peer(stream: &UnixStream, path: &Path, owner: u32) -> Result<u32, 
     if may_be { Ok(peer) } else { Err(Distrust::Peer { path: path.to_owned(), peer, owner }) }
 }
 
-/// Whether what this user says is another's word: neither one's own nor root's.
+/// Whether `user` is neither this user nor root.
 pub(crate) fn is_other(user: u32) -> bool {
     user != ROOT && user != this_user()
 }

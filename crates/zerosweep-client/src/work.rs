@@ -10,7 +10,7 @@ use zerosweep_wire::{Operation, Status};
 
 use crate::agent::{Client, ClientError};
 
-/// What is to be done.
+/// The kind of work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {
     /// Look at every superpage, and take back those that are zero (rule R8).

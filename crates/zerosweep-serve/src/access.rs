@@ -1,12 +1,12 @@
-//! Who may ask.
+//! Access control of requests.
 //!
-//! | what comes | is refused |
+//! | a request with | is refused |
 //! | --- | --- |
-//! | another name in `Host` than this server's | always: a page of another site may have had its own name point here (DNS rebinding) |
-//! | `Sec-Fetch-Site`, `Origin` of another site | always, but for the page itself, which links may lead to |
-//! | no token | for all that changes a guest; for reading too when others can connect, or with `--private` |
+//! | a `Host` that is no name of this server | always: another site can point its own name here (DNS rebinding) |
+//! | `Sec-Fetch-Site` or `Origin` of another site | always, except for the page itself: other sites may link to it |
+//! | no token | if it changes a guest; if it reads, only when other machines can connect, or with `--private` |
 //!
-//! No answer carries CORS headers, so that no other site reads what it was not refused.
+//! No answer carries CORS headers, so no other site can read an answer.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -46,11 +46,11 @@ const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
 const PAGE: [&str; 7] =
     ["/", "/page.css", "/page.js", "/map.js", "/timeline.js", "/stream.js", "/icon.svg"];
 
-/// What is asked of whom.
+/// What a request must have.
 #[derive(Debug)]
 pub(crate) struct Access {
     pub(crate) token: Token,
-    /// Names beside `localhost` and this machine's addresses, in lower case.
+    /// Names besides `localhost` and this machine's addresses, in lower case.
     names: Vec<String>,
     reading: Reading,
     remote: bool,
@@ -59,9 +59,9 @@ pub(crate) struct Access {
 /// Who may read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reading {
-    /// Whoever is on this machine.
+    /// Everybody on this machine.
     Local,
-    /// Who has the token.
+    /// Everybody with the token.
     WithToken,
 }
 
@@ -77,7 +77,7 @@ impl Access {
         Self { token, names, reading, remote: options.allow_remote }
     }
 
-    /// `address` as a browser is to be told of it.
+    /// `address` as a browser can use it.
     pub(crate) fn shown_address(&self, address: SocketAddr) -> String {
         if address.ip().is_unspecified() {
             format!("{}:{}", node_name(), address.port())
@@ -86,8 +86,8 @@ impl Access {
         }
     }
 
-    /// Whether `host`, as in a `Host` header, is a name of this server. An address cannot have been
-    /// rebound, so any will do where others may connect.
+    /// Whether `host`, as in a `Host` header, is a name of this server. An address cannot be
+    /// rebound, so every address is accepted where other machines may connect.
     fn knows(&self, host: &str) -> bool {
         let name = without_port(host).trim_end_matches('.').to_ascii_lowercase();
         let address = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
@@ -136,12 +136,12 @@ impl Access {
     }
 }
 
-/// Refuses what a browser sends for a page of another site.
+/// Refuses requests that a browser sends for a page of another site.
 fn check_site(headers: &HeaderMap, host: &str) -> Result<(), Refusal> {
     let site = text(headers, &SEC_FETCH_SITE);
     let is_link = site == Some("none") && text(headers, &SEC_FETCH_MODE) != Some("no-cors");
     let own_site = site.is_none_or(|site| site == "same-origin") || is_link;
-    // Origin has a scheme, which a proxy may have changed: the name and the port are what counts.
+    // Origin has a scheme, which a proxy may have changed: only name and port count.
     let own_origin = headers.get(header::ORIGIN).is_none_or(|origin| {
         let origin = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
         origin.is_some_and(|(_, from)| from.eq_ignore_ascii_case(host))
@@ -170,7 +170,7 @@ fn node_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
-/// Refuses who may not ask, and puts the headers on every answer.
+/// Refuses requests without access, and puts the headers on every answer.
 pub(crate) async fn guard(State(server): State<Server>, request: Request, next: Next) -> Response {
     let mut response = match server.access.check(&request) {
         Ok(()) => next.run(request).await,

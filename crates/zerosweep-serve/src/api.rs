@@ -1,6 +1,7 @@
-//! JSON: what is known of the guests, and what changes them. `openapi.json` describes it.
+//! The JSON interface: figures of the guests, and requests that change them. `openapi.json`
+//! describes it.
 //!
-//! What changes a guest does what the command of that name does, with the same code.
+//! A request that changes a guest runs the code of the command of that name.
 
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
@@ -110,7 +111,7 @@ pub(crate) async fn guests(State(server): State<Server>) -> Result<Json<List>, R
     Ok(Json(List::new(guests.collect())))
 }
 
-/// The figures of all guests, each asked by itself.
+/// The figures of all guests, polled at the same time.
 pub(crate) async fn poll_all(server: &Server) -> Result<Vec<(String, View)>, Refusal> {
     let names = server.guests.names().await.map_err(|error| {
         Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "directory", error.to_string())
@@ -174,7 +175,7 @@ pub(crate) async fn superpages(
     .await
 }
 
-/// What was seen of one guest while somebody watched it.
+/// The timeline of one guest, from when somebody watched it.
 pub(crate) async fn history(
     State(server): State<Server>,
     Path(name): Path<String>,
@@ -218,16 +219,16 @@ impl Refusal {
     }
 }
 
-/// What came of a sweep or a consolidation.
+/// The outcome of a sweep or a consolidation.
 #[derive(Debug, Serialize)]
 pub(crate) struct Told {
-    /// For people, as the command says it.
+    /// A sentence, as the command prints it.
     text: String,
     #[serde(flatten)]
     report: Value,
 }
 
-/// Looks at all superpages of a guest.
+/// Sweeps all superpages of a guest.
 pub(crate) async fn sweep(
     State(server): State<Server>,
     Path(name): Path<String>,
@@ -289,7 +290,7 @@ fn connect(name: &str, files: &GuestFiles) -> Result<Client, Refusal> {
     Client::connect(&files.socket, AGENT_TIMEOUT).map_err(|error| Refusal::by_agent(name, &error))
 }
 
-/// Runs what blocks in a thread of its own.
+/// Runs blocking work in a thread of its own.
 async fn ask<R: Send + 'static>(
     server: &Server,
     name: &str,

@@ -1,12 +1,12 @@
-//! What a page is sent: server-sent events, for as long as it is open.
+//! Server-sent events for a page, for as long as it is open.
 //!
 //! | event | data |
 //! | --- | --- |
 //! | `guests` | `{"guests":[NAME…],"error":…}`: at the start, and when one comes or goes |
-//! | `status` | `{"name":…,"at_ms":…,"status":…}` or `{"name":…,"error":…}` (null: it is gone): each look |
+//! | `status` | `{"name":…,"at_ms":…,"status":…}` or `{"name":…,"error":…}` (null: it is gone): after each poll |
 //! | `map` | `{"name":…,"superpages":…,"runs":"12W3b"}`: when it changed; runs of letters |
 //!
-//! A page that takes nothing misses what is old; it holds up nobody.
+//! A page that reads nothing misses old events, and delays nobody.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -32,7 +32,7 @@ use crate::guests::{Guests, Pace, View, Watch};
 
 /// Streams at the same time.
 const MOST_STREAMS: usize = 32;
-/// Between two looks at who is there.
+/// Time between two listings of the guests.
 const LIST_INTERVAL: Duration = Duration::from_secs(1);
 /// Events that wait for a page to take them.
 const WAITING: usize = 8;
@@ -51,7 +51,7 @@ impl Streams {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Wanted {
-    /// The guest to be seen ten times a second; the others are once.
+    /// The guest to send ten times a second; the others are sent once a second.
     live: Option<String>,
 }
 

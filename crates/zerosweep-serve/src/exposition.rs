@@ -1,7 +1,7 @@
-//! The two formats in which figures are told, and which of them a reader wants.
+//! The two formats of the figures, and the choice between them.
 //!
-//! OpenMetrics for those who ask for it (Prometheus does), and for those who say nothing at all;
-//! the older text format for all others, because everybody reads it.
+//! A reader that asks for OpenMetrics (as Prometheus does) or for nothing gets OpenMetrics. All
+//! others get the older text format, which everybody reads.
 
 use std::fmt::Write as _;
 
@@ -97,7 +97,7 @@ impl Weight {
     }
 }
 
-/// A family of OpenMetrics, as it is announced.
+/// The head of a family of OpenMetrics.
 #[derive(Clone, Copy, Default)]
 struct Family<'a> {
     name: &'a str,

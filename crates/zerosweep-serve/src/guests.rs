@@ -6,9 +6,9 @@
 //! scrape ─┘          channel   └─ poller of vm2 ── poll ── agent
 //! ```
 //!
-//! A poller starts with the first [`Watch`] and ends with the last. How often it polls is the
-//! greatest of the wishes; an agent that answers slowly is asked less often, so that at most a
-//! third of one CPU's time goes into its answers.
+//! A poller starts with the first [`Watch`] and ends with the last. It polls at the quickest pace
+//! that any of them wants. A slow agent is asked less often, so that its answers take at most a
+//! third of one CPU's time.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
@@ -27,13 +27,13 @@ use zerosweep_client::poll::{AGENT_TIMEOUT, Detail, PollError, Sample, poll};
 
 /// A first poll takes at most a connect, a hello and an answer.
 const FIRST_LOOK: Duration = Duration::from_secs(5);
-/// An agent rests so many times as long as it has worked.
+/// The pause after a poll, in multiples of the poll's duration.
 const REST: u32 = 2;
 /// Samples of a guest that are kept: ten minutes, one a second.
 const HISTORY: usize = 600;
 const SAMPLE_INTERVAL_MS: u64 = 1000;
 
-/// How closely a guest is watched. The order is that of their costs.
+/// How closely a guest is watched, cheapest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Pace {
     /// The figures, once a second: a scrape, or one answer.
@@ -89,7 +89,7 @@ pub(crate) struct Guests {
 struct Guest {
     files: GuestFiles,
     watched: Mutex<Watched>,
-    /// Somebody came or went.
+    /// Notified when a watch begins or ends.
     changed: Notify,
     views: watch::Sender<Option<View>>,
     history: Mutex<History>,
@@ -98,25 +98,26 @@ struct Guest {
 
 #[derive(Debug, Default)]
 struct Watched {
-    /// So many at each [`Pace`].
+    /// Number of watches at each [`Pace`].
     watches: [usize; 3],
     has_poller: bool,
 }
 
 #[derive(Debug, Default)]
 struct History {
-    /// Whose it is: a new VMM may have an old name.
+    /// The VMM: a new one may have an old name.
     pid: u32,
     samples: VecDeque<Point>,
 }
 
 impl Guests {
-    /// Those that have their sockets in `directories`; of two of one name that in the first.
+    /// The guests that have their sockets in `directories`. An earlier directory hides a guest of
+    /// the same name in a later one.
     pub(crate) fn new(directories: Vec<PathBuf>) -> Arc<Self> {
         Arc::new(Self { directories, known: Mutex::default() })
     }
 
-    /// The names of all guests that have a socket. What of others is remembered, is forgotten.
+    /// The names of all guests that have a socket. Forgets all other guests.
     pub(crate) async fn names(&self) -> Result<Vec<String>, Failure> {
         let directories = self.directories.clone();
         let guests = spawn_blocking(move || runtime::every_guest_in(&directories)).await;
@@ -128,7 +129,7 @@ impl Guests {
         Ok(names)
     }
 
-    /// Watches a guest at a pace, until what is given is dropped. `None`: no guest has that name.
+    /// Watches a guest until the [`Watch`] is dropped. `None`: no guest has that name.
     pub(crate) fn watch(&self, name: &str, pace: Pace) -> Option<Watch> {
         Some(Guest::watch(self.guest(name)?, pace))
     }
@@ -138,7 +139,7 @@ impl Guests {
         Some(self.guest(name)?.files.clone())
     }
 
-    /// The right to have a guest's agent do long work: for one at a time.
+    /// The permit for long work by a guest's agent; one at a time. `None`: it is taken.
     pub(crate) fn begin_work(&self, name: &str) -> Option<OwnedMutexGuard<()>> {
         Arc::clone(&self.guest(name)?.work).try_lock_owned().ok()
     }
@@ -155,7 +156,7 @@ impl Guests {
         Some(guest)
     }
 
-    /// What was seen of a guest while somebody watched.
+    /// The timeline of a guest, from when somebody watched it.
     pub(crate) fn history(&self, name: &str) -> Vec<Point> {
         let guest = lock(&self.known).get(name).cloned();
         guest.map_or_else(Vec::new, |guest| lock(&guest.history).samples.iter().copied().collect())
@@ -187,19 +188,19 @@ impl Guest {
         Watch { guest, pace, views }
     }
 
-    /// The quickest pace that somebody wishes for.
+    /// The quickest pace of all watches.
     fn pace(&self) -> Option<Pace> {
         let watched = lock(&self.watched);
         Pace::ALL.into_iter().find(|&pace| watched.watches[pace as usize] > 0)
     }
 
-    /// Like [`pace`](Self::pace); when nobody watches, there is no poller from here on.
+    /// Like [`pace`](Self::pace). When nobody watches, the poller has to end.
     fn pace_or_end(&self) -> Option<Pace> {
         let mut watched = lock(&self.watched);
         let pace = Pace::ALL.into_iter().find(|&pace| watched.watches[pace as usize] > 0);
         if pace.is_none() {
             watched.has_poller = false;
-            // What was seen is old when the next one comes.
+            // The last view is out of date when somebody watches again.
             self.views.send_replace(None);
         }
         pace
@@ -232,7 +233,7 @@ async fn keep_polling(guest: Arc<Guest>) {
     }
 }
 
-/// Waits until the guest is to be polled again: sooner if somebody comes who wishes for more.
+/// Waits until the guest is to be polled again: sooner if a quicker watch begins.
 async fn rest(guest: &Guest, last: Pace, began: Instant, rested: Instant) {
     while let Some(pace) = guest.pace() {
         let lacks_map = pace.detail() == Detail::Map && last.detail() == Detail::Figures;
@@ -276,7 +277,7 @@ impl Point {
     }
 }
 
-/// Somebody who watches a guest.
+/// A guest is watched for as long as this lives.
 pub(crate) struct Watch {
     guest: Arc<Guest>,
     pace: Pace,
@@ -294,7 +295,7 @@ impl Watch {
     /// What the next poll gives.
     pub(crate) async fn next(&mut self) -> View {
         loop {
-            // The sender lives as long as the guest, and that as long as this.
+            // The sender lives as long as the guest, and the guest as long as this watch.
             if self.views.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }

@@ -3,13 +3,13 @@
 //!
 //! ```text
 //! token     made here or read from a file; compared in constant time
-//! access    who may ask: Host, Origin, token; headers of every answer
+//! access    access control: Host, Origin, token; headers of every answer
 //! guests    one poller a guest, shared by all who watch, asleep when nobody does
 //! events    what a page is sent (server-sent events)
 //! api       JSON: figures, map, history, and what changes a guest
 //! metrics   figures for Prometheus
-//! exposition  the formats of those
-//! routes    which of them answers what
+//! exposition  their two formats
+//! routes    which path is answered by which of them
 //! listen    connections: bounded, with timeouts, ended by a signal
 //! page/     HTML, CSS and scripts, as they are sent
 //! ```
@@ -45,10 +45,10 @@ use self::events::Streams;
 use self::guests::Guests;
 use self::token::Token;
 
-/// Questions that are still with an agent when the server ends are waited for so long.
+/// Longest wait, when the server ends, for questions that agents have not answered.
 const ENDING: Duration = Duration::from_secs(1);
 
-/// Where to listen, and who may ask.
+/// Where to listen, and who has access.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Where to listen.
@@ -79,15 +79,15 @@ struct Started<'a> {
     schema: u32,
     address: SocketAddr,
     url: &'a str,
-    /// The token that was made; one from a file is not told.
+    /// The token that was made; a token from a file is not shown.
     token: Option<&'a str>,
 }
 
 /// Serves until a signal ends it. Standard output says where.
 ///
 /// # Errors
-/// Wrong usage: an address that other machines can reach, without leave to use it. Else the work
-/// failed: no token, no address to listen on, or a runtime directory that cannot be read.
+/// Wrong usage: an address that other machines can reach, without [`Options::allow_remote`]. Else
+/// the work failed: no token, no address to listen on, or a runtime directory that cannot be read.
 pub fn serve(options: &Options) -> Result<(), Failure> {
     let address = options.listen;
     if !address.ip().is_loopback() && !options.allow_remote {
@@ -129,7 +129,7 @@ async fn listen(options: &Options, token: Token) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Guests may come later; a directory that cannot be read will not become readable.
+/// Guests may start later, but a directory that cannot be read will not become readable.
 fn check_directory(directory: &Path) -> Result<(), Failure> {
     match runtime::names(directory) {
         Err(error) => Err(Failure::work(format!(
@@ -158,7 +158,7 @@ async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
     })
 }
 
-/// Says where the page is.
+/// Prints the page's address.
 fn tell(options: &Options, address: SocketAddr, access: &Access) -> Result<(), Failure> {
     let token = options.token_file.is_none().then(|| access.token.shown());
     let mut url = format!("http://{}/", access.shown_address(address));

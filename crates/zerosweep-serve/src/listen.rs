@@ -1,5 +1,4 @@
-//! Connections: not too many, none that says nothing for ever, and an end when a signal asks for
-//! it.
+//! Connections: their number and their silence are limited, and a signal ends them all.
 
 use std::io;
 use std::sync::Arc;
@@ -18,13 +17,13 @@ use zerosweep_client::error::Failure;
 
 /// Connections at the same time; further ones wait to be accepted.
 const MOST_CONNECTIONS: usize = 128;
-/// A request's headers come within this, also the next one of a connection that is kept.
+/// Time limit for a request's headers, also for the next request of a connection.
 const HEADERS: Duration = Duration::from_secs(15);
 /// Bytes of a request's headers.
 const HEADERS_BYTES: usize = 16 * 1024;
-/// Requests that are being answered when the server ends get so long.
+/// Longest wait, when the server ends, for requests that are being answered.
 const ENDING: Duration = Duration::from_millis(500);
-/// Between two tries when the kernel gives no connection (out of descriptors, most likely).
+/// Pause before another try when the kernel gives no connection (most likely out of descriptors).
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// The signals that end the server; caught from when it is made.
@@ -71,12 +70,12 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, mut ending: End
                 }
             },
         };
-        // Events are small and wanted now.
+        // Events are small, and must not wait to be joined.
         let _ = stream.set_nodelay(true);
         let service = TowerToHyperService::new(router.clone());
         let connection = open.watch(http.serve_connection(TokioIo::new(stream), service));
         tokio::spawn(async move {
-            // A connection that breaks is its other end's business.
+            // A broken connection concerns only its other end.
             let _ = connection.await;
             drop(seat);
         });

@@ -1,7 +1,7 @@
-//! `/metrics`: the figures of all guests for Prometheus and its like (`exposition`: in which
+//! `/metrics`: the figures of all guests for Prometheus and other scrapers (`exposition`: in which
 //! format).
 //!
-//! Agents are asked when somebody scrapes, all at the same time; one that does not answer has
+//! Each scrape asks all agents at the same time. A guest whose agent does not answer has
 //! `zerosweep_up` 0 and nothing else.
 
 use std::fmt;
@@ -24,7 +24,7 @@ use crate::Server;
 use crate::api::{Refusal, poll_all};
 use crate::exposition::Exposition;
 
-/// Begins every name.
+/// Prefix of every name.
 const PREFIX: &str = "zerosweep";
 
 /// A family of samples; each has the label `guest`.

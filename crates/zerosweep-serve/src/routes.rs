@@ -1,4 +1,4 @@
-//! Which path is answered by what.
+//! The paths and what answers them.
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;

@@ -10,11 +10,11 @@ use zerosweep_client::own_file::{OwnFile, Refusal};
 
 /// Random bytes of a token that is made here.
 const MADE_BYTES: usize = 16;
-/// A token from a file has so many characters at least.
+/// Shortest token in a file.
 const LEAST_CHARS: usize = 16;
-/// And at most.
+/// Longest token in a file.
 const MOST_CHARS: usize = 256;
-/// No file with a token is longer.
+/// Longest file with a token.
 const MOST_FILE_BYTES: u64 = 4096;
 
 /// A secret; it is not shown by `{:?}`.
@@ -64,12 +64,12 @@ impl Token {
         Ok(Self(text.to_owned()))
     }
 
-    /// For the one who starts the server.
+    /// Its text, for the user who starts the server.
     pub(crate) fn shown(&self) -> &str {
         &self.0
     }
 
-    /// Whether `given` is it; how long that takes says nothing of how much of it is right.
+    /// Whether `given` is the token, compared in constant time.
     pub(crate) fn is(&self, given: &[u8]) -> bool {
         self.0.as_bytes().ct_eq(given).into()
     }

@@ -48,6 +48,17 @@ fn what_only_asks_is_passed_on_untouched() {
     }
 }
 
+/// libvirt runs it for every guest.
+#[test]
+fn it_has_no_web_server_in_it() {
+    let serves = |program: &str| {
+        let program = std::fs::read(program).unwrap();
+        memchr::memmem::find(&program, b"/api/openapi.json").is_some()
+    };
+    assert!(serves(env!("CARGO_BIN_EXE_zerosweep")), "the other program has one");
+    assert!(!serves(env!("CARGO_BIN_EXE_zerosweep-qemu")));
+}
+
 #[test]
 fn what_cannot_be_managed_is_refused_with_all_reasons() {
     let place = Place::new();
