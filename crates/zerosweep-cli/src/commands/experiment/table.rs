@@ -10,7 +10,7 @@ pub(super) fn table(runs: &[Run]) -> String {
     let mut text = String::new();
     let mut last = None;
     for run in runs {
-        let about = (run.guest.as_str(), run.place(), run.max_mem_bytes, run.target_bytes);
+        let about = (run.guest.as_str(), run.location(), run.max_mem_bytes, run.target_bytes);
         if last != Some(about) {
             heading(&mut text, run, last.is_some());
             last = Some(about);
@@ -55,7 +55,7 @@ fn heading(text: &mut String, run: &Run, more: bool) {
         run.guest,
         Size(run.target_bytes),
         Size(run.max_mem_bytes),
-        run.place()
+        run.location()
     );
     let heads = if run.is_real_guest() {
         ["boot s", "balloon s", "most held", "at end", "in 2M"]
