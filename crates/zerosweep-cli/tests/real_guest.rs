@@ -1,8 +1,8 @@
 //! A real Linux guest under an unmodified QEMU, on populate-on-demand memory.
 //!
 //! The guest is a Debian kernel with `zerosweep-guest` as `/init`, on QEMU's software CPU (TCG), so
-//! no KVM is needed. What is needed: QEMU, a guest image (`cargo xtask setup`), userfaultfd in kernel
-//! mode, and the release builds of program and agent:
+//! no KVM is needed. What is needed: QEMU, a guest image (`cargo xtask setup`), userfaultfd in
+//! kernel mode, and the release builds of program and agent:
 //!
 //! ```text
 //! cargo build --release -p zerosweep-cli -p zerosweep-agent

@@ -158,8 +158,8 @@ impl<G: Clone + Display, P: Copy + Display> Matrix<G, P> {
     }
 }
 
-/// What the trace of a run is called: `GUEST.POLICY.MACHINE.SEED.bin`, with a dash for what does not
-/// belong into the name of a file.
+/// What the trace of a run is called: `GUEST.POLICY.MACHINE.SEED.bin`, with a dash for what does
+/// not belong into the name of a file.
 #[must_use]
 pub fn trace_name(guest: &impl Display, policy: impl Display, stage: Stage, seed: u64) -> String {
     let name = format!("{guest}.{policy}.{}.{seed}.bin", stage.name());

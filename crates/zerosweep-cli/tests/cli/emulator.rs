@@ -1,4 +1,5 @@
-//! `zerosweep-qemu` with fake VMMs: what is passed on untouched, what is refused, and the companion.
+//! `zerosweep-qemu` with fake VMMs: what is passed on untouched, what is refused, and the
+//! companion.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;

@@ -202,7 +202,8 @@ fn grants(free: u64, guests: &[Seen], wanted: &[u64]) -> Vec<u64> {
     first.iter().zip(then).map(|(first, then)| first + then).collect()
 }
 
-/// Pours `bytes` into `rooms` at the same level per share, in whole quanta; never more than there is.
+/// Pours `bytes` into `rooms` at the same level per share, in whole quanta; never more than there
+/// is.
 fn fill(bytes: u64, rooms: &[u64], guests: &[Seen]) -> Vec<u64> {
     let poured = |level: u64| {
         rooms.iter().zip(guests).map(move |(&room, guest)| {
