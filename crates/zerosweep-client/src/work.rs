@@ -13,9 +13,13 @@ use crate::agent::{Client, ClientError};
 /// The kind of work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {
-    /// Look at every superpage, and take back those that are zero (rule R8).
+    /// Look at every superpage, and take back those that are zero (rule [R8]).
+    ///
+    /// [R8]: https://github.com/zerosweep/zerosweep/blob/main/docs/rules.md#r8
     Sweep,
-    /// Move single pages together, so that whole superpages come free (rule R13).
+    /// Move single pages together, so that whole superpages come free (rule [R13]).
+    ///
+    /// [R13]: https://github.com/zerosweep/zerosweep/blob/main/docs/rules.md#r13
     Consolidate,
 }
 

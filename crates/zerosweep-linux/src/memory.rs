@@ -10,8 +10,10 @@
 //! clear. The frame pool's and the histogram's are held for a few instructions. Order: domain, then
 //! either of the others; the journal's, where events are noted, is the third of that kind.
 //!
-//! Failure (INV-10): when something of ours cannot go on, [`GuestMemory::lift`] lets the kernel
+//! Failure ([INV-10]): when something of ours cannot go on, [`GuestMemory::lift`] lets the kernel
 //! handle the range alone. The guest keeps every byte and goes on, without the cap.
+//!
+//! [INV-10]: zerosweep::rules#inv-10
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -78,7 +80,9 @@ pub enum MainLoop {
 /// As long [`GuestMemory::stop`] tries to get frames back that somebody uses.
 const STOP_TIME: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
 
-/// What happens when no frame can be found (rule R15).
+/// What happens when no frame can be found (rule [R15]).
+///
+/// [R15]: zerosweep::rules#r15
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnExhaustion {
     /// A virtual CPU waits, and so does whoever asks from outside of this process: KVM's workers,
@@ -613,8 +617,10 @@ impl GuestMemory {
         }
     }
 
-    /// Goes on with a full sweep (rule R8) from superpage `first` on, for about `time`. Says where
+    /// Goes on with a full sweep (rule [R8]) from superpage `first` on, for about `time`. Says where
     /// to go on, `Some(None)` at the end; `None` once the cap is lifted.
+    ///
+    /// [R8]: zerosweep::rules#r8
     pub fn sweep(&self, first: u64, time: Duration) -> Option<Option<u64>> {
         let began = Instant::now();
         let mut next = first;
@@ -630,12 +636,14 @@ impl GuestMemory {
         }
     }
 
-    /// Goes on with moving live singles together (rule R13), for about `time`; begins `anew`, or
+    /// Goes on with moving live singles together (rule [R13]), for about `time`; begins `anew`, or
     /// where the last call stopped. Says a number to go on with, `Some(None)` at the end; `None`
     /// once the cap is lifted.
     ///
     /// # Errors
     /// When the memory to plan with cannot be had.
+    ///
+    /// [R13]: zerosweep::rules#r13
     pub fn consolidate(
         &self,
         anew: bool,
@@ -684,10 +692,12 @@ impl GuestMemory {
         }
     }
 
-    /// Recounts everything (rule R19). Faults wait meanwhile: see [`Domain::audit`].
+    /// Recounts everything (rule [R19]). Faults wait meanwhile: see [`Domain::audit`].
     ///
     /// # Errors
     /// The first difference.
+    ///
+    /// [R19]: zerosweep::rules#r19
     pub fn audit(&self) -> Result<(), AuditError> {
         self.lock().audit()
     }
@@ -774,8 +784,10 @@ impl GuestMemory {
         self.lift_reason.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Gives the range back to the kernel (INV-10): every byte stays, and the guest goes on without
+    /// Gives the range back to the kernel ([INV-10]): every byte stays, and the guest goes on without
     /// the cap. Not to be called from within an operation.
+    ///
+    /// [INV-10]: zerosweep::rules#inv-10
     pub fn lift(&self, reason: &str) {
         if self.lifted.swap(true, Ordering::SeqCst) {
             return;

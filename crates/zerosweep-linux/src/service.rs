@@ -9,11 +9,13 @@
 //! ended, or after a time. The threads make raw system calls, take no lock of the VMM's,
 //! and have the memory for their lists before they start.
 //!
-//! Exhaustion (rule R15): a virtual CPU stalls, and so does whoever is no thread of this process:
+//! Exhaustion (rule [R15]): a virtual CPU stalls, and so does whoever is no thread of this process:
 //! under KVM with the kernel's interrupt controller a worker of the kernel's asks for a virtual
 //! CPU's page, in its own name. The other threads of the VMM borrow. Whoever stalls may hold what
 //! the VMM's main loop needs; so while someone stalls, its thread is looked at ([`MainThread`]), and
 //! if it makes no progress for [`STUCK`], memory is borrowed and counted.
+//!
+//! [R15]: zerosweep::rules#r15
 
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -206,7 +208,9 @@ pub(crate) fn start(memory: &Arc<GuestMemory>) -> std::io::Result<()> {
     Ok(())
 }
 
-/// A fault that waits for its answer. There is always one: INV-8.
+/// A fault that waits for its answer. There is always one: [INV-8].
+///
+/// [INV-8]: zerosweep::rules#inv-8
 #[derive(Clone, Copy)]
 struct Pending {
     fault: Fault,

@@ -1,8 +1,10 @@
-//! The threads that serve a guest's memory, and what becomes of a panic in one (INV-10).
+//! The threads that serve a guest's memory, and what becomes of a panic in one ([INV-10]).
 //!
 //! A thread that panics may leave a range claimed, and whoever touches that range would wait for
 //! ever. So no thread of ours works outside of a guard: a panic lifts the cap, which answers every
 //! fault, and the guest goes on.
+//!
+//! [INV-10]: zerosweep::rules#inv-10
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};

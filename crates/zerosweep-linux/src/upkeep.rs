@@ -1,11 +1,15 @@
 //! The thread that does what can wait: clears frames that came back dirty, and breaks superpages of
-//! which pages are retained, once the balloon is done (rules R11, R12).
+//! which pages are retained, once the balloon is done (rules [R11], [R12]).
 //!
 //! It takes at most about half of a core, but for what brings the total down to the target: that is
 //! wanted at once. A balloon that has stopped short of the target for [`IDLE`] is taken as done.
 //!
-//! When the guest has been quiet for a while, live singles are moved together (rule R13), with a
+//! When the guest has been quiet for a while, live singles are moved together (rule [R13]), with a
 //! tenth of a core, if any have come about since the last time.
+//!
+//! [R11]: zerosweep::rules#r11
+//! [R12]: zerosweep::rules#r12
+//! [R13]: zerosweep::rules#r13
 
 use std::os::fd::AsFd;
 use std::sync::Arc;

@@ -1,4 +1,6 @@
-//! Rule R15: a guest that needs more than its target, and has nothing to give.
+//! Rule [R15]: a guest that needs more than its target, and has nothing to give.
+//!
+//! [R15]: zerosweep::rules#r15
 
 use std::time::{Duration, Instant};
 

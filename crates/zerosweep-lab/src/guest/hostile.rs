@@ -6,7 +6,9 @@
 //! nothing. A policy that remembers where a check failed looks there first; so with every superpage
 //! that the guest touches it moves the byte of some earlier ones to the word before, or back, and
 //! leaves a zero where the byte was. Its balloon ascends. Source: the attacks on Xen's emergency
-//! sweep (XSA-150) and on rule R10's hint; no real guest does this.
+//! sweep (XSA-150) and on rule [R10]'s hint; no real guest does this.
+//!
+//! [R10]: zerosweep::rules#r10
 
 use zerosweep::QUICK_CHECK_WORDS;
 

@@ -230,7 +230,9 @@ impl Doer<'_> {
         }
     }
 
-    /// Pages that a full sweep (rule R8) took back.
+    /// Pages that a full sweep (rule [R8]) took back.
+    ///
+    /// [R8]: zerosweep::rules#r8
     fn sweep(&mut self) -> u64 {
         let populated = |doer: &Self| doer.0.guest.domain.quantities().populated;
         let before = populated(self);
@@ -239,7 +241,9 @@ impl Doer<'_> {
         before.saturating_sub(populated(self))
     }
 
-    /// Pages that were moved together (rule R13).
+    /// Pages that were moved together (rule [R13]).
+    ///
+    /// [R13]: zerosweep::rules#r13
     fn consolidate(&mut self) -> Result<StepResult, Refusal> {
         let mut work = Consolidation::default();
         loop {

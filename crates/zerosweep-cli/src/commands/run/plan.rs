@@ -245,7 +245,9 @@ fn max_mem(given: Option<Size>, ram: Ram) -> Result<Size, Failure> {
     }
 }
 
-/// R2: 0 < T ≤ M, in whole pages.
+/// [R2]: 0 < T ≤ M, in whole pages.
+///
+/// [R2]: zerosweep::rules#r2
 fn check_target(target: Size, max_mem: Size) -> Result<(), Failure> {
     let refuse = |why: String| Err(Failure::usage(format!("--target {target}: {why}")));
     if target.0 == 0 {
