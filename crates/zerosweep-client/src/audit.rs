@@ -1,6 +1,6 @@
 //! Has the agent recount every figure from its tables (rule [R19]).
 //!
-//! [R19]: https://github.com/zerosweep/zerosweep/blob/main/docs/rules.md#r19
+//! [R19]: zerosweep::rules#r19
 
 use serde::Serialize;
 use zerosweep_wire::{ErrorKind, Operation, Status};

@@ -15,11 +15,11 @@ use crate::agent::{Client, ClientError};
 pub enum Work {
     /// Look at every superpage, and take back those that are zero (rule [R8]).
     ///
-    /// [R8]: https://github.com/zerosweep/zerosweep/blob/main/docs/rules.md#r8
+    /// [R8]: zerosweep::rules#r8
     Sweep,
     /// Move single pages together, so that whole superpages come free (rule [R13]).
     ///
-    /// [R13]: https://github.com/zerosweep/zerosweep/blob/main/docs/rules.md#r13
+    /// [R13]: zerosweep::rules#r13
     Consolidate,
 }
 

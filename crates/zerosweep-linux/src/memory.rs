@@ -555,7 +555,8 @@ impl GuestMemory {
     /// [`GuestMemory::decrease`] does. Returns how many pages became PoD; `None` as there.
     pub fn discard(&self, gfn: Gfn, pages: u64) -> Option<u64> {
         self.operate_and_keep_up(|session| {
-            wait(session, |session| session.discard(gfn, pages)).unwrap_or(0)
+            wait(session, |session| session.discard(gfn, pages).map_err(|error| error.reason))
+                .unwrap_or(0)
         })
     }
 
@@ -769,7 +770,10 @@ impl GuestMemory {
             let domain = self.lock();
             let p2m = domain.p2m();
             for superpage in (first..(first + SNAPSHOT_STEP).min(last)).map(Superpage::new) {
-                visit(p2m.letter(superpage), p2m.tally(superpage).ram - p2m.outs(superpage));
+                visit(
+                    p2m.state(superpage).letter(),
+                    p2m.tally(superpage).ram - p2m.outs(superpage),
+                );
             }
         }
     }
