@@ -18,7 +18,7 @@ use std::sync::{Arc, OnceLock};
 
 use zerosweep::{Gfn, Order, PAGE_BYTES};
 use zerosweep_linux::references;
-use zerosweep_linux::{GuestMemory, MainLoop, OnExhaustion, Options, Parking};
+use zerosweep_linux::{GuestMemory, Lifted, MainLoop, OnExhaustion, Options, Parking};
 use zerosweep_wire::{AgentConfig, CONFIG_VARIABLE, PROTOCOL, ReturnMode};
 
 use crate::interpose;
@@ -149,7 +149,8 @@ fn on_guest(start: usize, bytes: usize, advice: Advice) -> Decision {
         Advice::Mergeable | Advice::Cold => Decision::Done,
         Advice::WillNeed => {
             let pages = (bytes as u64).div_ceil(PAGE_BYTES);
-            let _ = memory.guarded(BALLOON, || memory.retake(Gfn::new(offset / PAGE_BYTES), pages));
+            let _ =
+                memory.guarded(BALLOON, || memory.deflate(Gfn::new(offset / PAGE_BYTES), pages));
             Decision::Done
         }
         // Not EINVAL: QEMU takes that for a kernel that lacks it, and touches every page itself.
@@ -166,9 +167,10 @@ fn on_guest(start: usize, bytes: usize, advice: Advice) -> Decision {
 
 /// Where a range lies in guest RAM: the offset of its start in bytes, and whether all of it is in.
 fn overlap(memory: &GuestMemory, start: usize, bytes: usize) -> Option<(u64, bool)> {
-    let (first, length) = memory.range();
-    let (first, start, bytes) = (first.as_u64(), start as u64, bytes as u64);
-    let (last, end) = (first + length, start.saturating_add(bytes));
+    let guest = memory.range();
+    let (first, last) = (guest.start.as_u64(), guest.end.as_u64());
+    let (start, bytes) = (start as u64, bytes as u64);
+    let end = start.saturating_add(bytes);
     let overlaps = start < last && end > first && bytes > 0;
     overlaps.then(|| (start.saturating_sub(first), start >= first && end <= last))
 }
@@ -215,12 +217,12 @@ fn give_back(memory: &GuestMemory, offset: u64, bytes: u64) -> Decision {
     let gfn = Gfn::new(offset / PAGE_BYTES);
     let pages = bytes.div_ceil(PAGE_BYTES);
     let given_back = memory.guarded(BALLOON, || {
-        if pages == 1 { memory.decrease(gfn, Order::PAGE) } else { memory.discard(gfn, pages) }
+        if pages == 1 { memory.inflate(gfn, Order::PAGE) } else { memory.discard(gfn, pages) }
     });
-    match given_back.flatten() {
-        Some(_) => Decision::Done,
-        // The cap is lifted: the VMM does as without us.
-        None => Decision::Pass,
+    match given_back {
+        Some(Ok(_)) => Decision::Done,
+        // The cap is lifted: the kernel drops the range.
+        Some(Err(Lifted)) | None => Decision::Pass,
     }
 }
 

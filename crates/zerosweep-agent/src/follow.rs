@@ -28,8 +28,8 @@ use std::ffi::c_int;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::Deserialize;
-use zerosweep::{PAGE_BYTES, TargetError};
-use zerosweep_linux::GuestMemory;
+use zerosweep::PAGE_BYTES;
+use zerosweep_linux::{GuestMemory, SetTargetError};
 use zerosweep_wire::{BeforeStart, Follow};
 
 use crate::{adopt, interpose};
@@ -87,7 +87,7 @@ fn obey(follower: &mut Follower, follow: &Follow, command: Command, memory: &Gue
     follower
         .obey(command, follow.before_start, quantities.target, quantities.max)
         // A lifted cap has no target.
-        .is_some_and(|pages| memory.begin_target(pages * PAGE_BYTES) == Ok(true))
+        .is_some_and(|pages| memory.begin_target(pages * PAGE_BYTES).is_ok())
 }
 
 /// The guest's balloon has left it so much. The upkeep does what follows.
@@ -100,14 +100,14 @@ pub(crate) fn ballooned(memory: &GuestMemory, actual_bytes: u64) {
 }
 
 /// Sets the target by another's word, and works for it: the last request is followed no further.
-pub(crate) fn overrule(memory: &GuestMemory, target_bytes: u64) -> Result<bool, TargetError> {
-    let begun = {
+pub(crate) fn overrule(memory: &GuestMemory, target_bytes: u64) -> Result<(), SetTargetError> {
+    {
         let mut follower = follower();
         follower.request = None;
-        memory.begin_target(target_bytes)?
-    };
-    // Without the lock: the VMM may wait for it, and whoever asks for the status.
-    Ok(begun && memory.reach_target()?)
+        memory.begin_target(target_bytes)?;
+    }
+    // Without the lock: the VMM may wait for it, and so may a request for the status.
+    memory.reach_target()
 }
 
 /// Whether the guest has run.

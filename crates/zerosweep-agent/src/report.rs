@@ -96,7 +96,7 @@ fn fill(status: &mut Status, memory: &GuestMemory) {
         broken: snapshot.broken,
         cleared_ahead: snapshot.ready,
     };
-    let (p50_ns, p99_ns, max_ns) = snapshot.latency_ns;
+    let zerosweep_linux::FaultLatency { p50_ns, p99_ns, max_ns } = snapshot.fault_latency;
     status.fault_latency = FaultLatency { p50_ns, p99_ns, max_ns };
     status.counters = counters(&snapshot);
     status.stalled_threads = snapshot.stalled;

@@ -72,12 +72,7 @@ fn single_ns() -> Result<(f64, f64)> {
     memory.guest().store_word(0, 1)?;
     let fault = |n: u64| time_ns(|| memory.guest().store_word(n * PAGE_BYTES, 1));
     let faults: Vec<f64> = (1..SINGLES).map(fault).collect::<Result<_, _>>()?;
-    let give = |n: u64| {
-        time_ns(|| {
-            memory.decrease(Gfn::new(n), Order::PAGE);
-            Ok::<(), anyhow::Error>(())
-        })
-    };
+    let give = |n: u64| time_ns(|| memory.inflate(Gfn::new(n), Order::PAGE).map(drop));
     let gives: Vec<f64> = (1..SINGLES).map(give).collect::<Result<_, _>>()?;
     memory.stop();
     Ok((median(faults), median(gives)))

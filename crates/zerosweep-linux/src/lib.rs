@@ -34,6 +34,7 @@ mod ahead;
 pub mod error;
 mod machine;
 pub mod memory;
+mod outcome;
 mod placement;
 pub mod probe;
 pub mod references;
@@ -46,11 +47,12 @@ pub mod vma;
 
 pub use addr::{HostAddr, PAGE_BYTES, SUPERPAGE_BYTES, SUPERPAGE_PAGES};
 pub use error::{Errno, OpenError, RegionError, SpanError, SysError, Unsuitable};
-pub use machine::{LinuxMachine, MachineCounters, MachineRef, Parking};
-pub use memory::{AdoptError, GuestMemory, MainLoop, OnExhaustion, Options, Snapshot};
-pub use placement::Placement;
 #[cfg(feature = "vm-memory")]
 pub use sys::guest_ram::{GuestRam, GuestRamCollection};
+pub use machine::{LinuxMachine, MachineCounters, MachineRef, Parking};
+pub use memory::{AdoptError, GuestMemory, MainLoop, OnExhaustion, Options, Snapshot};
+pub use outcome::{ConsolidateError, FaultLatency, Lifted, Progress, SetTargetError};
+pub use placement::Placement;
 pub use sys::pagemap::Pagemap;
 pub use sys::raw::thread_id;
 pub use sys::region::{Region, Span};

@@ -3,7 +3,7 @@
 //! [`GuestMemory::new`] takes a range over: it maps the huge zero page everywhere, protects it
 //! against writes, and from then on every first write is a fault that
 //! the service (`service`) answers from the pool. The VMM's threads come in through
-//! [`GuestMemory::decrease`] and [`GuestMemory::discard`].
+//! [`GuestMemory::inflate`] and [`GuestMemory::discard`].
 //!
 //! Locks: the domain's mutex is the only one that a fault needs, and nothing slow happens under it:
 //! [`LinuxHost::machine`](zerosweep::Host::machine) drops it around every system call, scan and
@@ -13,22 +13,24 @@
 //! Failure (INV-10): when something of ours cannot go on, [`GuestMemory::lift`] lets the kernel
 //! handle the range alone. The guest keeps every byte and goes on, without the cap.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use zerosweep::{
     AuditError, Config, ConfigError, Consolidation, DecreaseError, Domain, Entry, Event, Forecast,
-    FramePool, Gfn, Host, InvalidTouch, Order, OutOfTableMemory, Policy, Progress, Quantities,
-    Session, Statistics, Superpage, TargetError, Upkeep,
+    FramePool, Gfn, Host, InvalidTouch, Order, OutOfTableMemory, Policy, Quantities, Session,
+    Statistics, Superpage, TargetError, Upkeep,
 };
 
 use zerosweep_events::Journal;
 
-use crate::addr::{PAGE_BYTES, SUPERPAGE_BYTES};
+use crate::addr::{HostAddr, PAGE_BYTES, SUPERPAGE_BYTES, SUPERPAGE_PAGES};
 use crate::error::{OpenError, RegionError, SysError, Unsuitable};
 use crate::machine::place::{Rescue, frame_of};
 use crate::machine::{LinuxMachine, MachineRef, Parking};
+use crate::outcome::{ConsolidateError, FaultLatency, Lifted, Progress, SetTargetError};
 use crate::placement::Placement;
 use crate::probe::defects::{self, Defect};
 use crate::service::ServiceState;
@@ -148,7 +150,7 @@ pub enum AdoptError {
     OddTarget(u64),
     /// The range does not begin at a multiple of 2 MiB.
     #[error("guest memory begins at {0}, which is not a multiple of 2 MiB: no superpage would fit")]
-    Misaligned(crate::HostAddr),
+    Misaligned(HostAddr),
     /// No memory for our own tables.
     #[error("{0}")]
     TableMemory(OutOfTableMemory),
@@ -199,8 +201,8 @@ pub struct Snapshot {
     pub stalled: u32,
     /// Pages held beyond the target because no frame could be found.
     pub borrowed: u64,
-    /// Fault service times, in ns: median, 99th percentile, longest.
-    pub latency_ns: (u64, u64, u64),
+    /// Fault service times.
+    pub fault_latency: FaultLatency,
     /// Why the cap is lifted.
     pub lifted: Option<String>,
 }
@@ -225,7 +227,7 @@ pub struct Snapshot {
 /// assert_eq!(ram.load_word(0)?, 7);
 /// assert!(memory.quantities().total() <= (8 << 20) / PAGE_BYTES);
 /// // Its balloon gives a page back: gfns count pages from the beginning of the memory.
-/// memory.decrease(Gfn::new(1000), Order::PAGE);
+/// memory.inflate(Gfn::new(1000), Order::PAGE)?;
 /// memory.audit()?;
 /// memory.stop();
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -441,10 +443,11 @@ impl GuestMemory {
         Ok(())
     }
 
-    /// The first address and the length of the guest's memory.
+    /// Returns the addresses of the guest's memory in this process.
     #[must_use]
-    pub fn range(&self) -> (crate::HostAddr, u64) {
-        (self.machine.guest.start(), self.machine.guest.bytes())
+    pub fn range(&self) -> Range<HostAddr> {
+        let guest = self.machine.guest.all();
+        guest.start()..guest.end()
     }
 
     /// All of the guest's memory, to touch it as a guest would: accesses may wait for a frame.
@@ -478,9 +481,9 @@ impl GuestMemory {
         }
     }
 
-    /// Runs an operation, which [`GuestMemory::lift`] then waits for; `None` once it has begun.
-    /// Lifts the cap if the operation panics, or left pages where they do not belong.
-    pub(crate) fn counted<R>(&self, work: impl FnOnce() -> R) -> Option<R> {
+    /// Runs `work` as an operation that [`GuestMemory::lift`] waits for. Lifts the cap if `work`
+    /// panics, or if the machine could not take back a move.
+    pub(crate) fn track<R>(&self, work: impl FnOnce() -> R) -> Result<R, Lifted> {
         self.running.fetch_add(1, Ordering::SeqCst);
         let outcome = (!self.is_lifted()).then(|| threads::catch(work));
         self.running.fetch_sub(1, Ordering::SeqCst);
@@ -490,7 +493,7 @@ impl GuestMemory {
         if self.machine.is_closed() {
             self.lift("a move of pages could neither be finished nor taken back");
         }
-        outcome.and_then(Result::ok)
+        outcome.and_then(Result::ok).ok_or(Lifted)
     }
 
     /// Does work for this guest; a panic in it lifts the cap and gives `None`. `who` is named in the
@@ -513,21 +516,22 @@ impl GuestMemory {
         !self.service.is_stopping() && !self.is_lifted()
     }
 
-    /// Runs an operation of a thread other than the fault thread; `None` once the cap is lifted.
+    /// Runs an operation for a thread that answers no faults, then lets waiting faults try again.
     pub(crate) fn operate<R>(
         &self,
         work: impl FnOnce(&mut Session<LinuxHost<'_>>) -> R,
-    ) -> Option<R> {
-        let result = self.counted(|| work(&mut self.session()));
+    ) -> Result<R, Lifted> {
+        let result = self.track(|| work(&mut self.session()));
         self.service.poke();
         result
     }
 
-    /// As [`GuestMemory::operate`], for what may leave something to do behind.
-    fn operate_and_keep_up<R>(
+    /// Runs an operation as [`GuestMemory::operate`] does, and calls the upkeep thread if the
+    /// operation left work for it.
+    fn run_operation<R>(
         &self,
         work: impl FnOnce(&mut Session<LinuxHost<'_>>) -> R,
-    ) -> Option<R> {
+    ) -> Result<R, Lifted> {
         let (result, wants_upkeep) = self.operate(|session| {
             let result = work(session);
             (result, session.host().domain().wants_upkeep(false))
@@ -535,151 +539,168 @@ impl GuestMemory {
         if wants_upkeep {
             self.upkeep.call();
         }
-        Some(result)
+        Ok(result)
     }
 
-    /// The guest gives a page back (its balloon inflates). Waits for another operation on the
-    /// range. Returns how many pages came back; `None` once the cap is lifted: the caller does as
-    /// without us then.
-    pub fn decrease(&self, gfn: Gfn, order: Order) -> Option<u64> {
-        self.operate_and_keep_up(|session| {
-            wait(session, |session| session.decrease(gfn, order)).unwrap_or(0)
-        })
+    /// The balloon inflates: the guest gives the pages `[gfn, gfn + 2^order)` back. Waits while
+    /// another operation has claimed the range. Returns how many pages came back; none do past the
+    /// end of the memory.
+    ///
+    /// # Errors
+    /// [`Lifted`].
+    pub fn inflate(&self, gfn: Gfn, order: Order) -> Result<u64, Lifted> {
+        self.run_operation(|session| {
+            retry_in_transit(session, |session| session.decrease(gfn, order))
+        })?
     }
 
-    /// The guest gives up the content of a range and keeps its pages. Waits as
-    /// [`GuestMemory::decrease`] does. Returns how many pages became PoD; `None` as there.
-    pub fn discard(&self, gfn: Gfn, pages: u64) -> Option<u64> {
-        self.operate_and_keep_up(|session| {
-            wait(session, |session| session.discard(gfn, pages)).unwrap_or(0)
-        })
+    /// The guest gives up the content of `pages` pages from `gfn` on, and keeps the pages: a free
+    /// page report. Waits as [`GuestMemory::inflate`] does. Returns how many pages became PoD; none
+    /// do if the range ends past the end of the memory.
+    ///
+    /// # Errors
+    /// [`Lifted`]; superpages before the one that the call waited for are discarded.
+    pub fn discard(&self, gfn: Gfn, pages: u64) -> Result<u64, Lifted> {
+        let end = gfn.offset(pages);
+        if end.raw() > self.machine.guest.bytes() / PAGE_BYTES {
+            return if self.is_lifted() { Err(Lifted) } else { Ok(0) };
+        }
+        self.run_operation(|session| {
+            // One superpage at a time: a wait in the middle does not lose the count so far.
+            let (mut at, mut discarded) = (gfn, 0);
+            while at < end {
+                let next = at.superpage().first().offset(SUPERPAGE_PAGES).min(end);
+                let pages = next.raw() - at.raw();
+                discarded += retry_in_transit(session, |session| session.discard(at, pages))?;
+                at = next;
+            }
+            Ok(discarded)
+        })?
     }
 
-    /// The guest takes pages again (its balloon deflates): those whose frames are still there are
-    /// its own at once. Returns how many these were; `None` once the cap is lifted.
-    pub fn retake(&self, gfn: Gfn, pages: u64) -> Option<u64> {
+    /// The balloon deflates: the guest takes `pages` pages from `gfn` on again. Pages that still
+    /// have their frame belong to the guest at once; the next touch populates the others. Returns
+    /// how many pages still had their frame.
+    ///
+    /// # Errors
+    /// [`Lifted`].
+    pub fn deflate(&self, gfn: Gfn, pages: u64) -> Result<u64, Lifted> {
         self.operate(|session| session.retake(gfn, pages))
     }
 
     /// Sets the target, and works until it is reached as far as that is possible without the guest.
     ///
     /// # Errors
-    /// When it cannot be; `Ok(false)` once the cap is lifted.
-    pub fn set_target(&self, bytes: u64) -> Result<bool, TargetError> {
-        Ok(self.begin_target(bytes)? && self.reach_target()?)
+    /// See [`SetTargetError`].
+    pub fn set_target(&self, bytes: u64) -> Result<(), SetTargetError> {
+        self.begin_target(bytes)?;
+        self.reach_target()
     }
 
-    /// Sets the target, and does not work for it: the upkeep begins with that.
+    /// Sets the target and returns at once. The upkeep thread starts to work for it.
     ///
     /// # Errors
-    /// When it cannot be; `Ok(false)` once the cap is lifted.
-    pub fn begin_target(&self, bytes: u64) -> Result<bool, TargetError> {
+    /// See [`SetTargetError`].
+    pub fn begin_target(&self, bytes: u64) -> Result<(), SetTargetError> {
         let target = bytes / PAGE_BYTES;
-        let begun = self.operate(|session| session.begin_target(target)).transpose()?;
+        let begun = self.operate(|session| session.begin_target(target));
         self.upkeep.call();
         self.ahead.call();
-        Ok(begun.is_some())
+        Ok(begun??)
     }
 
-    /// Breaks superpages with retained pages while the total is above the target, gives back what
-    /// the cache has too much, and fills it; in steps, so that a lift need not wait for all of it,
-    /// and for five seconds at most.
+    /// Breaks superpages with retained pages while the total is above the target, returns what the
+    /// cache holds in excess, and fills the cache. Works in steps, so that a lift does not wait for
+    /// all of it, and for five seconds at most.
     ///
     /// # Errors
-    /// When the cache cannot be filled; `Ok(false)` once the cap is lifted.
-    pub fn reach_target(&self) -> Result<bool, TargetError> {
+    /// See [`SetTargetError`].
+    pub fn reach_target(&self) -> Result<(), SetTargetError> {
         let until = Instant::now() + TARGET_TIME;
-        loop {
-            match self.operate(|session| session.shrink(WORK_STEP)) {
-                None => return Ok(false),
-                Some(Progress::More) if Instant::now() < until => {}
-                Some(_) => return self.fill_cache(),
-            }
-        }
+        while self.operate(|session| session.shrink(WORK_STEP))? == zerosweep::Progress::More
+            && Instant::now() < until
+        {}
+        self.fill_cache()
     }
 
     /// Fills the cache up to the target.
     ///
     /// # Errors
-    /// When it cannot be filled; `Ok(false)` once the cap is lifted.
-    pub fn fill_cache(&self) -> Result<bool, TargetError> {
+    /// See [`SetTargetError`].
+    pub fn fill_cache(&self) -> Result<(), SetTargetError> {
         loop {
-            match self.operate_and_keep_up(|session| session.fill(FILL_STEPS)) {
-                None => return Ok(false),
-                Some(Ok(Progress::More)) => {}
-                Some(Ok(Progress::Done)) => return Ok(true),
-                Some(Err(error)) => return Err(TargetError::Fill(error)),
+            let filled = self.run_operation(|session| session.fill(FILL_STEPS))?;
+            if filled.map_err(TargetError::Fill)? == zerosweep::Progress::Done {
+                return Ok(());
             }
         }
     }
 
-    /// Goes on with a full sweep (rule R8) from superpage `first` on, for about `time`. Says where
-    /// to go on, `Some(None)` at the end; `None` once the cap is lifted.
-    pub fn sweep(&self, first: u64, time: Duration) -> Option<Option<u64>> {
+    /// Continues a full sweep (rule R8) at superpage `first`, for about `time`. A sweep starts
+    /// at 0.
+    ///
+    /// # Errors
+    /// [`Lifted`].
+    pub fn sweep(&self, first: u64, time: Duration) -> Result<Progress, Lifted> {
         let began = Instant::now();
         let mut next = first;
         loop {
             let progress =
-                self.operate_and_keep_up(|session| session.sweep_full(&mut next, WORK_STEP))?;
-            if progress == Progress::Done {
-                return Some(None);
+                self.run_operation(|session| session.sweep_full(&mut next, WORK_STEP))?;
+            if progress == zerosweep::Progress::Done {
+                return Ok(Progress::Done);
             }
             if began.elapsed() >= time {
-                return Some(Some(next));
+                return Ok(Progress::More(next));
             }
         }
     }
 
-    /// Goes on with moving live singles together (rule R13), for about `time`; begins `anew`, or
-    /// where the last call stopped. Says a number to go on with, `Some(None)` at the end; `None`
-    /// once the cap is lifted.
+    /// Packs live single pages into fewer superframes (rule R13), for about `time`. Starts from the
+    /// beginning if `first` is 0; any other number continues where the last call stopped.
     ///
     /// # Errors
-    /// When the memory to plan with cannot be had.
-    pub fn consolidate(
-        &self,
-        anew: bool,
-        time: Duration,
-    ) -> Result<Option<Option<u64>>, OutOfTableMemory> {
+    /// See [`ConsolidateError`].
+    pub fn consolidate(&self, first: u64, time: Duration) -> Result<Progress, ConsolidateError> {
         let work = self.consolidation.lock().unwrap_or_else(PoisonError::into_inner);
-        self.consolidate_with(work, anew, time)
+        self.consolidate_with(work, first, time)
     }
 
-    /// As [`GuestMemory::consolidate`], but waits for no other consolidation: `Ok(None)` then, too.
+    /// Consolidates as [`GuestMemory::consolidate`] does; returns `None` and does nothing while
+    /// another thread consolidates.
     pub(crate) fn consolidate_if_alone(
         &self,
-        anew: bool,
+        first: u64,
         time: Duration,
-    ) -> Result<Option<Option<u64>>, OutOfTableMemory> {
+    ) -> Option<Result<Progress, ConsolidateError>> {
         let work = match self.consolidation.try_lock() {
             Ok(work) => work,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => return Ok(None),
+            Err(TryLockError::WouldBlock) => return None,
         };
-        self.consolidate_with(work, anew, time)
+        Some(self.consolidate_with(work, first, time))
     }
 
     fn consolidate_with(
         &self,
         mut work: MutexGuard<'_, Consolidation>,
-        anew: bool,
+        first: u64,
         time: Duration,
-    ) -> Result<Option<Option<u64>>, OutOfTableMemory> {
+    ) -> Result<Progress, ConsolidateError> {
         let began = Instant::now();
-        if anew {
+        if first == 0 {
             *work = Consolidation::default();
         }
         loop {
             let step = |session: &mut Session<LinuxHost<'_>>| {
                 session.consolidate(&mut work, CONSOLIDATION_STEP)
             };
-            match self.operate_and_keep_up(step).transpose()? {
-                None => return Ok(None),
-                Some(Progress::Done) => return Ok(Some(None)),
-                Some(Progress::More) if began.elapsed() >= time => {
-                    return Ok(Some(Some(work.moved() + 1)));
-                }
-                Some(Progress::More) => {}
+            let progress = self.run_operation(step)?.map_err(ConsolidateError::TableMemory)?;
+            if progress == zerosweep::Progress::Done {
+                return Ok(Progress::Done);
+            }
+            if began.elapsed() >= time {
+                return Ok(Progress::More(work.moved() + 1));
             }
         }
     }
@@ -735,7 +756,7 @@ impl GuestMemory {
             faults: self.service.faults(),
             stalled: self.service.stalled(),
             borrowed,
-            latency_ns: self.service.latency_ns(),
+            fault_latency: self.service.latency(),
             lifted: self.lifted_because(),
         }
     }
@@ -839,7 +860,7 @@ impl GuestMemory {
         let until = Instant::now() + STOP_TIME;
         // Once the cap is lifted nothing moves any more: all goes with the mappings.
         while !self.machine.is_closed()
-            && self.session().teardown(64) == Progress::More
+            && self.session().teardown(64) == zerosweep::Progress::More
             && Instant::now() < until
         {}
         self.stop_threads();
@@ -854,10 +875,8 @@ impl GuestMemory {
 
 impl core::fmt::Debug for GuestMemory {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        let (start, bytes) = self.range();
         f.debug_struct("GuestMemory")
-            .field("start", &start)
-            .field("bytes", &bytes)
+            .field("range", &self.range())
             .field("lifted", &self.is_lifted())
             .finish_non_exhaustive()
     }
@@ -875,19 +894,26 @@ fn in_steps(
     Ok(())
 }
 
-/// Repeats an operation while its range is in transit, unless the cap is being lifted: whoever has
-/// the range may have failed then. The lock is not held meanwhile: whoever has the range needs it.
-fn wait<'a>(
+/// Repeats `operation` while another operation has claimed its range. Returns 0 for a range that
+/// the engine refuses. The lock is not held between two tries: the other operation needs it.
+///
+/// # Errors
+/// [`Lifted`] if the cap is lifted meanwhile: the other operation may never end.
+fn retry_in_transit<'a>(
     session: &mut Session<LinuxHost<'a>>,
     mut operation: impl FnMut(&mut Session<LinuxHost<'a>>) -> Result<u64, DecreaseError>,
-) -> Result<u64, DecreaseError> {
+) -> Result<u64, Lifted> {
     let mut pause = Duration::from_micros(10);
     loop {
         match operation(session) {
-            Err(DecreaseError::InTransit) if !session.host().memory.is_lifted() => {
+            Ok(pages) => return Ok(pages),
+            Err(DecreaseError::OutOfRange | DecreaseError::Dying) => return Ok(0),
+            Err(DecreaseError::InTransit) if session.host().memory.is_lifted() => {
+                return Err(Lifted);
+            }
+            Err(DecreaseError::InTransit) => {
                 session.host().machine(|_| std::thread::sleep(pause));
             }
-            other => return other,
         }
         pause = (pause * 2).min(Duration::from_millis(1));
     }

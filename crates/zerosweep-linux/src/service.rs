@@ -26,6 +26,7 @@ use zerosweep::{FaultError, Gfn, Order, PAGE_BYTES};
 use crate::error::SysError;
 use crate::machine::place::frame_of;
 use crate::memory::{GuestMemory, OnExhaustion};
+use crate::outcome::FaultLatency;
 use crate::service::main_thread::MainThread;
 use crate::sys::poll::{SharedWait, WakeEvent};
 use crate::sys::raw;
@@ -164,12 +165,14 @@ impl ServiceState {
         vcpus.contains(&thread_id)
     }
 
-    /// Median, 99th percentile, longest.
-    pub(crate) fn latency_ns(&self) -> (u64, u64, u64) {
+    /// Returns the fault service times so far.
+    pub(crate) fn latency(&self) -> FaultLatency {
         let latency = self.latency.lock().unwrap_or_else(PoisonError::into_inner);
-        latency
-            .as_ref()
-            .map_or((0, 0, 0), |h| (h.value_at_quantile(0.5), h.value_at_quantile(0.99), h.max()))
+        latency.as_ref().map_or_else(FaultLatency::default, |histogram| FaultLatency {
+            p50_ns: histogram.value_at_quantile(0.5),
+            p99_ns: histogram.value_at_quantile(0.99),
+            max_ns: histogram.max(),
+        })
     }
 
     fn note(&self, since: Instant) {
@@ -342,7 +345,7 @@ impl Server {
                 index += 1;
                 continue;
             }
-            let Some(answer) = memory.counted(|| self.answer(memory, &pending)) else {
+            let Ok(answer) = memory.track(|| self.answer(memory, &pending)) else {
                 // The cap is being lifted: the kernel answers from then on.
                 return Ok(());
             };

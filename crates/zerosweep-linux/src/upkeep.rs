@@ -90,7 +90,7 @@ fn run(memory: &GuestMemory) {
 
 fn work(memory: &GuestMemory, idle: bool) {
     let began = Instant::now();
-    let Some(progress) = memory.operate(|session| session.upkeep(STEPS, idle)) else { return };
+    let Ok(progress) = memory.operate(|session| session.upkeep(STEPS, idle)) else { return };
     let domain = memory.lock();
     let left = domain.wants_upkeep(idle);
     let urgent = domain.quantities().above_target() > 0;
@@ -120,8 +120,9 @@ impl Background {
     fn go_on(&mut self, memory: &GuestMemory) {
         let began = Instant::now();
         let singles = singles(memory);
-        let more = memory.consolidate_if_alone(!self.under_way, CONSOLIDATE);
-        self.under_way = matches!(more, Ok(Some(Some(_))));
+        let first = u64::from(self.under_way);
+        let done = memory.consolidate_if_alone(first, CONSOLIDATE);
+        self.under_way = matches!(done, Some(Ok(crate::Progress::More(_))));
         if !self.under_way {
             (self.singles, self.ended) = (singles, Some(Instant::now()));
         }

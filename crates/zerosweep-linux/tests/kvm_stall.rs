@@ -36,7 +36,7 @@ fn waits_at_its_target_and_goes_on(controller: Controller) {
     assert_eq!(snapshot.borrowed, 0);
     assert_eq!(snapshot.stalled, 1);
     guest.memory.audit().unwrap();
-    assert_eq!(guest.memory.set_target(64 * MIB), Ok(true));
+    assert_eq!(guest.memory.set_target(64 * MIB), Ok(()));
     assert!(guest.is_done_within(Duration::from_secs(60)), "{:?}", guest.memory.snapshot());
     assert_eq!(guest.wrong_pages(), 0);
     let snapshot = guest.memory.snapshot();
@@ -101,7 +101,7 @@ fn a_main_loop_that_changes_a_memory_slot_is_let_go_on() {
     }
     println!("the slot was changed after {:?}", main.join().unwrap());
     assert!(guest.memory.snapshot().borrowed > 0);
-    assert_eq!(guest.memory.set_target(64 * MIB), Ok(true));
+    assert_eq!(guest.memory.set_target(64 * MIB), Ok(()));
     assert!(guest.is_done_within(Duration::from_secs(60)), "{:?}", guest.memory.snapshot());
     assert_eq!(guest.wrong_pages(), 0);
     guest.memory.audit().unwrap();

@@ -125,13 +125,13 @@ fn while_singles_are_consolidated() {
         let live = |page: &u64| page % 512 < 8;
         let guest = Guest::under(Policy::None, (0..2048).filter(live).collect(), 0..2048);
         for page in (0..2048).filter(|page| !live(page)) {
-            assert_eq!(guest.memory.decrease(Gfn::new(page), Order::PAGE), Some(1));
+            assert_eq!(guest.memory.inflate(Gfn::new(page), Order::PAGE), Ok(1));
         }
-        assert_eq!(guest.memory.set_target(2 * MIB), Ok(true));
+        assert_eq!(guest.memory.set_target(2 * MIB), Ok(()));
         guest
     };
     lifted_at_each_call("consolidation", prepare, |memory| {
-        let _ = memory.consolidate(true, Duration::from_secs(30));
+        let _ = memory.consolidate(0, Duration::from_secs(30));
     });
 }
 
@@ -145,7 +145,7 @@ fn while_a_range_is_refilled() {
     };
     // A touch in a broken range, as the thread that answers faults does it.
     lifted_at_each_call("refill", prepare, |memory| {
-        memory.counted(|| memory.session().fault(Gfn::new(9)));
+        let _ = memory.track(|| memory.session().fault(Gfn::new(9)));
     });
 }
 
@@ -156,7 +156,7 @@ fn while_pages_are_given_back() {
     let prepare = || Guest::new(live(), 200..280);
     lifted_at_each_call("decrease", prepare, |memory| {
         for page in (200..280).step_by(10) {
-            let _ = memory.decrease(Gfn::new(page), Order::PAGE);
+            let _ = memory.inflate(Gfn::new(page), Order::PAGE);
         }
         let _ = memory.set_target(2 * MIB);
     });

@@ -1,6 +1,7 @@
 //! Pages put at the wrong place by hand: whatever it is that cannot go on, no byte is lost.
 
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
@@ -10,8 +11,8 @@ use super::place::frame_of;
 use super::{LinuxMachine, MOVE_TRIES, Stopped};
 use crate::sys::uffd::{Holes, MoveOutcome, Wake, Watch};
 use crate::{
-    FaultBuffer, GuestMemory, MainLoop, OnExhaustion, Options, PAGE_BYTES, Pagemap, Parking,
-    Region, Span, Uffd,
+    FaultBuffer, GuestMemory, Lifted, MainLoop, OnExhaustion, Options, PAGE_BYTES, Pagemap,
+    Parking, Region, Span, Uffd,
 };
 
 #[path = "../../tests/one_guest/mod.rs"]
@@ -75,7 +76,7 @@ fn a_move_that_cannot_be_taken_back_lifts_the_cap_and_loses_nothing() {
     let slot = machine.slot(frame(&memory, 0), Order::SUPERPAGE).unwrap();
     let ring = pin::pin(slot.part(50 * PAGE_BYTES, PAGE_BYTES).unwrap());
     let began = Instant::now();
-    let left_over = memory.counted(|| {
+    let left_over = memory.track(|| {
         let range = machine.range(Gfn::new(0), Order::SUPERPAGE).unwrap();
         machine.move_back(slot, range, 100 * PAGE_BYTES);
         // Nothing moves any more: what an unmap drops first is the guest's.
@@ -85,11 +86,11 @@ fn a_move_that_cannot_be_taken_back_lifts_the_cap_and_loses_nothing() {
         machine.pagemap.resident_pages(machine.guest.all())
     });
     println!("gave up and lifted after {:?}", began.elapsed());
-    assert_eq!(left_over, Some(Ok(PAGES - 50)), "up to the pinned page all went back");
+    assert_eq!(left_over, Ok(Ok(PAGES - 50)), "up to the pinned page all went back");
     let lifted = memory.snapshot().lifted.unwrap();
     assert_eq!(lifted, "a move of pages could neither be finished nor taken back");
     verify(&memory, None);
-    assert_eq!(memory.decrease(Gfn::new(0), Order::SUPERPAGE), None);
+    assert_eq!(memory.inflate(Gfn::new(0), Order::SUPERPAGE), Err(Lifted));
     drop(ring);
     verify(&memory, None);
 }
@@ -123,7 +124,7 @@ fn a_lift_puts_back_what_an_operation_that_never_ends_holds() {
     // Under the historical policies a page that is given back breaks its superpage.
     let memory = memory(Policy::Xen2016);
     let machine = &memory.machine;
-    assert_eq!(memory.decrease(Gfn::new(1024 + 7), Order::PAGE), Some(1));
+    assert_eq!(memory.inflate(Gfn::new(1024 + 7), Order::PAGE), Ok(1));
     memory.running.fetch_add(1, Ordering::SeqCst);
     let (whole, order) = (Gfn::new(0), Order::SUPERPAGE);
     let mfn = frame(&memory, 0);
@@ -271,12 +272,12 @@ fn lifts_after(reason: &str, defect: impl FnOnce(&Arc<GuestMemory>)) {
     assert_eq!(memory.snapshot().lifted.as_deref(), Some(reason));
     verify(&memory, None);
     let other = Arc::clone(&memory);
-    let balloon = std::thread::spawn(move || other.decrease(Gfn::new(7), Order::PAGE));
+    let balloon = std::thread::spawn(move || other.inflate(Gfn::new(7), Order::PAGE));
     while !balloon.is_finished() {
         assert!(Instant::now() < end, "the balloon hangs");
         std::thread::sleep(Duration::from_millis(5));
     }
-    assert_eq!(balloon.join().unwrap(), None);
+    assert_eq!(balloon.join().unwrap(), Err(Lifted));
 }
 
 #[test]
@@ -287,7 +288,7 @@ fn a_panic_in_an_operation_lifts_the_cap() {
         let settle = |session: &mut zerosweep::Session<crate::memory::LinuxHost<'_>>| {
             session.settle(Gfn::new(5), |_| panic!("a defect"))
         };
-        assert_eq!(memory.operate(settle), None);
+        assert_eq!(memory.operate(settle), Err(Lifted));
     });
     // With the superpage out of the guest's reach.
     lifts_after("an operation of zerosweep's panicked: a defect of 7", |memory| {
@@ -298,7 +299,7 @@ fn a_panic_in_an_operation_lifts_the_cap() {
             let _guard = memory.lock();
             panic!("a defect of {}", 7);
         };
-        assert_eq!(memory.counted(unmap), None::<()>);
+        assert_eq!(memory.track(unmap), Err::<(), _>(Lifted));
     });
 }
 
@@ -312,7 +313,7 @@ fn a_panic_in_any_thread_of_ours_lifts_the_cap() {
             memory.upkeep.call();
             memory.ahead.call();
             as_guest(memory, |memory| {
-                let _ = memory.decrease(Gfn::new(512), Order::SUPERPAGE);
+                let _ = memory.inflate(Gfn::new(512), Order::SUPERPAGE);
                 for page in 512..1024 {
                     memory.guest().store_word(page * PAGE_BYTES + 8, page + 1).unwrap();
                 }
@@ -364,7 +365,7 @@ fn a_guest_goes_on_among_zero_pages_in_the_pool() {
         assert!(read.map(|at| pool.load_word(at)).all(|word| word.is_ok()));
         as_guest(&memory, move |memory| {
             for page in (0..PAGES).filter(|page| page % 3 == round) {
-                assert_eq!(memory.decrease(Gfn::new(page), Order::PAGE), Some(1));
+                assert_eq!(memory.inflate(Gfn::new(page), Order::PAGE), Ok(1));
             }
             let _ = memory.set_target(8 * MIB);
             let _ = memory.set_target(16 * MIB);
@@ -437,5 +438,64 @@ fn a_frame_that_cannot_be_mapped_holds_nobody_up_while_there_are_others() {
     assert_eq!(memory.snapshot().lifted, None);
     drop(ring);
     memory.audit().unwrap();
+    memory.stop();
+}
+
+/// Discards the first three superpages while another operation has claimed the second of them. Runs
+/// `meanwhile` when the first is discarded.
+fn discard_around_a_claim(memory: &GuestMemory, meanwhile: impl FnOnce()) -> Result<u64, Lifted> {
+    std::thread::scope(|scope| {
+        let (claimed, is_claimed) = channel();
+        let (release, released) = channel::<()>();
+        scope.spawn(move || {
+            let settled = memory.session().settle(Gfn::new(600), |_| {
+                claimed.send(()).unwrap();
+                let _ = released.recv();
+            });
+            assert!(settled);
+        });
+        is_claimed.recv().unwrap();
+        let discard = scope.spawn(|| memory.discard(Gfn::new(0), 3 * 512));
+        let end = Instant::now() + one_guest::LIMIT;
+        while memory.quantities().populated > PAGES - 512 {
+            assert!(Instant::now() < end, "the first superpage is not discarded");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        meanwhile();
+        drop(release);
+        discard.join().unwrap()
+    })
+}
+
+#[test]
+#[ignore = "needs userfaultfd in kernel mode"]
+fn a_discard_that_waits_counts_all_that_it_discarded() {
+    let memory = memory(Policy::Zerosweep);
+    assert_eq!(discard_around_a_claim(&memory, || {}), Ok(3 * 512));
+    memory.audit().unwrap();
+    memory.stop();
+}
+
+#[test]
+#[ignore = "needs userfaultfd in kernel mode"]
+fn a_discard_that_waits_while_the_cap_is_lifted_says_so() {
+    let memory = memory(Policy::Zerosweep);
+    let discarded = discard_around_a_claim(&memory, || memory.lift("something else failed"));
+    assert_eq!(discarded, Err(Lifted));
+    as_guest(&memory, |memory| {
+        for page in 512..PAGES {
+            assert_eq!(memory.guest().load_word(page * PAGE_BYTES + 8), Ok(page + 1), "{page}");
+        }
+    });
+}
+
+#[test]
+#[ignore = "needs userfaultfd in kernel mode"]
+fn a_discard_past_the_end_changes_nothing() {
+    let memory = memory(Policy::Zerosweep);
+    let pages = memory.guest().bytes() / PAGE_BYTES;
+    assert_eq!(memory.discard(Gfn::new(0), pages + 1), Ok(0));
+    assert_eq!(memory.discard(Gfn::new(1), u64::MAX), Ok(0));
+    verify(&memory, None);
     memory.stop();
 }

@@ -192,6 +192,13 @@ impl<'region> Span<'region> {
         self.start
     }
 
+    /// Returns the address after the last byte.
+    #[must_use]
+    pub const fn end(self) -> HostAddr {
+        // A region ends within the address space.
+        HostAddr::new(self.start.get() + self.bytes as usize)
+    }
+
     /// The length in bytes.
     #[must_use]
     pub const fn bytes(self) -> u64 {
