@@ -32,6 +32,9 @@ extern crate self as zerosweep_linux;
 pub mod addr;
 mod ahead;
 pub mod error;
+#[cfg(feature = "vm-memory")]
+mod guest_ram;
+mod kernel_version;
 mod machine;
 pub mod memory;
 mod outcome;
@@ -48,7 +51,8 @@ pub mod vma;
 pub use addr::{HostAddr, PAGE_BYTES, SUPERPAGE_BYTES, SUPERPAGE_PAGES};
 pub use error::{Errno, OpenError, RegionError, SpanError, SysError, Unsuitable};
 #[cfg(feature = "vm-memory")]
-pub use sys::guest_ram::{GuestRam, GuestRamCollection};
+pub use guest_ram::{GuestRam, GuestRamCollection};
+pub use kernel_version::KernelVersion;
 pub use machine::{LinuxMachine, MachineCounters, MachineRef, Parking};
 pub use memory::{AdoptError, GuestMemory, MainLoop, OnExhaustion, Options, Snapshot};
 pub use outcome::{ConsolidateError, FaultLatency, Lifted, Progress, SetTargetError};

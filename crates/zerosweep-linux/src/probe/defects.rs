@@ -8,8 +8,8 @@
 use core::fmt;
 use std::fs;
 
-use super::KernelVersion;
-use crate::sys::raw;
+use crate::kernel_version::KernelVersion;
+use crate::sys::running_kernel;
 
 /// When a defect can do harm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,11 +115,10 @@ pub struct Release {
 }
 
 impl Release {
-    /// The one that runs; `None` when its name cannot be read as a version.
+    /// Returns the release that runs, or `None` if the kernel's name is no version.
     #[must_use]
     pub fn running() -> Option<Self> {
-        let release = raw::release().ok()?;
-        Self::parse(release.split(|&byte| byte == 0).next()?)
+        running_kernel::with_release(Self::parse)
     }
 
     /// Reads `6.12.43+deb13-amd64`. A third number of 0 with more behind it is a distribution's.

@@ -2,8 +2,9 @@
 
 use std::fs;
 
+use super::Check;
 use super::defects::{self, Defect, Presence};
-use super::{Check, KernelVersion};
+use crate::kernel_version::KernelVersion;
 use crate::sys::{raw, uffd};
 
 const THP: &str = "/sys/kernel/mm/transparent_hugepage";

@@ -2,11 +2,12 @@
 //! crate with unsafe code; what they offer outside is safe, but for taking over memory that
 //! someone else mapped ([`region::Region::adopt`]) and the bare calls of [`raw`].
 
-#[cfg(feature = "vm-memory")]
-pub mod guest_ram;
 pub mod pagemap;
 pub mod poll;
 pub mod raw;
 pub mod region;
+pub(crate) mod running_kernel;
 pub mod uffd;
 mod uffd_abi;
+#[cfg(feature = "vm-memory")]
+mod volatile;

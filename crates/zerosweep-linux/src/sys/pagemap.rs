@@ -27,8 +27,6 @@ pub struct Categories(u64);
 impl Categories {
     /// No category.
     pub const NONE: Self = Self(0);
-    /// Of a file or shared memory.
-    pub const FILE: Self = Self(1 << 2);
     /// Mapped, the zero pages included.
     pub const PRESENT: Self = Self(1 << 3);
     /// In swap.
@@ -249,14 +247,6 @@ impl Pagemap {
     /// As [`Self::scan`].
     pub fn resident_pages(&self, span: Span<'_>) -> SysResult<u64> {
         Ok(self.bytes_of(span, Categories::PRESENT, Categories::ZERO)? / PAGE_BYTES)
-    }
-
-    /// 4 KiB pages of `span` that are in swap.
-    ///
-    /// # Errors
-    /// As [`Self::scan`].
-    pub fn swapped_pages(&self, span: Span<'_>) -> SysResult<u64> {
-        Ok(self.bytes_of(span, Categories::SWAPPED, Categories::NONE)? / PAGE_BYTES)
     }
 }
 

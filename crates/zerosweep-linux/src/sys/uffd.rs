@@ -20,16 +20,7 @@ use super::region::Span;
 use super::uffd_abi as abi;
 use crate::addr::HostAddr;
 use crate::error::{Errno, OpenError, SysError};
-use crate::probe::KernelVersion;
-
-/// How a userfaultfd with the right to handle the kernel's own faults was got.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OpenedBy {
-    /// Through /dev/userfaultfd (its file permissions decide).
-    Device,
-    /// Through the system call (root, CAP_SYS_PTRACE or vm.unprivileged_userfaultfd).
-    SystemCall,
-}
+use crate::kernel_version::KernelVersion;
 
 /// What a fault was about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -212,7 +203,6 @@ impl MoveOutcome {
 #[derive(Debug)]
 pub struct Uffd {
     fd: OwnedFd,
-    opened_by: OpenedBy,
     features: u64,
 }
 
@@ -230,7 +220,7 @@ impl Uffd {
     /// # Errors
     /// [`OpenError`], with what to do.
     pub fn open() -> Result<Self, OpenError> {
-        let (query, _) = open_any()?;
+        let query = open_any()?;
         let offered = handshake(&query, 0)?;
         drop(query);
         for (feature, name) in REQUIRED {
@@ -238,28 +228,22 @@ impl Uffd {
                 return Err(lacking(name));
             }
         }
-        let (fd, opened_by) = open_any()?;
+        let fd = open_any()?;
         let wanted = REQUIRED.iter().fold(abi::FEATURE_EXACT_ADDRESS, |all, (bit, _)| all | bit);
         let features = wanted & offered;
         handshake(&fd, features)?;
-        Ok(Self { fd: out_of_the_way(fd), opened_by, features })
+        Ok(Self { fd: out_of_the_way(fd), features })
     }
 
     /// One that also says when its memory is dropped (`UFFD_FEATURE_EVENT_REMOVE`): until such an
     /// event is read, the kernel puts moves off.
     #[cfg(test)]
     pub(crate) fn open_with_remove_events() -> Self {
-        let (fd, opened_by) = open_any().unwrap();
+        let fd = open_any().unwrap();
         let remove_events = 1 << 3;
         let features = REQUIRED.iter().fold(remove_events, |all, (bit, _)| all | bit);
         handshake(&fd, features).unwrap();
-        Self { fd, opened_by, features }
-    }
-
-    /// How it was got.
-    #[must_use]
-    pub const fn opened_by(&self) -> OpenedBy {
-        self.opened_by
+        Self { fd, features }
     }
 
     /// Whether [`Fault::address`] is exact to the byte.
@@ -302,22 +286,7 @@ impl Uffd {
     /// # Errors
     /// `ENOENT` when it is not registered for it, `EAGAIN` while mappings change: ask again.
     pub fn protect(&self, span: Span<'_>) -> SysResult<()> {
-        self.write_protect(span, abi::WRITEPROTECT_MODE_WP)
-    }
-
-    /// Allows writes again.
-    ///
-    /// # Errors
-    /// As [`Self::protect`].
-    pub fn unprotect(&self, span: Span<'_>, wake: Wake) -> SysResult<()> {
-        let mode = match wake {
-            Wake::Yes => 0,
-            Wake::No => abi::WRITEPROTECT_MODE_DONTWAKE,
-        };
-        self.write_protect(span, mode)
-    }
-
-    fn write_protect(&self, span: Span<'_>, mode: u64) -> SysResult<()> {
+        let mode = abi::WRITEPROTECT_MODE_WP;
         let mut argument = abi::UffdioWriteprotect { range: range(span), mode };
         self.request("ioctl(UFFDIO_WRITEPROTECT)", abi::UFFDIO_WRITEPROTECT, &mut argument)
     }
@@ -425,8 +394,6 @@ fn range(span: Span<'_>) -> abi::UffdioRange {
     abi::UffdioRange { start: span.start().as_u64(), len: span.bytes() }
 }
 
-/// Opens a userfaultfd by the device, with the error that opening the device, or the request on it,
-/// gave.
 /// The descriptor under a number above those that a VMM opens. A process that is killed releases its
 /// files from the highest number down. KVM's waits for its workers, and these may wait for a page:
 /// the userfaultfd, whose release ends every wait, has to go before it, whichever was opened first.
@@ -440,6 +407,7 @@ fn out_of_the_way(fd: OwnedFd) -> OwnedFd {
     raw::duplicate_from(fd.as_fd(), lowest as i32).unwrap_or(fd)
 }
 
+/// Opens a userfaultfd by the device. Fails with the error of opening it, or of the request on it.
 pub(crate) fn open_by_device() -> SysResult<OwnedFd> {
     use std::os::fd::FromRawFd;
     let device = raw::open(c"/dev/userfaultfd", libc::O_RDWR)?;
@@ -457,12 +425,15 @@ pub(crate) fn open_by_system_call() -> SysResult<OwnedFd> {
     raw::userfaultfd(libc::O_CLOEXEC | libc::O_NONBLOCK)
 }
 
-fn open_any() -> Result<(OwnedFd, OpenedBy), OpenError> {
+/// Opens a userfaultfd with the right to handle the kernel's own faults: by the device, whose file
+/// permissions decide, or by the system call, which takes root, `CAP_SYS_PTRACE` or
+/// `vm.unprivileged_userfaultfd`.
+fn open_any() -> Result<OwnedFd, OpenError> {
     if let Ok(fd) = open_by_device() {
-        return Ok((fd, OpenedBy::Device));
+        return Ok(fd);
     }
     match open_by_system_call() {
-        Ok(fd) => Ok((fd, OpenedBy::SystemCall)),
+        Ok(fd) => Ok(fd),
         Err(error) if error.is(libc::ENOSYS) => Err(OpenError::NotBuilt),
         Err(error) if error.is(libc::EPERM) || error.is(libc::EACCES) => {
             Err(match KernelVersion::running() {
