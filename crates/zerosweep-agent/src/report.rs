@@ -94,7 +94,7 @@ fn fill(status: &mut Status, memory: &GuestMemory) {
         in_guest_by_kernel: memory.machine().whole_superpages().ok(),
         in_cache: snapshot.superpages_in_cache,
         broken: snapshot.broken,
-        cleared_ahead: snapshot.ready,
+        cleared_ahead: snapshot.prefaulted,
     };
     let zerosweep_linux::FaultLatency { p50_ns, p99_ns, max_ns } = snapshot.fault_latency;
     status.fault_latency = FaultLatency { p50_ns, p99_ns, max_ns };

@@ -56,7 +56,7 @@ fn superpage_fault_ns() -> Result<f64> {
     let memory = adopt(pages, pages)?;
     // Huge pages are got ready ahead of the guest; here all of them are waited for.
     let patience = Instant::now();
-    while memory.snapshot().ready < SUPERPAGES && patience.elapsed().as_secs() < 2 {
+    while memory.snapshot().prefaulted < SUPERPAGES && patience.elapsed().as_secs() < 2 {
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
     let store = |n: u64| time_ns(|| memory.guest().store_word(n * SUPERPAGE_BYTES, 1));

@@ -714,7 +714,7 @@ fn large_mappings() -> HashSet<String> {
     maps.lines().map(range).filter(is_large).collect()
 }
 
-const OWN_THREADS: [&str; 3] = ["zs-faults", "zs-ahead", "zs-upkeep"];
+const OWN_THREADS: [&str; 3] = ["zs-faults", "zs-prefault", "zs-upkeep"];
 
 fn own_threads() -> Vec<String> {
     let tasks = fs::read_dir("/proc/self/task").unwrap();

@@ -3,7 +3,7 @@
 //! No registered memory is touched here: contents are looked at in the slot, which is not
 //! registered, so a failing move cannot leave this thread waiting for itself.
 
-use super::Check;
+use super::check::Check;
 use crate::addr::{PAGE_BYTES, SUPERPAGE_BYTES, SUPERPAGE_PAGES};
 use crate::error::{OpenError, RegionError, SysError};
 use crate::sys::pagemap::Pagemap;

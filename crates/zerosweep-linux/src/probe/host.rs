@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use super::Check;
+use super::check::Check;
 use super::defects::{self, Defect, Presence};
 use crate::kernel_version::KernelVersion;
 use crate::sys::{raw, uffd};
@@ -253,7 +253,7 @@ fn address_space() -> Check {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Status;
+    use super::super::check::Status;
     use super::*;
 
     #[test]

@@ -273,12 +273,15 @@ impl Uffd {
         Ok(())
     }
 
-    /// Stops watching `span`; takes write-protection off and wakes who waits there.
+    /// Stops watching `span`, takes write-protection off, and wakes the threads that wait there.
     ///
     /// # Errors
     /// `EINVAL` when memory of another kind is in it.
     pub fn unregister(&self, span: Span<'_>) -> SysResult<()> {
-        self.request("ioctl(UFFDIO_UNREGISTER)", abi::UFFDIO_UNREGISTER, &mut range(span))
+        self.request("ioctl(UFFDIO_UNREGISTER)", abi::UFFDIO_UNREGISTER, &mut range(span))?;
+        // Linux 6.18 wakes first and stops the watch then: a thread that faults in between, under
+        // the lock of its mapping alone, would wait for ever.
+        self.wake(span)
     }
 
     /// Makes the next write to each page of `span` that is there now a fault. Holes stay holes.

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use zerosweep::{Gfn, Order, Policy};
 
-use super::tests::one_guest::as_guest;
-use crate::{GuestMemory, MainLoop, Options, PAGE_BYTES, Region};
+use super::as_guest;
+use crate::{GuestMemory, MainLoop, Options, PAGE_BYTES, Region, operation};
 
 const MIB: u64 = 1 << 20;
 /// Of an operation of more calls so many are held up, evenly.
@@ -69,13 +69,13 @@ fn lifted_after(calls: u64, guest: &Guest, operation: impl FnOnce(&GuestMemory) 
     let memory = &*guest.memory;
     std::thread::scope(|scope| {
         let thread = scope.spawn(move || {
-            memory.machine.hold.after(calls);
+            memory.domain.machine.hold.after(calls);
             operation(memory);
         });
-        let held = memory.machine.hold.is_reached(|| thread.is_finished());
+        let held = memory.domain.machine.hold.is_reached(|| thread.is_finished());
         if held {
             memory.lift("something else failed");
-            memory.machine.hold.release();
+            memory.domain.machine.hold.release();
         }
         held
     })
@@ -89,7 +89,7 @@ fn lifted_at_each_call(
 ) {
     let guest = prepare();
     assert!(!lifted_after(u64::MAX, &guest, operation));
-    let calls = guest.memory.machine.hold.passed();
+    let calls = guest.memory.domain.machine.hold.passed();
     println!("{name}: {calls} calls");
     assert!(calls >= 4, "{name} is not the operation that is meant: {calls} calls");
     assert_eq!(guest.memory.snapshot().lifted, None);
@@ -145,7 +145,7 @@ fn while_a_range_is_refilled() {
     };
     // A touch in a broken range, as the thread that answers faults does it.
     lifted_at_each_call("refill", prepare, |memory| {
-        let _ = memory.track(|| memory.session().fault(Gfn::new(9)));
+        let _ = operation::track(&memory.domain, || memory.domain.session().fault(Gfn::new(9)));
     });
 }
 

@@ -1,0 +1,122 @@
+//! Wake-up calls to the threads that serve a domain, and the flag that ends them.
+//!
+//! To notify costs a write to an eventfd at most, allocates nothing and never blocks.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use crate::error::SysError;
+use crate::sys::poll::{WakeEvent, wait_one};
+
+/// One signal for each kind of thread.
+pub(crate) struct Signals {
+    stopping: AtomicBool,
+    faults: Box<[FaultSignal]>,
+    prefault: WakeEvent,
+    upkeep: UpkeepSignal,
+}
+
+/// The signal of one thread that answers faults: an operation has ended, and what waits may be
+/// possible now.
+pub(crate) struct FaultSignal {
+    event: WakeEvent,
+    pending: AtomicU32,
+}
+
+/// The signal of the upkeep thread: there may be something to do.
+pub(crate) struct UpkeepSignal {
+    event: WakeEvent,
+    /// The thread works, or was notified: nobody needs to notify it again.
+    awake: AtomicBool,
+}
+
+impl Signals {
+    /// Makes the signals for as many fault threads, one at least.
+    ///
+    /// # Errors
+    /// `EMFILE`, `ENFILE`, `ENOMEM`.
+    pub(crate) fn new(fault_threads: usize) -> Result<Self, SysError> {
+        let fault = || Ok(FaultSignal { event: WakeEvent::new()?, pending: AtomicU32::new(0) });
+        Ok(Self {
+            stopping: AtomicBool::new(false),
+            faults: (0..fault_threads.max(1)).map(|_| fault()).collect::<Result<_, SysError>>()?,
+            prefault: WakeEvent::new()?,
+            upkeep: UpkeepSignal { event: WakeEvent::new()?, awake: AtomicBool::new(false) },
+        })
+    }
+
+    /// Lets the fault threads that have pending faults try these again.
+    pub(crate) fn notify_faults(&self) {
+        let waits = |signal: &&FaultSignal| signal.pending.load(Ordering::SeqCst) > 0;
+        self.faults.iter().filter(waits).for_each(|signal| signal.event.notify());
+    }
+
+    /// Lets the prefault thread look for empty superslots.
+    pub(crate) fn notify_prefault(&self) {
+        self.prefault.notify();
+    }
+
+    /// Lets the upkeep thread look for work.
+    pub(crate) fn notify_upkeep(&self) {
+        if !self.upkeep.awake.swap(true, Ordering::AcqRel) {
+            self.upkeep.event.notify();
+        }
+    }
+
+    /// Ends all threads.
+    pub(crate) fn stop(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+        self.faults.iter().for_each(|signal| signal.event.notify());
+        self.notify_prefault();
+        self.notify_upkeep();
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
+    }
+
+    /// The signals of the fault threads, one for each.
+    pub(crate) fn faults(&self) -> &[FaultSignal] {
+        &self.faults
+    }
+
+    /// Waits for [`Signals::notify_prefault`], at most `timeout_ms` milliseconds.
+    pub(crate) fn wait_for_prefault(&self, timeout_ms: u32) {
+        let _ = wait_one(self.prefault.as_fd(), Some(timeout_ms));
+        self.prefault.clear();
+    }
+
+    pub(crate) fn upkeep(&self) -> &UpkeepSignal {
+        &self.upkeep
+    }
+}
+
+impl FaultSignal {
+    /// Says how many faults wait at the thread: without any, nobody notifies it.
+    pub(crate) fn set_pending(&self, pending: u32) {
+        self.pending.store(pending, Ordering::SeqCst);
+    }
+
+    pub(crate) fn clear(&self) {
+        self.event.clear();
+    }
+}
+
+impl AsFd for FaultSignal {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.event.as_fd()
+    }
+}
+
+impl UpkeepSignal {
+    /// Says whether the thread is at work. It looks for work once more after it has said no.
+    pub(crate) fn set_awake(&self, awake: bool) {
+        self.awake.store(awake, Ordering::Release);
+    }
+
+    /// Waits for [`Signals::notify_upkeep`], at most `timeout_ms` milliseconds.
+    pub(crate) fn wait(&self, timeout_ms: u32) {
+        let _ = wait_one(self.event.as_fd(), Some(timeout_ms));
+        self.event.clear();
+    }
+}
