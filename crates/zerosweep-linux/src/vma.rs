@@ -32,18 +32,6 @@ impl Vma {
         self.flags.split_ascii_whitespace().any(|set| set == flag)
     }
 
-    /// Whether children do not inherit it (`MADV_DONTFORK`): QEMU's mark on guest RAM.
-    #[must_use]
-    pub fn is_kept_from_children(&self) -> bool {
-        self.has("dc")
-    }
-
-    /// Whether huge pages were asked for (`MADV_HUGEPAGE`).
-    #[must_use]
-    pub fn asks_for_huge_pages(&self) -> bool {
-        self.has("hg")
-    }
-
     /// Whether it can be managed.
     ///
     /// # Errors
@@ -186,8 +174,8 @@ VmFlags: rd wr sh mr mw me ms ac
     fn reads_mappings() {
         let all = parse(SMAPS).unwrap();
         assert_eq!(all.len(), 3);
-        assert!(all[1].is_kept_from_children() && all[1].asks_for_huge_pages());
-        assert!(!all[0].is_kept_from_children() && all[0].path == "[heap]");
+        assert!(all[1].has("dc") && all[1].has("hg"));
+        assert!(!all[0].has("dc") && all[0].path == "[heap]");
         assert_eq!(all[2].path, "/memfd:pc.ram with space (deleted)");
         assert!(matches!(parse("1000-3000 rw-p 0 00:00 0 \n"), Err(Unsuitable::Unreadable { .. })));
     }
@@ -226,6 +214,7 @@ VmFlags: rd wr sh mr mw me ms ac
     fn accepts_a_region_of_our_own() {
         let region = crate::Region::new(2 << 20).unwrap();
         let mappings = check(region.start(), region.bytes()).unwrap();
-        assert!(mappings.iter().all(Vma::is_kept_from_children));
+        // Children do not inherit it (`MADV_DONTFORK`).
+        assert!(mappings.iter().all(|mapping| mapping.has("dc")));
     }
 }

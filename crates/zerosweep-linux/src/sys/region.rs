@@ -14,7 +14,6 @@
 #![expect(unsafe_code, reason = "maps memory and reads and writes it by address")]
 
 use core::marker::PhantomData;
-use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::raw;
 use crate::addr::{HostAddr, PAGE_BYTES, SUPERPAGE_BYTES};
@@ -301,17 +300,6 @@ impl<'region> Span<'region> {
         self.advise("madvise(MADV_DONTNEED)", libc::MADV_DONTNEED)
     }
 
-    /// Makes superpages of small pages in place (`MADV_COLLAPSE`), at once and under writers.
-    /// It copies, and takes 2 MiB more for a moment. On registered memory every page must have a
-    /// frame of its own: see [`Self::touch_word`].
-    ///
-    /// # Errors
-    /// `EBUSY` or `EINVAL` when a page is a hole, the zero page, pinned or merged; `ENOMEM` when
-    /// there is no free superpage. Contents are kept.
-    pub fn collapse(self) -> Result<(), SysError> {
-        self.advise("madvise(MADV_COLLAPSE)", libc::MADV_COLLAPSE)
-    }
-
     fn word(self, offset: u64) -> Result<*mut u64, SpanError> {
         let bytes = size_of::<u64>() as u64;
         if !offset.is_multiple_of(bytes) {
@@ -357,19 +345,6 @@ impl<'region> Span<'region> {
         let word = self.word(offset)?;
         // SAFETY: within the region, aligned, mapped and writable; volatile as others read here.
         unsafe { word.write_volatile(value) };
-        Ok(())
-    }
-
-    /// Writes to the word at `offset` bytes, a multiple of 8, without changing it, whoever else
-    /// writes there (an atomic or with 0). It gives a zero-mapped page its own frame.
-    ///
-    /// # Errors
-    /// [`SpanError`] when misaligned or past the end.
-    pub fn touch_word(self, offset: u64) -> Result<(), SpanError> {
-        let word = self.word(offset)?;
-        // SAFETY: within the region, aligned, mapped and writable. Others reach it through the
-        // same kind of access or from a guest, whose accesses are the machine's own.
-        unsafe { AtomicU64::from_ptr(word) }.fetch_or(0, Ordering::Relaxed);
         Ok(())
     }
 
@@ -452,7 +427,6 @@ mod tests {
         let region = Region::new(SUPERPAGE_BYTES).unwrap();
         let (one, two) = (region.page(0).unwrap(), region.page(PAGE_BYTES).unwrap());
         one.store_word(120, 5).unwrap();
-        one.touch_word(120).unwrap();
         two.copy_from(one).unwrap();
         assert_eq!(two.load_head(0).unwrap()[15], 5);
         one.clear();

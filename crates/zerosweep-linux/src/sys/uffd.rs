@@ -36,7 +36,7 @@ pub enum FaultKind {
 /// A thread waits because of this access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// The address touched: exact where the kernel has `UFFD_FEATURE_EXACT_ADDRESS`, else its page.
+    /// The address of the access, to the byte (`UFFD_FEATURE_EXACT_ADDRESS`).
     pub address: HostAddr,
     /// What is in the way.
     pub kind: FaultKind,
@@ -203,7 +203,6 @@ impl MoveOutcome {
 #[derive(Debug)]
 pub struct Uffd {
     fd: OwnedFd,
-    features: u64,
 }
 
 /// What must be there, and its names.
@@ -230,9 +229,8 @@ impl Uffd {
         }
         let fd = open_any()?;
         let wanted = REQUIRED.iter().fold(abi::FEATURE_EXACT_ADDRESS, |all, (bit, _)| all | bit);
-        let features = wanted & offered;
-        handshake(&fd, features)?;
-        Ok(Self { fd: out_of_the_way(fd), features })
+        handshake(&fd, wanted & offered)?;
+        Ok(Self { fd: out_of_the_way(fd) })
     }
 
     /// One that also says when its memory is dropped (`UFFD_FEATURE_EVENT_REMOVE`): until such an
@@ -243,13 +241,7 @@ impl Uffd {
         let remove_events = 1 << 3;
         let features = REQUIRED.iter().fold(remove_events, |all, (bit, _)| all | bit);
         handshake(&fd, features).unwrap();
-        Self { fd, features }
-    }
-
-    /// Whether [`Fault::address`] is exact to the byte.
-    #[must_use]
-    pub const fn has_exact_addresses(&self) -> bool {
-        self.features & abi::FEATURE_EXACT_ADDRESS != 0
+        Self { fd }
     }
 
     /// Watches `span`. Accesses by any thread, also from KVM and device I/O, become faults.

@@ -1,5 +1,6 @@
 //! Moves that the kernel puts off, or does not count.
 
+use std::os::fd::AsFd;
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
@@ -7,6 +8,7 @@ use zerosweep::{FramePool, Gfn, Mfn, Order};
 
 use super::MIB;
 use crate::machine::moves::{MOVE_TRIES, Stopped};
+use crate::sys::poll::wait_one;
 use crate::sys::uffd::{Holes, MoveOutcome, Wake, Watch};
 use crate::{FaultBuffer, LinuxMachine, PAGE_BYTES, Pagemap, Parking, Region, Span, Uffd};
 
@@ -34,7 +36,7 @@ fn first_superpage(machine: &LinuxMachine) -> (Span<'_>, Span<'_>) {
 fn put_off<R>(machine: &LinuxMachine, delay: Duration, work: impl FnOnce() -> R) -> R {
     std::thread::scope(|scope| {
         scope.spawn(|| machine.guest.page(2 * MIB).unwrap().discard().unwrap());
-        std::thread::sleep(Duration::from_millis(100));
+        assert_eq!(wait_one(machine.uffd.as_fd(), Some(20_000)), Ok(true), "no event");
         scope.spawn(|| {
             std::thread::sleep(delay);
             machine.uffd.read_faults(&mut FaultBuffer::new()).unwrap();

@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panic, like tests")]
 
 mod bench;
+mod collapse;
 mod holes;
 mod pin;
 mod pinned;
