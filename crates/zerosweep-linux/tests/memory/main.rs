@@ -10,5 +10,6 @@ mod holes;
 mod pin;
 mod pinned;
 mod superpages;
+mod unregister;
 mod unsuitable;
 mod zero_page;
