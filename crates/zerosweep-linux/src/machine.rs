@@ -26,7 +26,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use zerosweep::{FramePool, Gfn, Mfn, Order};
 
-use self::gate::Gate;
+use self::gate::MoveGate;
 use self::readers::Readers;
 use self::scratch::ScratchPages;
 use self::slots::Slots;
@@ -90,7 +90,7 @@ pub struct LinuxMachine {
     /// Held while superslots get memory ahead of the guest. No fault needs it.
     prefaulting: Mutex<()>,
     counters: MachineCounters,
-    gate: Gate,
+    gate: MoveGate,
     readers: Readers,
     #[cfg(test)]
     pub(crate) hold: hold::Hold,
@@ -122,7 +122,7 @@ impl LinuxMachine {
             prefaulted: AtomicU64::new(0),
             prefaulting: Mutex::new(()),
             counters: MachineCounters::default(),
-            gate: Gate::default(),
+            gate: MoveGate::default(),
             readers: Readers::new(),
             #[cfg(test)]
             hold: hold::Hold::default(),

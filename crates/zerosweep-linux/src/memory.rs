@@ -99,7 +99,7 @@ impl GuestMemory {
     /// # Errors
     /// [`Lifted`].
     pub fn inflate(&self, gfn: Gfn, order: Order) -> Result<u64, Lifted> {
-        operation::run_with_upkeep(&self.domain, |session| {
+        operation::run(&self.domain, |session| {
             retry_in_transit(session, |session| session.decrease(gfn, order))
         })?
     }
@@ -113,7 +113,7 @@ impl GuestMemory {
     pub fn discard(&self, gfn: Gfn, pages: u64) -> Result<u64, Lifted> {
         let end = gfn.offset(pages);
         let is_within = end.raw() <= self.guest().bytes() / PAGE_BYTES;
-        operation::run_with_upkeep(&self.domain, |session| {
+        operation::run(&self.domain, |session| {
             // One superpage at a time: a wait in the middle does not lose the count so far.
             let (mut at, mut discarded) = (gfn, 0);
             while is_within && at < end {
@@ -175,7 +175,7 @@ impl GuestMemory {
     /// # Errors
     /// See [`SetTargetError`].
     pub fn fill_cache(&self) -> Result<(), SetTargetError> {
-        let fill = || operation::run_with_upkeep(&self.domain, |session| session.fill(FILL_STEPS));
+        let fill = || operation::run(&self.domain, |session| session.fill(FILL_STEPS));
         while fill()?.map_err(TargetError::Fill)? == zerosweep::Progress::More {}
         Ok(())
     }
@@ -189,9 +189,8 @@ impl GuestMemory {
         let began = Instant::now();
         let mut next = first;
         loop {
-            let step = operation::run_with_upkeep(&self.domain, |session| {
-                session.sweep_full(&mut next, WORK_STEP)
-            });
+            let step =
+                operation::run(&self.domain, |session| session.sweep_full(&mut next, WORK_STEP));
             match step? {
                 zerosweep::Progress::Done => return Ok(Progress::Done),
                 zerosweep::Progress::More if began.elapsed() >= time => {

@@ -45,7 +45,8 @@ pub(crate) fn guard<R>(domain: &SharedDomain, who: &str, work: impl FnOnce() -> 
     outcome.ok()
 }
 
-/// Runs an operation for a thread that answers no faults, then lets waiting faults try again.
+/// Runs an operation for a thread that answers no faults. Lets waiting faults try again after it, and
+/// notifies the upkeep thread if there is work for it.
 ///
 /// # Errors
 /// As [`track`].
@@ -53,24 +54,13 @@ pub(crate) fn run<R>(
     domain: &SharedDomain,
     work: impl FnOnce(&mut Session<LinuxHost<'_>>) -> R,
 ) -> Result<R, Lifted> {
-    let result = track(domain, || work(&mut domain.session()));
-    domain.signals.notify_faults();
-    result
-}
-
-/// Runs an operation as [`run`] does, and notifies the upkeep thread if the operation left work for
-/// it.
-///
-/// # Errors
-/// As [`track`].
-pub(crate) fn run_with_upkeep<R>(
-    domain: &SharedDomain,
-    work: impl FnOnce(&mut Session<LinuxHost<'_>>) -> R,
-) -> Result<R, Lifted> {
-    let (result, wants_upkeep) = run(domain, |session| {
-        let result = work(session);
+    let result = track(domain, || {
+        let mut session = domain.session();
+        let result = work(&mut session);
         (result, session.host().domain().wants_upkeep(false))
-    })?;
+    });
+    domain.signals.notify_faults();
+    let (result, wants_upkeep) = result?;
     if wants_upkeep {
         domain.signals.notify_upkeep();
     }

@@ -28,7 +28,7 @@ pub struct Placement {
 }
 
 impl Placement {
-    /// On the node of whoever asks for the frame.
+    /// On the node of the thread that asks for the frame.
     pub const LOCAL: Self = Self { mode: LOCAL, nodes: [0; NODE_WORDS] };
 
     /// The mode `mode` (`MPOL_…`) on the nodes whose bits are set in `nodes`. The default mode

@@ -92,7 +92,7 @@ impl Signals {
 }
 
 impl FaultSignal {
-    /// Says how many faults wait at the thread: without any, nobody notifies it.
+    /// Notes how many faults wait at the thread: without any, nobody notifies it.
     pub(crate) fn set_pending(&self, pending: u32) {
         self.pending.store(pending, Ordering::SeqCst);
     }
@@ -109,9 +109,15 @@ impl AsFd for FaultSignal {
 }
 
 impl UpkeepSignal {
-    /// Says whether the thread is at work. It looks for work once more after it has said no.
-    pub(crate) fn set_awake(&self, awake: bool) {
-        self.awake.store(awake, Ordering::Release);
+    /// Notes that the thread works.
+    pub(crate) fn set_awake(&self) {
+        self.awake.store(true, Ordering::Release);
+    }
+
+    /// Notes that the thread is about to wait. It has to look for work once more after that: nobody
+    /// may have notified it meanwhile.
+    pub(crate) fn set_asleep(&self) {
+        self.awake.store(false, Ordering::Release);
     }
 
     /// Waits for [`Signals::notify_upkeep`], at most `timeout_ms` milliseconds.

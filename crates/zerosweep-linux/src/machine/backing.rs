@@ -120,7 +120,7 @@ impl LinuxMachine {
         // A reader from outside (a debugger) leaves the zero page in a hole of the pool.
         let backed = fill() || (slot.discard().is_ok() && fill());
         if backed {
-            self.slots.set_present(mfn, true);
+            self.slots.set_present(mfn);
         }
         backed
     }

@@ -26,7 +26,7 @@ impl LinuxMachine {
         // Lengths are equal: one page.
         let _ = target.copy_from(source);
         if !self.slots.is_present(to) {
-            self.slots.set_present(to, true);
+            self.slots.set_present(to);
         }
     }
 

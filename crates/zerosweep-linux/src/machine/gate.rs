@@ -1,7 +1,7 @@
 //! The gate that moves pass: it counts those under way, and closes for good.
 //!
-//! Everything that moves or destroys content passes it. Copies do not: they destroy nothing, and
-//! whoever asks for one relies on it.
+//! Everything that moves or destroys content passes it. A copy does not: it destroys nothing, and the
+//! engine relies on it.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
@@ -11,13 +11,13 @@ const PAUSE: Duration = Duration::from_millis(1);
 
 /// The gate. It starts open.
 #[derive(Default)]
-pub(super) struct Gate {
+pub(super) struct MoveGate {
     closed: AtomicBool,
     moving: AtomicU32,
 }
 
 /// A move under way. It ends when this is dropped.
-pub(super) struct Moving<'a>(&'a Gate);
+pub(super) struct Moving<'a>(&'a MoveGate);
 
 impl Drop for Moving<'_> {
     fn drop(&mut self) {
@@ -25,7 +25,7 @@ impl Drop for Moving<'_> {
     }
 }
 
-impl Gate {
+impl MoveGate {
     /// Begins a move, or returns `None` once the gate is closed.
     pub(super) fn enter(&self) -> Option<Moving<'_>> {
         self.moving.fetch_add(1, Ordering::SeqCst);

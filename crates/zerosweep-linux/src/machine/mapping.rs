@@ -66,7 +66,7 @@ impl LinuxMachine {
         if !mapped {
             return Err(MapError);
         }
-        self.slots.set_present(mfn, true);
+        self.slots.set_present(mfn);
         Ok(Mapped::Whole)
     }
 
@@ -90,7 +90,7 @@ impl LinuxMachine {
         match moved {
             Ok(()) => {
                 if order == Order::PAGE && !self.slots.is_present(mfn) {
-                    self.slots.set_present(mfn, true);
+                    self.slots.set_present(mfn);
                 }
                 if self.slots.backing(superslot(mfn)) == Backing::Whole {
                     self.prefaulted.fetch_add(1, Ordering::Relaxed);
@@ -144,7 +144,7 @@ impl LinuxMachine {
         }
         let _ = slot.discard();
         self.break_up_at_home(superslot(mfn));
-        self.slots.set_present(mfn, false);
+        self.slots.clear_present(mfn);
     }
 
     pub(super) fn drop_superslot(&self, mfn: Mfn) {
@@ -161,8 +161,8 @@ impl LinuxMachine {
         let whole = self.slots.backing(superslot(mfn)) == Backing::Whole;
         let keeps = match self.parking {
             Parking::Lazy => true,
-            // This superslot is itself among those.
-            Parking::Eager(stock) => self.prefaulted() <= stock,
+            // This superslot is itself among those that are prefaulted.
+            Parking::Eager(most) => self.prefaulted() <= most,
         };
         if !whole || !keeps {
             self.drop_superslot(mfn);

@@ -1,8 +1,8 @@
 //! Moves of pages between slots and the guest's addresses, there and back.
 //!
-//! A move comes to its end, or everything that it moved goes back. A move that can do neither closes
-//! the machine: from then on nothing moves and nothing is cleared or dropped, and whoever asked
-//! lifts the cap.
+//! A move ends, or everything that it moved goes back. A move that can do neither closes the machine:
+//! from then on nothing moves and nothing is cleared or dropped, and the operation that asked lifts
+//! the cap.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -134,10 +134,10 @@ impl LinuxMachine {
     /// Returns how many bytes from the start have moved, although the kernel reports that the
     /// destination has a page already.
     ///
-    /// Linux 6.18 forgets that it has moved pages when it had to look twice at the first of them,
-    /// because another thread was splitting the huge page that it belongs to: `move_pages` in
-    /// `mm/userfaultfd.c` keeps the error of the first look, does not go on to the next page, and
-    /// finds the destination taken, by what it has just moved there.
+    /// Linux 6.18 forgets that it has moved pages if it had to try the first of them twice, because
+    /// another thread was splitting the huge page of that page. `move_pages` in `mm/userfaultfd.c`
+    /// keeps the error of the first try and does not go on to the next page. It then finds the
+    /// destination taken, by the page that it has just moved there.
     fn uncounted(&self, to: Span<'_>, from: Span<'_>) -> u64 {
         let pages = (0..from.bytes()).step_by(PAGE_BYTES as usize);
         let moved = pages.take_while(|&at| {

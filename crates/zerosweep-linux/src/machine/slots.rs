@@ -107,15 +107,22 @@ impl Slots {
         word.load(Ordering::Acquire) & bit != 0
     }
 
-    /// Notes whether a single page has memory. The superslot is in pieces.
-    pub(crate) fn set_present(&self, mfn: Mfn, present: bool) {
-        let slot = &self.superslots[superslot(mfn) as usize];
+    /// Notes that a single page has memory. The superslot is in pieces.
+    pub(crate) fn set_present(&self, mfn: Mfn) {
         let (word, bit) = self.bit(mfn);
-        if present {
-            word.fetch_or(bit, Ordering::AcqRel);
-        } else {
-            word.fetch_and(!bit, Ordering::AcqRel);
-        }
+        word.fetch_or(bit, Ordering::AcqRel);
+        self.set_pieces(mfn);
+    }
+
+    /// Notes that a single page has no memory. The superslot is in pieces.
+    pub(crate) fn clear_present(&self, mfn: Mfn) {
+        let (word, bit) = self.bit(mfn);
+        word.fetch_and(!bit, Ordering::AcqRel);
+        self.set_pieces(mfn);
+    }
+
+    fn set_pieces(&self, mfn: Mfn) {
+        let slot = &self.superslots[superslot(mfn) as usize];
         slot.backing.store(Backing::Pieces as u8, Ordering::Release);
     }
 
@@ -147,7 +154,7 @@ mod tests {
         assert!(is_present(512) && is_present(1023) && !is_present(511));
         assert!(slots.break_up(1) && !slots.break_up(1));
         assert_eq!(slots.backing(1), Backing::Pieces);
-        slots.set_present(Mfn::new(700), false);
+        slots.clear_present(Mfn::new(700));
         assert!(!is_present(700) && is_present(701));
         slots.drop_all(1);
         assert_eq!((slots.backing(1), is_present(701)), (Backing::Empty, false));

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use zerosweep::Consolidation;
 
-use super::run_with_upkeep;
+use super::run;
 use crate::domain::SharedDomain;
 use crate::outcome::{ConsolidateError, Progress};
 
@@ -53,7 +53,7 @@ fn consolidate_with(
         *work = Consolidation::default();
     }
     loop {
-        let step = run_with_upkeep(domain, |session| session.consolidate(&mut work, STEP))?;
+        let step = run(domain, |session| session.consolidate(&mut work, STEP))?;
         match step.map_err(ConsolidateError::TableMemory)? {
             zerosweep::Progress::Done => return Ok(Progress::Done),
             zerosweep::Progress::More if began.elapsed() >= time => {

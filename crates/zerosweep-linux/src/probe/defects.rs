@@ -1,4 +1,4 @@
-//! Defects of Linux that matter to whoever moves pages, by version and by fix.
+//! Defects of Linux that moves of pages trigger, by version and by fix.
 //!
 //! Mainline versions are those in which the fix appeared; stable series are named where a series has
 //! it too. A distribution's kernel that hides its patch level (`6.8.0-45-generic`) may have a fix or

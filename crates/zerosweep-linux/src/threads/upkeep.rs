@@ -40,7 +40,7 @@ fn run(domain: &SharedDomain) {
     let mut consolidation = Background::default();
     let signal = domain.signals.upkeep();
     while domain.is_served() {
-        signal.set_awake(true);
+        signal.set_awake();
         let now = domain.lock().statistics().pages_given_back;
         if now != given_back {
             (given_back, since) = (now, Instant::now());
@@ -50,7 +50,7 @@ fn run(domain: &SharedDomain) {
             work(domain, idle);
             continue;
         }
-        signal.set_awake(false);
+        signal.set_asleep();
         // Between the question and this moment a thread may have found it awake: ask again.
         if domain.lock().wants_upkeep(idle) {
             continue;
