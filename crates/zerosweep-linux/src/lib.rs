@@ -19,8 +19,8 @@
 //! | `memory` | [`GuestMemory`]: adoption, operations, figures |
 //! | `guest_ram` | `GuestRam`: the same for the crate `vm-memory`, with that feature |
 //!
-//! Invariant: everything that a fault thread calls makes raw system calls only and allocates nothing;
-//! `vma`, `references` and `probe` allocate and are for start-up.
+//! Invariant: everything that a fault thread calls makes raw system calls only and allocates
+//! nothing; `vma`, `references` and `probe` allocate and are for start-up.
 //!
 //! What [`sys::raw`], [`probe`] and [`vma`] offer serves zerosweep's own program, and may change in
 //! any version; the rest follows semantic versioning.

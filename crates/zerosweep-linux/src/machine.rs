@@ -4,8 +4,8 @@
 //! to move the page from its slot to the guest's address (`UFFDIO_MOVE`), to unmap it is to move it
 //! back. Content is neither copied nor cleared, and a page at its slot is out of the guest's reach,
 //! so that a check of it is the truth. The guest's range is registered for missing pages and for
-//! writes to protected ones, the pool only for the latter: the kernel fills holes in the pool itself,
-//! and a stray read of one does not hang.
+//! writes to protected ones, the pool only for the latter: the kernel fills holes in the pool
+//! itself, and a stray read of one does not hang.
 //!
 //! A page that the kernel or a device uses at the moment cannot move. That is an ordinary result
 //! ([`zerosweep::Unmapped::Busy`]) after a bounded number of tries, and what had moved goes back.

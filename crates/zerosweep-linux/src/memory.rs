@@ -39,9 +39,9 @@ const STOP_TIME: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 })
 /// pool. The VMM's threads call [`GuestMemory::inflate`] and [`GuestMemory::discard`] for what the
 /// guest gives back.
 ///
-/// When something of ours cannot go on, the cap is lifted ([`GuestMemory::lift`]): the kernel handles
-/// the range alone. The guest keeps every byte and goes on, without the cap, and operations return
-/// [`Lifted`].
+/// When something of ours cannot go on, the cap is lifted ([`GuestMemory::lift`]): the kernel
+/// handles the range alone. The guest keeps every byte and goes on, without the cap, and operations
+/// return [`Lifted`].
 ///
 /// The threads keep the memory mapped: call [`GuestMemory::stop`] when the guest is gone.
 ///
@@ -235,7 +235,8 @@ impl GuestMemory {
         self.domain.lock().quantities()
     }
 
-    /// Gives the pool the memory policy that the guest's mapping was given from outside (`mbind(2)`).
+    /// Gives the pool the memory policy that the guest's mapping was given from outside
+    /// (`mbind(2)`).
     ///
     /// # Errors
     /// As [`GuestMemory::set_placement`].
@@ -288,8 +289,8 @@ impl GuestMemory {
         operation::guard(&self.domain, who, work)
     }
 
-    /// Returns the frames and ends the threads. For a range of our own that nobody accesses any more.
-    /// A page that stays in use stays for as long as its mapping.
+    /// Returns the frames and ends the threads. For a range of our own that nobody accesses any
+    /// more. A page that stays in use stays for as long as its mapping.
     pub fn stop(&self) {
         let until = Instant::now() + STOP_TIME;
         // Once the cap is lifted nothing moves any more: the frames go with the mappings.

@@ -45,8 +45,8 @@ pub(crate) fn guard<R>(domain: &SharedDomain, who: &str, work: impl FnOnce() -> 
     outcome.ok()
 }
 
-/// Runs an operation for a thread that answers no faults. Lets waiting faults try again after it, and
-/// notifies the upkeep thread if there is work for it.
+/// Runs an operation for a thread that answers no faults. Lets waiting faults try again after it,
+/// and notifies the upkeep thread if there is work for it.
 ///
 /// # Errors
 /// As [`track`].

@@ -1,4 +1,4 @@
-//! What this machine allows: a list of checks, each with the command that mends it.
+//! What this host allows: a list of checks, each with the command that mends it.
 //!
 //! Most read a file of /proc or /sys; two move real huge pages ([`experiment`]). It allocates and
 //! takes some 10 ms and 8 MiB: for `doctor` and for start-up, not for a fault thread.
@@ -10,7 +10,7 @@ mod host;
 
 pub use self::check::{Check, Status};
 
-/// All that was looked at.
+/// The results of all checks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Probe {
     /// The checks, causes before effects.
@@ -18,7 +18,7 @@ pub struct Probe {
 }
 
 impl Probe {
-    /// Looks at everything, in this process (some settings are inherited per process).
+    /// Runs all checks in this process (some settings are inherited per process).
     #[must_use]
     pub fn run() -> Self {
         let mut checks = host::checks();
@@ -26,13 +26,13 @@ impl Probe {
         Self { checks }
     }
 
-    /// The worst of all.
+    /// Returns the worst status.
     #[must_use]
     pub fn status(&self) -> Status {
         self.checks.iter().map(|check| check.status).max().unwrap_or(Status::Ok)
     }
 
-    /// The first that makes zerosweep impossible here.
+    /// Returns the first check that makes zerosweep impossible here.
     #[must_use]
     pub fn first_failure(&self) -> Option<&Check> {
         self.checks.iter().find(|check| check.status == Status::Fail)

@@ -8,9 +8,9 @@
 //!   An operation that still runs then finds its maps refused, and what it gives up keeps its
 //!   content.
 //! - A hole counts as zeros only after its page was looked for at its slot.
-//! - A thread that never reads the guest's memory has a [`ReaderWatchdog`], which fills the hole that
-//!   a reader waits at. No other thread may be able to: the reader has the superpage in transit, and
-//!   every fault thread may be reading.
+//! - A thread that never reads the guest's memory has a [`ReaderWatchdog`], which fills the hole
+//!   that a reader waits at. No other thread may be able to: the reader has the superpage in
+//!   transit, and every fault thread may be reading.
 
 use std::time::{Duration, Instant};
 
@@ -24,7 +24,8 @@ pub(crate) mod lift;
 /// A reader that is at the same page for this long waits at a hole.
 const STUCK_TIME: Duration = Duration::from_secs(1);
 
-/// Finds readers that wait at a hole, and fills it. For a thread that never reads the guest's memory.
+/// Finds readers that wait at a hole, and fills it. For a thread that never reads the guest's
+/// memory.
 pub(crate) struct ReaderWatchdog {
     last: LastReads,
     polled: Instant,

@@ -1,5 +1,5 @@
-//! All layers together, with what only they can reach: pages put at the wrong place by hand, operations
-//! held up at any call, threads that panic. Whatever fails, no byte is lost.
+//! All layers together, with what only they can reach: pages put at the wrong place by hand,
+//! operations held up at any call, threads that panic. Whatever fails, no byte is lost.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

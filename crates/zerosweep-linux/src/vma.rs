@@ -26,13 +26,13 @@ pub struct Vma {
 }
 
 impl Vma {
-    /// Whether the two-letter flag `flag` is set.
+    /// Returns whether the two-letter flag `flag` is set.
     #[must_use]
     pub fn has(&self, flag: &str) -> bool {
         self.flags.split_ascii_whitespace().any(|set| set == flag)
     }
 
-    /// Whether it can be managed.
+    /// Checks that it can be managed.
     ///
     /// # Errors
     /// The first reason why not, with what to do.
@@ -66,7 +66,7 @@ impl Vma {
     }
 }
 
-/// The mappings that `bytes` bytes at `start` reach into, in the order of addresses.
+/// Returns the mappings that `bytes` bytes from `start` on reach into, in the order of addresses.
 ///
 /// # Errors
 /// [`Unsuitable::Unreadable`], or [`Unsuitable::NotMapped`] when there is a gap.
@@ -76,8 +76,8 @@ pub fn inspect(start: HostAddr, bytes: u64) -> Result<Vec<Vma>, Unsuitable> {
     covering(parse(&String::from_utf8_lossy(&text))?, start, bytes)
 }
 
-/// Whether all of `bytes` bytes at `start` can be managed: private, anonymous, readable, writable,
-/// not locked, not merged, of nobody else's userfaultfd. The answer is the mappings.
+/// Checks that all of `bytes` bytes from `start` on can be managed: private, anonymous, readable,
+/// writable, not locked, not merged, not watched by another userfaultfd. Returns the mappings.
 ///
 /// # Errors
 /// The first reason why not, with what to do.
@@ -87,7 +87,7 @@ pub fn check(start: HostAddr, bytes: u64) -> Result<Vec<Vma>, Unsuitable> {
     Ok(mappings)
 }
 
-/// The mappings of `all` that reach into the range, which must not have gaps.
+/// Returns the mappings of `all` that reach into the range, which must not have gaps.
 fn covering(all: Vec<Vma>, start: HostAddr, bytes: u64) -> Result<Vec<Vma>, Unsuitable> {
     let end = start.checked_add(bytes).ok_or(Unsuitable::NotMapped { at: start })?;
     let mut covered = start;
@@ -108,7 +108,7 @@ fn covering(all: Vec<Vma>, start: HostAddr, bytes: u64) -> Result<Vec<Vma>, Unsu
     }
 }
 
-/// Reads a text like /proc/self/smaps.
+/// Parses the text of /proc/self/smaps.
 fn parse(text: &str) -> Result<Vec<Vma>, Unsuitable> {
     let mut mappings: Vec<Vma> = Vec::new();
     for line in text.lines() {
@@ -126,7 +126,7 @@ fn parse(text: &str) -> Result<Vec<Vma>, Unsuitable> {
     }
 }
 
-/// Reads `start-end perms offset device inode path`; `None` for the lines between.
+/// Parses `start-end perms offset device inode path`. Returns `None` for the lines between.
 fn parse_header(line: &str) -> Option<Vma> {
     let (range, rest) = line.split_once(' ')?;
     let (start, end) = range.split_once('-')?;

@@ -221,8 +221,7 @@ impl Following<'_> {
         for (n, &page) in plan.balloon().iter().enumerate() {
             let gfn = Gfn::new(page);
             self.ledger.give_back(gfn);
-            // A lifted cap ends the run at the next sample.
-            let _ = self.memory.inflate(gfn, Order::PAGE);
+            self.memory.inflate(gfn, Order::PAGE).context("the balloon of the guest failed")?;
             if n % 256 == 0 && seen.elapsed() >= self.pause {
                 self.sample()?;
                 seen = Instant::now();

@@ -1,5 +1,5 @@
-//! Memory behind the slots: huge pages for superslots, ahead of the guest or in the face of a fault,
-//! and single pages.
+//! Memory behind the slots: huge pages for superslots, ahead of the guest or in the face of a
+//! fault, and single pages.
 
 use std::sync::atomic::Ordering;
 

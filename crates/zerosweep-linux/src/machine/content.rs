@@ -30,8 +30,8 @@ impl LinuxMachine {
         }
     }
 
-    /// Clears a mapped page of the guest, whose superpage the caller has claimed. Returns whether it
-    /// was zero.
+    /// Clears a mapped page of the guest, whose superpage the caller has claimed. Returns whether
+    /// it was zero.
     pub(super) fn scrub(&self, gfn: Gfn) -> Content {
         let Ok(page) = self.range(gfn, Order::PAGE) else { return Content::Unknown };
         if page.first_nonzero().is_none() {
@@ -47,8 +47,8 @@ impl LinuxMachine {
         head.iter().position(|&word| word != 0).map(|word| word as u32)
     }
 
-    /// Clears a run that is at its slots. A superslot in pieces is dropped instead, which also makes
-    /// it zero.
+    /// Clears a run that is at its slots. A superslot in pieces is dropped instead, which also
+    /// makes it zero.
     pub(super) fn clear_run(&self, mfn: Mfn, order: Order) {
         let Some(_moving) = self.enter() else { return };
         if order == Order::SUPERPAGE && self.settled_backing(superslot(mfn)) != Backing::Whole {

@@ -1,7 +1,7 @@
 //! The gate that moves pass: it counts those under way, and closes for good.
 //!
-//! Everything that moves or destroys content passes it. A copy does not: it destroys nothing, and the
-//! engine relies on it.
+//! Everything that moves or destroys content passes it. A copy does not: it destroys nothing, and
+//! the engine relies on it.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;

@@ -1,9 +1,9 @@
 //! Pages that are not where the engine thinks they are.
 //!
-//! A page is at its slot instead of the guest's address after a move that could not be taken back (a
-//! page of it was pinned meanwhile), or when an operation is still at work while the cap is lifted.
-//! And something outside may drop pages that the guest has. So before a hole is taken for zeros, its
-//! page is looked for at its slot.
+//! A page is at its slot instead of the guest's address after a move that could not be taken back
+//! (a page of it was pinned meanwhile), or when an operation is still at work while the cap is
+//! lifted. And something outside may drop pages that the guest has. So before a hole is taken for
+//! zeros, its page is looked for at its slot.
 
 use std::time::{Duration, Instant};
 
@@ -20,8 +20,8 @@ use crate::sys::uffd::{MoveOutcome, Wake};
 const PAUSE: Duration = Duration::from_millis(1);
 
 impl LinuxMachine {
-    /// Fills a hole at a page that has a frame, in a superpage that the caller has claimed: with the
-    /// page at its slot, else with zeros. Changes nothing if the page is there after all.
+    /// Fills a hole at a page that has a frame, in a superpage that the caller has claimed: with
+    /// the page at its slot, else with zeros. Changes nothing if the page is there after all.
     pub(crate) fn fill_hole(&self, gfn: Gfn, mfn: Mfn) {
         let Some(_moving) = self.enter() else { return };
         let (Ok(page), Ok(slot)) = (self.range(gfn, Order::PAGE), self.slot(mfn, Order::PAGE))

@@ -1,8 +1,8 @@
 //! Moves of pages between slots and the guest's addresses, there and back.
 //!
-//! A move ends, or everything that it moved goes back. A move that can do neither closes the machine:
-//! from then on nothing moves and nothing is cleared or dropped, and the operation that asked lifts
-//! the cap.
+//! A move ends, or everything that it moved goes back. A move that can do neither closes the
+//! machine: from then on nothing moves and nothing is cleared or dropped, and the operation that
+//! asked lifts the cap.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};

@@ -69,8 +69,8 @@ impl Readers {
         result
     }
 
-    /// Calls `mend` for the gfn of each reader that was there at the last call, too. A reader that is
-    /// only slow loses nothing by it.
+    /// Calls `mend` for the gfn of each reader that was there at the last call, too. A reader that
+    /// is only slow loses nothing by it.
     pub(crate) fn mend_stuck(&self, last: &mut LastReads, mut mend: impl FnMut(Gfn)) {
         for (entry, last) in self.0.iter().zip(&mut last.0) {
             let now = entry.load(Ordering::Acquire);

@@ -126,8 +126,8 @@ impl Slots {
         slot.backing.store(Backing::Pieces as u8, Ordering::Release);
     }
 
-    /// Notes that a page moves alone: the superslot is in pieces from now on. Returns whether it was
-    /// whole.
+    /// Notes that a page moves alone: the superslot is in pieces from now on. Returns whether it
+    /// was whole.
     pub(crate) fn break_up(&self, superslot: u64) -> bool {
         self.advance(superslot, Backing::Whole, Backing::Pieces)
     }

@@ -1,4 +1,5 @@
-//! Takes a range over: what a VMM may choose, what is refused, and the steps until the guest may run.
+//! Takes a range over: what a VMM may choose, what is refused, and the steps until the guest may
+//! run.
 
 use std::sync::Arc;
 
@@ -48,12 +49,13 @@ pub struct Options {
 }
 
 impl Options {
-    /// Default number of fault threads; more than one, so that a slow fault does not delay the rest.
+    /// Default number of fault threads; more than one, so that a slow fault does not delay the
+    /// rest.
     pub const DEFAULT_FAULT_THREADS: usize = 2;
 
     /// Options with policy `zerosweep`, virtual CPUs that wait when no frame can be found, parked
-    /// superpages that keep their memory, [`Options::DEFAULT_FAULT_THREADS`], and the main loop in the
-    /// first thread.
+    /// superpages that keep their memory, [`Options::DEFAULT_FAULT_THREADS`], and the main loop in
+    /// the first thread.
     #[must_use]
     pub const fn new(target_bytes: u64) -> Self {
         Self {
@@ -116,8 +118,8 @@ pub enum AdoptError {
 }
 
 impl GuestMemory {
-    /// Takes `guest` over, all of it promised and nothing populated: its content is lost. Starts the
-    /// threads that serve it.
+    /// Takes `guest` over, all of it promised and nothing populated: its content is lost. Starts
+    /// the threads that serve it.
     ///
     /// # Errors
     /// See [`AdoptError`]; the range is unchanged.

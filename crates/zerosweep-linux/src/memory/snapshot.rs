@@ -73,8 +73,8 @@ impl GuestMemory {
         }
     }
 
-    /// Returns a letter for each superpage of the guest: `W` whole, `r` whole with pages that are out, `b`
-    /// broken, `p` promised, `.` out.
+    /// Returns a letter for each superpage of the guest: `W` whole, `r` whole with pages that are
+    /// out, `b` broken, `p` promised, `.` out.
     #[must_use]
     pub fn map_letters(&self) -> Vec<u8> {
         let superpages = self.guest().bytes().div_ceil(SUPERPAGE_BYTES);
@@ -83,9 +83,9 @@ impl GuestMemory {
         letters
     }
 
-    /// Calls `visit` for each of `count` superpages from `first` on, with its letter and the number of
-    /// its pages that the guest has and that hold a frame. The lock is held for 1,024 of them at a
-    /// time.
+    /// Calls `visit` for each of `count` superpages from `first` on, with its letter and the number
+    /// of its pages that the guest has and that hold a frame. The lock is held for 1,024 of them at
+    /// a time.
     pub fn for_each_superpage(&self, first: u64, count: u64, mut visit: impl FnMut(u8, u64)) {
         let superpages = self.guest().bytes().div_ceil(SUPERPAGE_BYTES);
         let last = first.saturating_add(count).min(superpages);

@@ -9,12 +9,12 @@ use super::run;
 use crate::domain::SharedDomain;
 use crate::outcome::{ConsolidateError, Progress};
 
-/// Superpages that are consolidated per step. Each of a superpage's pages may move, which takes tens
-/// of milliseconds.
+/// Superpages that are consolidated per step. Each of a superpage's pages may move, which takes
+/// tens of milliseconds.
 const STEP: u64 = 1;
 
-/// Consolidates for about `time`. Starts from the beginning if `first` is 0, and continues where the
-/// last call stopped otherwise. Waits for another consolidation.
+/// Consolidates for about `time`. Starts from the beginning if `first` is 0, and continues where
+/// the last call stopped otherwise. Waits for another consolidation.
 ///
 /// # Errors
 /// See [`ConsolidateError`].

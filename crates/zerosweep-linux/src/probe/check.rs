@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-/// How a check came out.
+/// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Status {
     /// As it should be.
@@ -23,16 +23,16 @@ impl fmt::Display for Status {
     }
 }
 
-/// One thing looked at.
+/// One check, and what it found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Check {
     /// Its name: lowercase, the same on every machine, e.g. `huge zero page`.
     pub name: &'static str,
-    /// How it came out.
+    /// Its result.
     pub status: Status,
     /// What was found, for people.
     pub found: String,
-    /// The exact command, or the words, that mend it; `None` when nothing is to mend.
+    /// The exact command that mends it, or what to do; `None` if there is nothing to mend.
     pub mend: Option<String>,
 }
 

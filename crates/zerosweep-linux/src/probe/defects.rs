@@ -1,9 +1,9 @@
 //! Defects of Linux that moves of pages trigger, by version and by fix.
 //!
-//! Mainline versions are those in which the fix appeared; stable series are named where a series has
-//! it too. A distribution's kernel that hides its patch level (`6.8.0-45-generic`) may have a fix or
-//! not: that is told, and nothing is refused for it. `docs/hosts.md` has the same table, with those
-//! defects that are only worked around.
+//! Mainline versions are those in which the fix appeared; stable series are named where a series
+//! has it too. A distribution's kernel that hides its patch level (`6.8.0-45-generic`) may have a
+//! fix or not: `doctor` warns, and nothing is refused for it. `docs/hosts.md` has the same table,
+//! with those defects that are only worked around.
 
 use core::fmt;
 use std::fs;
@@ -50,7 +50,7 @@ pub struct Defect {
     pub action: Action,
 }
 
-/// All that are known. The first version that can move pages is older than each.
+/// The known defects. The first version that can move pages is older than each fix.
 pub const DEFECTS: [Defect; 5] = [
     Defect {
         fix: "userfaultfd: fix checks for huge PMDs",
@@ -135,7 +135,7 @@ impl Release {
 }
 
 impl Defect {
-    /// Whether a kernel has it.
+    /// Returns whether a kernel has it.
     #[must_use]
     pub fn presence(&self, release: Release) -> Presence {
         if release.version >= self.fixed_in {
@@ -151,7 +151,7 @@ impl Defect {
     }
 }
 
-/// Whether no guest is managed on a kernel that has a defect so.
+/// Returns whether a defect with this presence is a reason to manage no guest.
 pub(super) fn is_refused(&(defect, has): &(&Defect, Presence)) -> bool {
     defect.action == Action::Refuse && has == Presence::Present
 }
@@ -167,7 +167,7 @@ impl fmt::Display for Defect {
 }
 
 impl When {
-    /// Whether this host is so now.
+    /// Returns whether it applies to this host now.
     fn is_now(self) -> bool {
         let read = |path| fs::read_to_string(path).unwrap_or_default();
         match self {
@@ -180,7 +180,7 @@ impl When {
     }
 }
 
-/// The defects that this host's kernel has, or may have, and that can do harm here now.
+/// Returns the defects that this host's kernel has, or may have, and that can do harm here now.
 #[must_use]
 pub fn harmful() -> Vec<(&'static Defect, Presence)> {
     let Some(release) = Release::running() else { return Vec::new() };
@@ -192,7 +192,7 @@ fn harmful_in(release: Release, is: impl Fn(When) -> bool) -> Vec<(&'static Defe
     found.filter(|&(defect, has)| has != Presence::Fixed && is(defect.when)).collect()
 }
 
-/// The first defect for which no guest is managed on this host now.
+/// Returns the first defect that is a reason to manage no guest on this host now.
 #[must_use]
 pub fn refused() -> Option<&'static Defect> {
     harmful().into_iter().find(is_refused).map(|(defect, _)| defect)

@@ -1,5 +1,5 @@
-//! The lift of the cap (INV-10): the kernel handles the range alone from then on, with every byte in
-//! it. The guest goes on.
+//! The lift of the cap (INV-10): the kernel handles the range alone from then on, with every byte
+//! in it. The guest goes on.
 
 use std::time::{Duration, Instant};
 

@@ -86,8 +86,8 @@ impl Region {
         Ok(region)
     }
 
-    /// Takes charge of memory that the VMM mapped. Check it with [`crate::vma`] first. It is not
-    /// unmapped on drop.
+    /// Adopts memory that the VMM mapped. Check it with [`crate::vma`] first. It is not unmapped on
+    /// drop.
     ///
     /// # Errors
     /// [`SpanError`] unless start and length are multiples of 4 KiB, not 0 and within the address
@@ -109,31 +109,31 @@ impl Region {
         Ok(Self { start, bytes, owner: Owner::Vmm })
     }
 
-    /// The first address.
+    /// Returns the first address.
     #[must_use]
     pub const fn start(&self) -> HostAddr {
         self.start
     }
 
-    /// The length in bytes.
+    /// Returns the length in bytes.
     #[must_use]
     pub const fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// How far into the region `address` lies, in bytes; `None` outside.
+    /// Returns how far into the region `address` lies, in bytes, or `None` outside.
     #[must_use]
     pub fn offset_of(&self, address: HostAddr) -> Option<u64> {
         address.offset_from(self.start).filter(|&offset| offset < self.bytes)
     }
 
-    /// All of it.
+    /// Returns all of it.
     #[must_use]
     pub fn all(&self) -> Span<'_> {
         Span { start: self.start, bytes: self.bytes, region: PhantomData }
     }
 
-    /// `bytes` bytes at `offset`, both multiples of 4 KiB.
+    /// Returns `bytes` bytes from `offset` on, both multiples of 4 KiB.
     ///
     /// # Errors
     /// [`SpanError`] when misaligned, empty or past the end.
@@ -141,7 +141,7 @@ impl Region {
         self.all().part(offset, bytes)
     }
 
-    /// The 4 KiB page at `offset`, a multiple of 4 KiB.
+    /// Returns the 4 KiB page at `offset`, a multiple of 4 KiB.
     ///
     /// # Errors
     /// [`SpanError`] when misaligned or past the end.
@@ -149,7 +149,7 @@ impl Region {
         self.span(offset, PAGE_BYTES)
     }
 
-    /// The 2 MiB at `offset`, whose address must be a multiple of 2 MiB.
+    /// Returns the 2 MiB at `offset`, whose address must be a multiple of 2 MiB.
     ///
     /// # Errors
     /// [`SpanError`] when misaligned or past the end.
@@ -185,7 +185,7 @@ pub struct Span<'region> {
 }
 
 impl<'region> Span<'region> {
-    /// The first address.
+    /// Returns the first address.
     #[must_use]
     pub const fn start(self) -> HostAddr {
         self.start
@@ -198,13 +198,13 @@ impl<'region> Span<'region> {
         HostAddr::new(self.start.get() + self.bytes as usize)
     }
 
-    /// The length in bytes.
+    /// Returns the length in bytes.
     #[must_use]
     pub const fn bytes(self) -> u64 {
         self.bytes
     }
 
-    /// The first address, for kernels that scan live memory by raw pointer.
+    /// Returns the first address as a pointer, for kernels that scan live memory.
     #[must_use]
     pub fn as_ptr(self) -> *const u8 {
         core::ptr::with_exposed_provenance(self.start.get())
@@ -214,7 +214,7 @@ impl<'region> Span<'region> {
         core::ptr::with_exposed_provenance_mut(self.start.get())
     }
 
-    /// `bytes` bytes at `offset`, both multiples of 4 KiB.
+    /// Returns `bytes` bytes from `offset` on, both multiples of 4 KiB.
     ///
     /// # Errors
     /// [`SpanError`] when misaligned, empty or past the end.
@@ -311,7 +311,7 @@ impl<'region> Span<'region> {
         Ok(self.as_mut_ptr().wrapping_add(offset as usize).cast())
     }
 
-    /// The word at `offset` bytes, a multiple of 8. A guest may change it at any time.
+    /// Reads the word at `offset` bytes, a multiple of 8. A guest may change it at any time.
     ///
     /// # Errors
     /// [`SpanError`] when misaligned or past the end.
@@ -321,8 +321,8 @@ impl<'region> Span<'region> {
         Ok(unsafe { word.read_volatile() })
     }
 
-    /// The first [`HEAD_WORDS`] words of the page at `offset` bytes, a multiple of 4 KiB. A hint
-    /// only: a guest may change them at any time.
+    /// Reads the first [`HEAD_WORDS`] words of the page at `offset` bytes, a multiple of 4 KiB. A
+    /// hint only: a guest may change them at any time.
     ///
     /// # Errors
     /// [`SpanError`] when misaligned or past the end.
@@ -337,7 +337,7 @@ impl<'region> Span<'region> {
         Ok(head)
     }
 
-    /// Writes the word at `offset` bytes, a multiple of 8, as a guest would.
+    /// Writes the word at `offset` bytes, a multiple of 8, as a guest does.
     ///
     /// # Errors
     /// [`SpanError`] when misaligned or past the end.
@@ -348,8 +348,8 @@ impl<'region> Span<'region> {
         Ok(())
     }
 
-    /// The index of the first word of 8 bytes that is not zero. The truth only for memory that
-    /// nobody else writes to, a slot of the pool; a hint where a guest may.
+    /// Returns the index of the first word of 8 bytes that is not zero. The truth for memory that
+    /// nobody else writes to, a slot of the pool; a hint where a guest may write.
     #[must_use]
     pub fn first_nonzero(self) -> Option<usize> {
         let words = (self.bytes / 8) as usize;
@@ -357,8 +357,8 @@ impl<'region> Span<'region> {
         unsafe { zerosweep_scan::first_nonzero_live(self.as_ptr().cast::<u64>(), words) }
     }
 
-    /// Writes zeros over all of it. For memory that only the caller holds: a slot of the pool, a
-    /// staging area. What a guest writes meanwhile may or may not be lost.
+    /// Writes zeros over all of it. For memory that only the caller holds, such as a slot of the
+    /// pool. What a guest writes meanwhile may be lost.
     pub fn clear(self) {
         // SAFETY: within the region, mapped and writable, and no reference points there.
         unsafe { self.as_mut_ptr().write_bytes(0, self.bytes as usize) };
@@ -380,7 +380,7 @@ impl<'region> Span<'region> {
     }
 }
 
-/// Repeats a call that a signal ended. Populating goes on where it stopped.
+/// Repeats a call that a signal ended. To populate goes on where it stopped.
 fn retry_interrupted(mut call: impl FnMut() -> Result<(), SysError>) -> Result<(), SysError> {
     loop {
         match call() {

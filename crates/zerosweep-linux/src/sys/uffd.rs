@@ -33,7 +33,7 @@ pub enum FaultKind {
     Minor,
 }
 
-/// A thread waits because of this access.
+/// An access that a thread waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
     /// The address of the access, to the byte (`UFFD_FEATURE_EXACT_ADDRESS`).
@@ -68,7 +68,7 @@ impl Fault {
     }
 }
 
-/// Room for as many faults as one read takes. Make it before the fault thread starts.
+/// Room for the faults of one read. Make it before the fault thread starts.
 #[derive(Clone)]
 pub struct FaultBuffer {
     messages: [abi::UffdMsg; Self::CAPACITY],
@@ -141,10 +141,9 @@ pub enum Holes {
     Skip,
 }
 
-/// What became of a move of pages.
+/// The outcome of a move of pages.
 ///
-/// Whenever it is not [`Self::Done`], look with [`super::pagemap::Pagemap`] before building on
-/// what is mapped where.
+/// If it is not [`Self::Done`], only [`super::pagemap::Pagemap`] tells what is mapped where.
 #[must_use]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MoveOutcome {
@@ -158,8 +157,8 @@ pub enum MoveOutcome {
     },
     /// A page is pinned or shared; nothing moved. A huge page may have been split.
     Busy,
-    /// The destination has a page already; nothing moved. Linux 6.18 says so, too, of pages that it
-    /// has just moved there itself, when another thread was splitting their huge page meanwhile.
+    /// The destination has a page already; nothing moved. Linux 6.18 also reports this for pages
+    /// that it has just moved there itself, while another thread was splitting their huge page.
     AlreadyThere,
     /// The source has a hole, or no mapping; nothing moved.
     Hole,
@@ -205,7 +204,7 @@ pub struct Uffd {
     fd: OwnedFd,
 }
 
-/// What must be there, and its names.
+/// The features that are required, with their names.
 const REQUIRED: [(u64, &str); 3] = [
     (abi::FEATURE_MOVE, "UFFD_FEATURE_MOVE"),
     (abi::FEATURE_PAGEFAULT_FLAG_WP, "UFFD_FEATURE_PAGEFAULT_FLAG_WP"),
@@ -286,16 +285,16 @@ impl Uffd {
         self.request("ioctl(UFFDIO_WRITEPROTECT)", abi::UFFDIO_WRITEPROTECT, &mut argument)
     }
 
-    /// Lets threads that wait on `span` try again. Idempotent.
+    /// Lets threads that wait on `span` try again. Idempotent; `span` need not be registered.
     ///
     /// # Errors
-    /// None on a registered span.
+    /// None.
     pub fn wake(&self, span: Span<'_>) -> SysResult<()> {
         self.request("ioctl(UFFDIO_WAKE)", abi::UFFDIO_WAKE, &mut range(span))
     }
 
     /// Maps the small zero page at every hole of `span`: reads go on, and writes then take frames
-    /// from the host without a fault. The answer is as for a move.
+    /// from the host without a fault. Returns what a move returns.
     pub fn map_zero_pages(&self, span: Span<'_>, wake: Wake) -> MoveOutcome {
         let mode = match wake {
             Wake::Yes => 0,
@@ -344,8 +343,8 @@ impl Uffd {
         }
     }
 
-    /// Takes the faults that wait, at most [`FaultBuffer::CAPACITY`], without blocking; the answer
-    /// is how many. 0 when there are none. [`super::poll`] waits for some.
+    /// Takes the faults that wait, at most [`FaultBuffer::CAPACITY`], without blocking. Returns how
+    /// many. [`super::poll`] waits for some.
     ///
     /// # Errors
     /// `EINVAL` never, `ENOMEM` rarely: ask again.
@@ -353,7 +352,8 @@ impl Uffd {
         self.read_some_faults(buffer, FaultBuffer::CAPACITY)
     }
 
-    /// As [`Self::read_faults`], at most `most` of them, so that other threads get the rest.
+    /// Takes faults as [`Self::read_faults`] does, at most `most` of them: other threads get the
+    /// rest.
     ///
     /// # Errors
     /// `EINVAL` never, `ENOMEM` rarely: ask again.
@@ -389,9 +389,10 @@ fn range(span: Span<'_>) -> abi::UffdioRange {
     abi::UffdioRange { start: span.start().as_u64(), len: span.bytes() }
 }
 
-/// The descriptor under a number above those that a VMM opens. A process that is killed releases its
-/// files from the highest number down. KVM's waits for its workers, and these may wait for a page:
-/// the userfaultfd, whose release ends every wait, has to go before it, whichever was opened first.
+/// Moves the descriptor to a number above those that a VMM opens. A process that is killed releases
+/// its files from the highest number down. KVM's release waits for KVM's workers, and these may
+/// wait for a page. The release of the userfaultfd ends every wait: it has to come first, whichever
+/// was opened first.
 fn out_of_the_way(fd: OwnedFd) -> OwnedFd {
     /// Higher ones would only cost the kernel memory for its table.
     const HIGHEST: u64 = 16 << 10;
@@ -440,7 +441,7 @@ fn open_any() -> Result<OwnedFd, OpenError> {
     }
 }
 
-/// Agrees on `features`; the answer is what the kernel offers. Once per descriptor.
+/// Agrees on `features`, once per descriptor. Returns what the kernel offers.
 pub(crate) fn handshake(fd: &OwnedFd, features: u64) -> SysResult<u64> {
     let mut argument = abi::UffdioApi { api: abi::API, features, ioctls: 0 };
     let pointer = core::ptr::from_mut(&mut argument).cast();
@@ -449,7 +450,7 @@ pub(crate) fn handshake(fd: &OwnedFd, features: u64) -> SysResult<u64> {
     Ok(argument.features)
 }
 
-/// Names of the features in [`REQUIRED`] that `offered` lacks.
+/// Returns the names of the features in [`REQUIRED`] that `offered` lacks.
 pub(crate) fn missing_features(offered: u64) -> impl Iterator<Item = &'static str> {
     REQUIRED.iter().filter(move |(bit, _)| offered & bit == 0).map(|(_, name)| *name)
 }

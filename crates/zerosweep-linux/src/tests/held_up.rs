@@ -63,8 +63,8 @@ impl Guest {
     }
 }
 
-/// Runs `operation` and holds it up at the call after `calls` others; lifts meanwhile, and lets it go
-/// on. Whether it came so far.
+/// Runs `operation` and holds it up at the call after `calls` others; lifts meanwhile, and lets it
+/// go on. Whether it came so far.
 fn lifted_after(calls: u64, guest: &Guest, operation: impl FnOnce(&GuestMemory) + Send) -> bool {
     let memory = &*guest.memory;
     std::thread::scope(|scope| {

@@ -2,16 +2,16 @@
 //!
 //! Each takes faults from the kernel as they come, hands each touch to the engine, and wakes the
 //! threads that wait there. A fault that takes long (a sweep, pages that are copied) delays nobody
-//! who wants another range: another fault thread takes the next one. A fault that cannot be answered
-//! now stays in the queue of the thread that took it. It is tried again when an operation has ended,
-//! or after a time. The threads make raw system calls, take no lock of the VMM's, and allocate
-//! nothing.
+//! who wants another range: another fault thread takes the next one. A fault that cannot be
+//! answered now stays in the queue of the thread that took it. It is tried again when an operation
+//! has ended, or after a time. The threads make raw system calls, take no lock of the VMM's, and
+//! allocate nothing.
 //!
 //! Exhaustion (rule R15): a virtual CPU stalls, and so does a thread outside of this process: under
 //! KVM with the kernel's interrupt controller a worker of the kernel asks for a virtual CPU's page,
-//! in its own name. The other threads of the VMM borrow. A stalled thread may hold what the VMM's main
-//! loop needs. So while a thread stalls, the main thread is watched ([`MainThread`]), and if it makes
-//! no progress for [`STUCK_LIMIT`], memory is borrowed and counted.
+//! in its own name. The other threads of the VMM borrow. A stalled thread may hold what the VMM's
+//! main loop needs. So while a thread stalls, the main thread is watched ([`MainThread`]), and if
+//! it makes no progress for [`STUCK_LIMIT`], memory is borrowed and counted.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;

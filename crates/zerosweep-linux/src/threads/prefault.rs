@@ -1,9 +1,9 @@
 //! The thread that gets huge pages ahead of the guest.
 //!
 //! The cache counts slots, not memory. This thread puts memory behind the slots that come next, so
-//! that a fault finds a cleared huge page and the guest goes on at once. When it is behind, the fault
-//! thread gets the memory itself. It never reads the guest's memory, and so it can help a thread that
-//! does and waits at a hole.
+//! that a fault finds a cleared huge page and the guest goes on at once. When it is behind, the
+//! fault thread gets the memory itself. It never reads the guest's memory, and so it can help a
+//! thread that does and waits at a hole.
 
 use std::sync::Arc;
 
@@ -14,8 +14,8 @@ use crate::recovery::ReaderWatchdog;
 
 /// Superslots that are reserved at a time.
 const BATCH: usize = 8;
-/// The thread looks for itself this often: at readers that wait at a hole, and in case that a signal
-/// is lost.
+/// The thread looks for itself this often: at readers that wait at a hole, and in case that a
+/// signal is lost.
 const POLL_MS: u32 = 1000;
 
 /// Starts the thread. It ends when the domain is no longer served.

@@ -13,8 +13,8 @@ pub enum OnExhaustion {
 }
 
 /// The thread that the VMM depends on. It is watched while a thread waits for a frame. If it hangs
-/// in a system call that is no wait for events, the waiting thread may hold what it needs, and memory
-/// is borrowed after 2 seconds.
+/// in a system call that is no wait for events, the waiting thread may hold what it needs, and
+/// memory is borrowed after 2 seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum MainLoop {
     /// The first thread of the process, as in QEMU.

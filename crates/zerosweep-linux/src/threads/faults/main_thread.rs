@@ -1,11 +1,11 @@
 //! Whether the main thread of the VMM makes progress.
 //!
 //! A virtual CPU may wait for a frame while it holds what this thread needs: a lock of the VMM, or
-//! one of the kernel (KVM changes its memory slots only when no virtual CPU is in a fault). The file
-//! `/proc/self/task/ID/syscall` names the system call in which a thread is blocked, with its
+//! one of the kernel (KVM changes its memory slots only when no virtual CPU is in a fault). The
+//! file `/proc/self/task/ID/syscall` names the system call in which a thread is blocked, with its
 //! arguments, stack and instruction pointer. The same text in every sample means that the thread is
-//! in one system call all the time. An idle event loop is in a call that waits for events, and in no
-//! other.
+//! in one system call all the time. An idle event loop is in a call that waits for events, and in
+//! no other.
 //!
 //! The file is opened when guest memory is adopted. A process that has changed its user or root
 //! directory since, or that has no descriptor left, could not open it any more, but still reads it.

@@ -61,9 +61,9 @@ impl FaultQueue {
         self.pending.len() + FaultBuffer::CAPACITY <= MAX_PENDING
     }
 
-    /// Adds a fault. A signal makes a waiting thread fault again: the same fault is counted instead,
-    /// for one answer wakes every thread that waits at the page. Otherwise a stalled thread that gets
-    /// signals would fill the queue.
+    /// Adds a fault. A signal makes a waiting thread fault again: the same fault is counted
+    /// instead, for one answer wakes every thread that waits at the page. Otherwise a stalled
+    /// thread that gets signals would fill the queue.
     pub(super) fn add(&mut self, fault: Fault, now: Instant) {
         let page = |fault: &Fault| (fault.thread_id, fault.address.as_u64() / PAGE_BYTES);
         let same = |pending: &&mut Pending| page(&pending.fault) == page(&fault);

@@ -18,8 +18,8 @@ const MAX_VCPUS: usize = 1024;
 struct RecentFaults([AtomicU64; 256]);
 
 impl RecentFaults {
-    /// Notes a fault. Returns whether the last fault of the thread was at the same page. It may have
-    /// been forgotten: a thread at a hole faults again.
+    /// Notes a fault. Returns whether the last fault of the thread was at the same page. It may
+    /// have been forgotten: a thread at a hole faults again.
     fn is_second(&self, fault: &Fault) -> bool {
         let page = fault.address.as_u64() / PAGE_BYTES;
         let entry = &self.0[fault.thread_id as usize % self.0.len()];
