@@ -55,3 +55,21 @@ impl LiftState {
         self.running.load(Ordering::SeqCst) > 0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lift_begins_once_and_no_operation_after_it() {
+        let state = LiftState::default();
+        let running = state.enter();
+        assert!(running.is_some() && state.is_any_running());
+        assert!(state.begin("first") && !state.begin("second"));
+        assert!(state.enter().is_none());
+        assert_eq!(state.reason().as_deref(), Some("first"));
+        assert!(state.is_any_running());
+        drop(running);
+        assert!(!state.is_any_running() && state.is_lifted());
+    }
+}

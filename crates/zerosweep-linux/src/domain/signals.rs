@@ -126,3 +126,41 @@ impl UpkeepSignal {
         self.event.clear();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_notified(fd: BorrowedFd<'_>) -> bool {
+        wait_one(fd, Some(0)).unwrap()
+    }
+
+    #[test]
+    fn only_fault_threads_with_pending_faults_are_notified_until_the_end() {
+        let signals = Signals::new(2).unwrap();
+        signals.faults()[1].set_pending(3);
+        signals.notify_faults();
+        let notified = || [0, 1].map(|number| is_notified(signals.faults()[number].as_fd()));
+        assert_eq!(notified(), [false, true]);
+        signals.faults()[1].clear();
+        assert_eq!(notified(), [false; 2]);
+        assert!(!signals.is_stopping());
+        signals.stop();
+        assert_eq!(notified(), [true; 2]);
+        assert!(signals.is_stopping());
+    }
+
+    #[test]
+    fn an_upkeep_thread_that_works_is_not_notified() {
+        let signals = Signals::new(0).unwrap();
+        assert_eq!(signals.faults().len(), 1);
+        signals.upkeep().set_awake();
+        signals.notify_upkeep();
+        assert!(!is_notified(signals.upkeep().event.as_fd()));
+        signals.upkeep().set_asleep();
+        signals.notify_upkeep();
+        assert!(is_notified(signals.upkeep().event.as_fd()));
+        signals.upkeep().wait(1000);
+        assert!(!is_notified(signals.upkeep().event.as_fd()));
+    }
+}

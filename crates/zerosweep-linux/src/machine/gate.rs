@@ -49,3 +49,23 @@ impl MoveGate {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_closed_gate_lets_nobody_in_and_waits_for_those_within() {
+        let gate = MoveGate::default();
+        let moving = gate.enter();
+        assert!(moving.is_some() && !gate.is_closed());
+        gate.close();
+        assert!(gate.enter().is_none() && gate.is_closed());
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| gate.wait_for_moves());
+            std::thread::sleep(PAUSE * 5);
+            assert!(!waits.is_finished());
+            drop(moving);
+        });
+    }
+}

@@ -86,3 +86,53 @@ impl Readers {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    #[test]
+    fn a_reader_that_stays_is_mended_and_goes_on() {
+        let readers = Readers::new();
+        let (entered, is_there) = channel();
+        let (release, released) = channel::<()>();
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                let index = readers.join();
+                let read = readers.read(index, Gfn::new(700), move || {
+                    entered.send(()).unwrap();
+                    released.recv().unwrap();
+                    5
+                });
+                readers.leave(index);
+                read
+            });
+            is_there.recv().unwrap();
+            let (mut last, mut mended) = (LastReads::NONE, Vec::new());
+            readers.mend_stuck(&mut last, |gfn| mended.push(gfn));
+            assert_eq!(mended, [], "it may be only slow");
+            readers.mend_stuck(&mut last, |gfn| {
+                mended.push(gfn);
+                // The reader has what it waited for, and stays until the superpage is mended.
+                release.send(()).unwrap();
+                std::thread::sleep(std::time::Duration::from_millis(20));
+                assert!(!reader.is_finished());
+            });
+            assert_eq!(mended, [Gfn::new(700)]);
+            assert_eq!(reader.join().unwrap(), 5);
+            readers.mend_stuck(&mut last, |gfn| panic!("nobody reads at {gfn:?}"));
+        });
+    }
+
+    #[test]
+    fn each_reader_has_an_entry_of_its_own() {
+        let readers = Readers::new();
+        let mut entries: Vec<_> = (0..READERS).map(|_| readers.join()).collect();
+        readers.leave(7);
+        assert_eq!(readers.join(), 7);
+        entries.dedup();
+        assert_eq!(entries.len(), READERS);
+    }
+}

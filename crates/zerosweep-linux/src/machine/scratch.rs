@@ -55,3 +55,38 @@ impl ScratchPages {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_page_is_lent_to_one_and_comes_back_empty() {
+        let scratch = ScratchPages::new(Region::new(ScratchPages::BYTES).unwrap());
+        let first = scratch.with_page(|page| {
+            page.store_word(8, 7).unwrap();
+            let other = scratch.with_page(|other| other.start());
+            assert_ne!(other, page.start());
+            page.start()
+        });
+        scratch.with_page(|page| {
+            assert_eq!(page.start(), first);
+            assert_eq!(page.load_word(8), Ok(0));
+        });
+    }
+
+    #[test]
+    fn a_thread_waits_while_all_pages_are_lent() {
+        let scratch = ScratchPages::new(Region::new(ScratchPages::BYTES).unwrap());
+        let taken: Vec<_> = (0..PAGES).map(|_| scratch.take()).collect();
+        assert_eq!(taken, (0..PAGES).collect::<Vec<_>>());
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| scratch.with_page(|page| page.start()));
+            std::thread::sleep(std::time::Duration::from_millis(5));
+            assert!(!waits.is_finished());
+            scratch.used.fetch_and(!(1 << 9), Ordering::AcqRel);
+            let page = scratch.region.page(9 * PAGE_BYTES).unwrap();
+            assert_eq!(waits.join().unwrap(), page.start());
+        });
+    }
+}

@@ -123,3 +123,67 @@ impl FaultQueue {
         waits.map(|pending| pending.fault.thread_id).take(MAX_PENDING)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addr::HostAddr;
+    use crate::sys::uffd::FaultKind;
+
+    fn fault(thread_id: u32, address: usize) -> Fault {
+        let address = HostAddr::new(address);
+        Fault { address, kind: FaultKind::Missing, write: true, thread_id }
+    }
+
+    fn set_reason(queue: &mut FaultQueue, index: usize, reason: PendingReason) {
+        queue.set(index, Pending { reason, ..queue.get(index) });
+    }
+
+    #[test]
+    fn a_thread_that_faults_again_at_the_same_page_is_counted() {
+        let mut queue = FaultQueue::new();
+        let now = Instant::now();
+        queue.add(fault(7, 0x1000), now);
+        queue.add(fault(7, 0x1fff), now);
+        queue.add(fault(8, 0x1000), now);
+        queue.add(fault(7, 0x2000), now);
+        assert_eq!(queue.len(), 3);
+        assert_eq!([0, 1, 2].map(|index| queue.get(index).repeats), [1, 0, 0]);
+    }
+
+    #[test]
+    fn the_most_urgent_fault_decides_how_long_to_wait() {
+        let mut queue = FaultQueue::new();
+        assert_eq!(queue.timeout_ms(), None);
+        for thread in 0..3 {
+            queue.add(fault(thread, 0x1000), Instant::now());
+            set_reason(&mut queue, thread as usize, PendingReason::Stalled);
+        }
+        assert_eq!(queue.timeout_ms(), Some(RETRY_MS));
+        set_reason(&mut queue, 1, PendingReason::InTransit);
+        assert_eq!(queue.timeout_ms(), Some(1));
+        set_reason(&mut queue, 2, PendingReason::Queued);
+        assert_eq!(queue.timeout_ms(), Some(0));
+    }
+
+    #[test]
+    fn only_a_fault_that_waits_for_more_than_its_turn_is_overdue() {
+        let mut queue = FaultQueue::new();
+        queue.add(fault(1, 0x1000), Instant::now());
+        std::thread::sleep(Duration::from_millis(u64::from(RETRY_MS) + 1));
+        assert!(!queue.is_overdue());
+        set_reason(&mut queue, 0, PendingReason::InTransit);
+        assert!(queue.is_overdue());
+        queue.set_tried();
+        assert!(!queue.is_overdue());
+    }
+
+    #[test]
+    fn all_faults_of_one_read_fit_or_none_is_read() {
+        let mut queue = FaultQueue::new();
+        while queue.has_room() {
+            queue.add(fault(queue.len() as u32, 0x1000), Instant::now());
+        }
+        assert_eq!(queue.len(), MAX_PENDING - FaultBuffer::CAPACITY + 1);
+    }
+}
