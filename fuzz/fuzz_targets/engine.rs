@@ -1,11 +1,11 @@
 //! Whatever steps, done by the engine and by the naive model of the simulator's tests.
 #![no_main]
 
-#[path = "../../crates/zerosweep-sim/tests/model/both.rs"]
+#[path = "../../crates/zerosweep/tests/model/both.rs"]
 mod both;
-#[path = "../../crates/zerosweep-sim/tests/model/bytes.rs"]
+#[path = "../../crates/zerosweep/tests/model/bytes.rs"]
 mod bytes;
-#[path = "../../crates/zerosweep-sim/tests/model/steps.rs"]
+#[path = "../../crates/zerosweep/tests/model/steps.rs"]
 mod steps;
 
 use libfuzzer_sys::fuzz_target;

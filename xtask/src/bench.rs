@@ -34,7 +34,7 @@ struct Bench {
 }
 
 const SCAN: Bench = Bench { package: "zerosweep-scan", name: "scan" };
-const ENGINE: Bench = Bench { package: "zerosweep-sim", name: "engine" };
+const ENGINE: Bench = Bench { package: "zerosweep", name: "engine" };
 const REAL: Bench = Bench { package: "zerosweep-linux", name: "real" };
 
 /// Runs them all; whether none failed.

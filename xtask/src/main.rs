@@ -20,6 +20,8 @@ mod bench;
 mod cargo;
 mod ci;
 mod dist;
+#[cfg(test)]
+mod docs;
 mod fresh;
 mod machine;
 mod need;

@@ -20,13 +20,15 @@
 //!
 //! A process that finds no [configuration](zerosweep_wire::CONFIG_VARIABLE) in its environment is
 //! left alone: one atomic flag says so at each call. No panic crosses the C border; a failure of
-//! ours lifts the cap and is reported, and the guest goes on (INV-10).
+//! ours lifts the cap and is reported, and the guest goes on ([INV-10]).
 //!
 //! Its own memory comes from its own allocator: the VMM's may be locked by a thread that waits for
 //! a fault.
 //!
 //! Absent on purpose: `fallocate` (private anonymous memory has no file), `process_madvise` (VMMs
 //! do not give their own memory back by it), symbol look-ups of any kind.
+//!
+//! [INV-10]: zerosweep::rules#inv-10
 
 mod adopt;
 mod clients;

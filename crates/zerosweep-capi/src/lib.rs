@@ -17,11 +17,13 @@
 //! waits there is let go, every later call is refused, and the memory of the guest is left as it
 //! is. An answer of the program's that cannot be is such a panic.
 //!
-//! Invariant: the domain's lock is not held while a function of the machine runs (rule R14). Events
-//! are told under it, so that they come in order.
+//! Invariant: the domain's lock is not held while a function of the machine runs (rule [R14]).
+//! Events are told under it, so that they come in order.
 //!
 //! Absent on purpose: a domain without a lock. It would save some 20 ns a call, and a program that
 //! uses it from two threads after all would corrupt it silently.
+//!
+//! [R14]: zerosweep::rules#r14
 #![deny(unsafe_op_in_unsafe_fn)]
 #![expect(non_camel_case_types, reason = "types have the names that they have in the header")]
 #![expect(unreachable_pub, reason = "cbindgen takes what is public")]

@@ -1,8 +1,8 @@
 //! A real Linux guest under an unmodified QEMU, on populate-on-demand memory.
 //!
 //! The guest is a Debian kernel with `zerosweep-guest` as `/init`, on QEMU's software CPU (TCG), so
-//! no KVM is needed. What is needed: QEMU, a guest image (`cargo xtask setup`), userfaultfd in kernel
-//! mode, and the release builds of program and agent:
+//! no KVM is needed. What is needed: QEMU, a guest image (`cargo xtask setup`), userfaultfd in
+//! kernel mode, and the release builds of program and agent:
 //!
 //! ```text
 //! cargo build --release -p zerosweep-cli -p zerosweep-agent
@@ -19,7 +19,7 @@
 //! | `endings` | whoever of VMM and tool is killed, nothing is left and no guest is lost |
 //! | `experiment` | `zerosweep experiment --machine qemu` |
 //! | `events` | what happens, recorded by `run --events` |
-//! | `exhaustion` | a guest that needs more than its target: rule R15 |
+//! | `exhaustion` | a guest that needs more than its target: rule [R15] |
 //! | `flood` | a control socket full of garbage and silent clients |
 //! | `migration` | migrated away by QEMU, and what QEMU refuses |
 //! | `record` | a guest's side, recorded by `run --record` and done again |
@@ -31,6 +31,8 @@
 //! | `harness` | guests that end with their test, markers, control sockets, memory held |
 //!
 //! One at a time: the machine has few CPUs, and times are measured.
+//!
+//! [R15]: zerosweep::rules#r15
 
 #![expect(clippy::unwrap_used, reason = "test code; clippy does not see that in helpers")]
 

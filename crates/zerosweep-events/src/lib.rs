@@ -12,14 +12,16 @@
 //! | [`Recording`] | a journal and the file that a thread empties it into |
 //! | [`Writer`] | the records; [`record`] has their numbers |
 //!
-//! Invariant: whoever leaves a note waits for nobody but others that do, for some instructions each.
-//! What does not fit is counted, and a trace says where so many records are missing.
+//! Invariant: whoever leaves a note waits for nobody but others that do, for some instructions
+//! each. What does not fit is counted, and a trace says where so many records are missing.
 //!
-//! A recording ([`Detail::Guest`]) has what zero checks saw too, in a record that Xen has not. A packed
-//! file ([`Packing::Gzip`]) has a gzip member for each window.
+//! A recording ([`Detail::Guest`]) has what zero checks saw too, in a record that Xen has not. A
+//! packed file ([`Packing::Gzip`]) has a gzip member for each window.
 //!
-//! Known holes: frames that are moved (rule R13), stolen, returned or retained are not in a trace,
-//! because Xen has no record for it; neither are sweeps and exhaustion.
+//! Known holes: frames that are moved (rule [R13]), stolen, returned or retained are not in a
+//! trace, because Xen has no record for it; neither are sweeps and exhaustion.
+//!
+//! [R13]: zerosweep::rules#r13
 #![forbid(unsafe_code)]
 
 mod journal;

@@ -58,8 +58,10 @@ pub struct Note {
     pub order: Order,
 }
 
-/// Says an event as notes, those of `detail`. `domain` is in the state after it, and tells what the event leaves open:
-/// which pages of a superpage were promised, and which stay out (rule R12).
+/// Says an event as notes, those of `detail`. `domain` is in the state after it, and tells what the
+/// event leaves open: which pages of a superpage were promised, and which stay out (rule [R12]).
+///
+/// [R12]: zerosweep::rules#r12
 pub fn notes(event: Event, domain: &Domain, detail: Detail, mut each: impl FnMut(Note)) {
     match event {
         Event::Populate { gfn, mfn, order, fault } => {

@@ -8,9 +8,9 @@
 //! number  = decimal | "0x" hexadecimal, with "_" between digits
 //! ```
 //!
-//! All of a file is read before its first step is done. A step that cannot be done is an answer, not
-//! an end: nothing has changed, and the next step follows. `docs/script.md` has the meaning of each
-//! step, and examples.
+//! All of a file is read before its first step is done. A step that cannot be done is an answer,
+//! not an end: nothing has changed, and the next step follows. `docs/script.md` has the meaning of
+//! each step, and examples.
 
 use std::fmt;
 use std::num::NonZeroUsize;
@@ -642,7 +642,9 @@ impl Doer<'_> {
         }
     }
 
-    /// Pages that a full sweep (rule R8) took back.
+    /// Pages that a full sweep (rule [R8]) took back.
+    ///
+    /// [R8]: zerosweep::rules#r8
     fn sweep(&mut self) -> u64 {
         let populated = |doer: &Self| doer.0.guest.domain.quantities().populated;
         let before = populated(self);
@@ -651,7 +653,9 @@ impl Doer<'_> {
         before.saturating_sub(populated(self))
     }
 
-    /// Pages that were moved together (rule R13).
+    /// Pages that were moved together (rule [R13]).
+    ///
+    /// [R13]: zerosweep::rules#r13
     fn consolidate(&mut self) -> Result<StepResult, Refusal> {
         let mut work = Consolidation::default();
         loop {

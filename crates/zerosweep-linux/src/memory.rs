@@ -180,11 +180,13 @@ impl GuestMemory {
         Ok(())
     }
 
-    /// Continues a full sweep (rule R8) at superpage `first`, for about `time`. A sweep starts
+    /// Continues a full sweep (rule [R8]) at superpage `first`, for about `time`. A sweep starts
     /// at 0.
     ///
     /// # Errors
     /// [`Lifted`].
+    ///
+    /// [R8]: zerosweep::rules#r8
     pub fn sweep(&self, first: u64, time: Duration) -> Result<Progress, Lifted> {
         let began = Instant::now();
         let mut next = first;
@@ -201,19 +203,23 @@ impl GuestMemory {
         }
     }
 
-    /// Packs live single pages into fewer superframes (rule R13), for about `time`. Starts from the
+    /// Packs live single pages into fewer superframes (rule [R13]), for about `time`. Starts from the
     /// beginning if `first` is 0; any other number continues where the last call stopped.
     ///
     /// # Errors
     /// See [`ConsolidateError`].
+    ///
+    /// [R13]: zerosweep::rules#r13
     pub fn consolidate(&self, first: u64, time: Duration) -> Result<Progress, ConsolidateError> {
         consolidation::consolidate(&self.domain, first, time)
     }
 
-    /// Recounts everything (rule R19). Faults wait meanwhile: see [`zerosweep::Domain::audit`].
+    /// Recounts everything (rule [R19]). Faults wait meanwhile: see [`zerosweep::Domain::audit`].
     ///
     /// # Errors
     /// The first difference.
+    ///
+    /// [R19]: zerosweep::rules#r19
     pub fn audit(&self) -> Result<(), AuditError> {
         self.domain.lock().audit()
     }
@@ -277,8 +283,10 @@ impl GuestMemory {
         self.domain.is_lifted()
     }
 
-    /// Lifts the cap (INV-10): gives the range back to the kernel with every byte in it. The guest
+    /// Lifts the cap ([INV-10]): gives the range back to the kernel with every byte in it. The guest
     /// goes on without the cap. Not to be called from within an operation.
+    ///
+    /// [INV-10]: zerosweep::rules#inv-10
     pub fn lift(&self, reason: &str) {
         lift(&self.domain, reason);
     }

@@ -1,9 +1,11 @@
 //! Runs operations of the engine so that a lift can wait for them, and a panic in one lifts the cap
-//! (INV-10).
+//! ([INV-10]).
 //!
 //! A thread that panics may leave a range claimed, and the next touch of that range would wait for
 //! ever. So no thread of ours works outside of [`track`] or [`guard`]: a panic lifts the cap, which
 //! answers every fault, and the guest goes on.
+//!
+//! [INV-10]: zerosweep::rules#inv-10
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -114,9 +114,11 @@ impl SoftwareGuest {
     /// # Errors
     /// When it gets none.
     ///
-    /// A page that was given back may still be mapped (rule R12). A guest that may take it again
+    /// A page that was given back may still be mapped (rule [R12]). A guest that may take it again
     /// without a word ([`InvalidTouch::Increase`]) then does so unseen; another would be an error
     /// of the guest's that the hardware does not show, and is one here.
+    ///
+    /// [R12]: zerosweep::rules#r12
     pub fn touch(&mut self, gfn: Gfn) -> Result<Mfn, TouchError> {
         touch(&mut Exclusive::new(&mut self.domain, &mut self.machine), gfn)
     }

@@ -45,7 +45,9 @@ pub enum Failure {
 }
 
 /// A page whose content must not be lost: where it is if the machine stops now and puts every page
-/// where its entry says (INV-10).
+/// where its entry says ([INV-10]).
+///
+/// [INV-10]: zerosweep::rules#inv-10
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kept {
     /// The page.
@@ -251,14 +253,21 @@ impl SoftwareMachine {
         &mut self.arena[first..first + pages as usize * PAGE_WORDS]
     }
 
-    /// INV-4 to INV-6: nobody may look at, copy or clear what a CPU may still write to.
+    /// No frame is checked, copied or cleared while a CPU may still write to it: [INV-4], [INV-5],
+    /// [INV-6].
+    ///
+    /// [INV-4]: zerosweep::rules#inv-4
+    /// [INV-5]: zerosweep::rules#inv-5
+    /// [INV-6]: zerosweep::rules#inv-6
     fn assert_still(&self, mfn: Mfn, pages: u64) {
         let (first, end) = (mfn.raw(), mfn.raw() + pages);
         let reached = self.unflushed.iter().find(|run| run.0 < end && run.1 > first);
-        assert_eq!(reached, None, "a CPU may still write to {mfn:?}");
+        assert_eq!(reached, None, "INV-4, INV-5, INV-6: a CPU may still write to {mfn:?}");
     }
 
-    /// R17: a frame that is broken is not used again.
+    /// [R17]: a frame that is broken is not used again.
+    ///
+    /// [R17]: zerosweep::rules#r17
     fn assert_sound(&self, mfn: Mfn, order: Order) {
         let run = mfn.raw()..mfn.raw() + order.pages();
         assert_eq!(self.retired.range(run).next(), None, "a broken frame in {mfn:?}, {order:?}");

@@ -74,7 +74,9 @@ pub enum BeforeStart {
     Nothing,
 }
 
-/// What happens when the cache is empty and nothing can be reclaimed (rule R15).
+/// What happens when the cache is empty and nothing can be reclaimed (rule [R15]).
+///
+/// [R15]: https://github.com/zerosweep/zerosweep/blob/main/docs/rules.md#r15
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OnExhaustion {

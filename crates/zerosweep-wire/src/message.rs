@@ -27,8 +27,8 @@ pub struct Request {
     pub operation: Operation,
 }
 
-/// Of what is wrong with a line so much is told, in characters: it may quote the line, and an answer
-/// has to fit into one itself.
+/// Of what is wrong with a line so much is told, in characters: it may quote the line, and an
+/// answer has to fit into one itself.
 const MOST_REASON: usize = 200;
 
 impl Request {
@@ -58,19 +58,25 @@ pub enum Operation {
         /// Number of the first superpage: gfn / 512.
         first: u64,
     },
-    /// Look at every superpage from number `first` on and take back those that are zero (rule R8),
-    /// for a moment. [`Status::next`] says where to go on.
+    /// Look at every superpage from number `first` on and take back those that are zero (rule
+    /// [R8]), for a moment. [`Status::next`] says where to go on.
+    ///
+    /// [R8]: https://github.com/zerosweep/zerosweep/blob/main/docs/rules.md#r8
     Sweep {
         /// Number of the first superpage: 0, or what the last answer said.
         first: u64,
     },
-    /// Move live single pages together (rule R13), for a moment. [`Status::next`] says whether
+    /// Move live single pages together (rule [R13]), for a moment. [`Status::next`] says whether
     /// there is more; 0 begins anew.
+    ///
+    /// [R13]: https://github.com/zerosweep/zerosweep/blob/main/docs/rules.md#r13
     Consolidate {
         /// 0, or what the last answer said.
         first: u64,
     },
-    /// Recount every figure from the tables (rule R19).
+    /// Recount every figure from the tables (rule [R19]).
+    ///
+    /// [R19]: https://github.com/zerosweep/zerosweep/blob/main/docs/rules.md#r19
     Audit,
     /// Set what the guest may hold; the guest's balloon is the asking side's business.
     SetTarget {
@@ -83,7 +89,9 @@ pub enum Operation {
         /// What the VMM says, in bytes.
         actual_bytes: u64,
     },
-    /// Say which threads of the VMM run virtual CPUs: only these may stall (rule R15).
+    /// Say which threads of the VMM run virtual CPUs: only these may stall (rule [R15]).
+    ///
+    /// [R15]: https://github.com/zerosweep/zerosweep/blob/main/docs/rules.md#r15
     Vcpus {
         /// Thread ids in the agent's PID namespace.
         thread_ids: Vec<u32>,

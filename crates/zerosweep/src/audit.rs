@@ -1,4 +1,8 @@
-//! The audit (rule R19): every counter is recomputed from the tables.
+//! The audit (rule [R19]): every counter is recomputed from the tables ([INV-1], [INV-2]).
+//!
+//! [R19]: crate::rules#r19
+//! [INV-1]: crate::rules#inv-1
+//! [INV-2]: crate::rules#inv-2
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -23,7 +27,9 @@ pub enum AuditError {
     },
     /// A broken range's tally is not what its entries say.
     Tally(Superpage),
-    /// A frame is in two places (INV-1).
+    /// A frame is in two places ([INV-1]).
+    ///
+    /// [INV-1]: crate::rules#inv-1
     FrameTwice(Mfn),
     /// There is no memory to audit with.
     OutOfMemory,

@@ -1,14 +1,18 @@
 //! The PoD cache: the domain's own frames that back no gfn yet.
 //!
-//! Superpages and singles. A superpage is broken only when a single is wanted and there is none. The
-//! rest is the policy's: [`Cache::fifo`] keeps both in the order of their arrival and never rejoins
-//! singles, as Xen does; [`Cache::joining`] keeps singles by superframe, and when all 512 of one are
-//! home they are a superpage again, and it hands out the superpage that came last, which is in the
-//! processor's caches and has memory behind it, while the one that came first goes back to the host.
+//! Superpages and singles. A superpage is broken only when a single is wanted and there is none.
+//! The rest is the policy's: [`Cache::fifo`] keeps both in the order of their arrival and never
+//! rejoins singles, as Xen does; [`Cache::joining`] keeps singles by superframe, and when all 512
+//! of one are home they are a superpage again, and it hands out the superpage that came last, which
+//! is in the processor's caches and has memory behind it, while the one that came first goes back
+//! to the host.
 //!
-//! Invariant (INV-4): whoever puts a frame here has cleared it or has just found it zero. Frames
-//! that are still to be cleared (rule R11) wait in a list of their own, and are counted, but not
+//! Invariant ([INV-4]): whoever puts a frame here has cleared it or has just found it zero. Frames
+//! that are still to be cleared (rule [R11]) wait in a list of their own, and are counted, but not
 //! handed out.
+//!
+//! [R11]: crate::rules#r11
+//! [INV-4]: crate::rules#inv-4
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;

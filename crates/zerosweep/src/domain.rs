@@ -412,7 +412,9 @@ impl Domain {
         self.life
     }
 
-    /// How much the guest can still touch (rule R15).
+    /// How much the guest can still touch (rule [R15]).
+    ///
+    /// [R15]: crate::rules#r15
     #[must_use]
     pub fn forecast(&self) -> Forecast {
         let q = self.quantities();

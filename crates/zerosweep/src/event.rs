@@ -1,7 +1,9 @@
-//! What happened, for whoever wants to know (rule R20).
+//! What happened, for whoever wants to know (rule [R20]).
 //!
 //! The engine hands each event to [`Host::event`](crate::Host::event); a host that does not
 //! implement it pays nothing.
+//!
+//! [R20]: crate::rules#r20
 
 use crate::frame::{Gfn, Mfn, Order};
 
@@ -79,16 +81,22 @@ pub enum Event {
         /// Size.
         order: Order,
     },
-    /// The guest can soon touch no more (rule R15): told once, and again after it got better.
+    /// The guest can soon touch no more (rule [R15]): told once, and again after it got better.
+    ///
+    /// [R15]: crate::rules#r15
     Low {
         /// Pages that it can still touch without a scan.
         certain: u64,
         /// More that a scan should find.
         likely: u64,
     },
-    /// What is in pages, as a check saw it (rules R5, R10, R11). Told of checks whose outcome does not
-    /// tell it: of pages that are zero and become PoD, [`Event::Reclaim`] says so. Up to eight events
-    /// for a superpage.
+    /// What is in pages, as a check saw it (rules [R5], [R10], [R11]). Told of checks whose outcome
+    /// does not tell it: of pages that are zero and become PoD, [`Event::Reclaim`] says so. Up to
+    /// eight events for a superpage.
+    ///
+    /// [R5]: crate::rules#r5
+    /// [R10]: crate::rules#r10
+    /// [R11]: crate::rules#r11
     Look {
         /// The first of 64 pages, at a multiple of 64; bit n is page n.
         gfn: Gfn,

@@ -41,6 +41,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! What the engine does, exactly, is in the [rules]; its words are in the [glossary].
 //! `examples/machine.rs` has a machine from scratch; the crate `zerosweep-linux` is real memory.
 //!
 //! Under our policy pages move: the few live pages of a superpage are copied elsewhere so that its
@@ -67,6 +68,12 @@ mod retained;
 mod ring;
 mod session;
 mod sweep;
+
+#[doc = include_str!("../glossary.md")]
+pub mod glossary {}
+
+#[doc = include_str!("../rules.md")]
+pub mod rules {}
 
 pub use audit::AuditError;
 pub use cache::{Cache, Dirty};

@@ -4,7 +4,9 @@
 //! knows nothing of PoD. A [`Host`] is a machine together with the domain on it, and decides what
 //! lies between them: [`Exclusive`] is one thread that owns both; a host with many threads takes
 //! its lock in [`Host::domain`] and drops it in [`Host::machine`], so that no system call, scan or
-//! copy ever happens under a lock that a fault needs (rule R14).
+//! copy ever happens under a lock that a fault needs (rule [R14]).
+//!
+//! [R14]: crate::rules#r14
 
 use crate::domain::Domain;
 use crate::event::Event;
@@ -119,8 +121,10 @@ pub trait Machine {
         let _ = mfn;
     }
 
-    /// A frame of the domain's that nothing maps is broken (rule R17): it is nobody's from now on,
-    /// and never given out again.
+    /// A frame of the domain's that nothing maps is broken (rule [R17]): it is nobody's from now
+    /// on, and never given out again.
+    ///
+    /// [R17]: crate::rules#r17
     fn retire(&mut self, mfn: Mfn) {
         let _ = mfn;
     }

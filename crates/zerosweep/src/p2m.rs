@@ -9,8 +9,8 @@
 //! ```
 //!
 //! A whole superpage is one record; a look-up is at most two loads. A record's notes hold the bit
-//! *in transit* (rule R14), the remembered non-zero word (rule R10), and the number of a table of
-//! pages that are out but keep their frames (rule R12).
+//! *in transit* (rule [R14]), the remembered non-zero word (rule [R10]), and the number of a table of
+//! pages that are out but keep their frames (rule [R12]).
 //!
 //! Invariant: a record that is in transit belongs to one operation, which alone changes it and its
 //! table. Invariant: an order 18 PoD range is 512 superpage entries: nothing that the engine does
@@ -19,6 +19,10 @@
 //! ([`P2m::get`]) these are invalid, and the others are singles.
 //!
 //! Neighbours: [`crate::session`] changes it; [`crate::Domain::audit`] recounts it.
+//!
+//! [R10]: crate::rules#r10
+//! [R12]: crate::rules#r12
+//! [R14]: crate::rules#r14
 
 use alloc::vec::Vec;
 
@@ -50,7 +54,9 @@ pub enum Entry {
 pub enum Hold {
     /// Yes.
     Free,
-    /// No: someone outside uses the frame (rule R16).
+    /// No: someone outside uses the frame (rule [R16]).
+    ///
+    /// [R16]: crate::rules#r16
     Pinned,
     /// Yes, but it could not be mapped back after a check: the next touch maps it.
     Detached,
@@ -292,8 +298,8 @@ impl P2m {
         (record.entry & KIND_MASK != TABLE).then(|| decode(record.entry))
     }
 
-    /// The frame behind a page, that of a retained page included: where its content is, whether it is
-    /// mapped or not. `None` where there is none, and beyond the end.
+    /// The frame behind a page, that of a retained page included: where its content is, whether it
+    /// is mapped or not. `None` where there is none, and beyond the end.
     #[must_use]
     pub fn frame(&self, gfn: Gfn) -> Option<Mfn> {
         if !self.contains(gfn, Order::PAGE) {

@@ -1,4 +1,4 @@
-//! Pages that are out but whose frames stay in their mapped superpage (rule R12).
+//! Pages that are out but whose frames stay in their mapped superpage (rule [R12]).
 //!
 //! A bit for each page of each superpage that has any, and a queue by count: the superpage with the
 //! most pages out, that is, with the fewest live ones, is found in constant time.
@@ -7,6 +7,8 @@
 //!  occupied: one bit a count   heads: by count      places: bits, count, neighbours
 //!  [ … 0 1 0 0 1 ]             [ … ] ─────────────► [ ]◄─►[ ]◄─►[ ]
 //! ```
+//!
+//! [R12]: crate::rules#r12
 
 use alloc::vec::Vec;
 

@@ -42,7 +42,7 @@ fn total(profile: &str) -> Option<u64> {
 /// Builds the bench; where it is.
 fn build() -> Result<PathBuf> {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.args(["bench", "-p", "zerosweep-sim", "--bench", "instructions", "--no-run"]);
+    command.args(["bench", "-p", "zerosweep", "--bench", "instructions", "--no-run"]);
     command.arg("--message-format=json-render-diagnostics").current_dir(workspace());
     let messages = output(command)?;
     let executable = |line: &str| {

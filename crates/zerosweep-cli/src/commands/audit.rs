@@ -1,4 +1,6 @@
-//! `zerosweep audit NAME`: has the agent recount every figure from its tables (rule R19).
+//! `zerosweep audit NAME`: has the agent recount every figure from its tables (rule [R19]).
+//!
+//! [R19]: zerosweep::rules#r19
 
 use std::process::ExitCode;
 

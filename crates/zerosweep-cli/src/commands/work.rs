@@ -18,9 +18,13 @@ use crate::output;
 /// What is to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Work {
-    /// Rule R8.
+    /// Rule [R8].
+    ///
+    /// [R8]: zerosweep::rules#r8
     Sweep,
-    /// Rule R13.
+    /// Rule [R13].
+    ///
+    /// [R13]: zerosweep::rules#r13
     Consolidate,
 }
 

@@ -1,7 +1,7 @@
 //! What QEMU's command line says of the guest's memory, and whether it can be managed.
 //!
 //! Guest RAM must be one private anonymous mapping that nobody pins, shares or fills ahead: moves
-//! of pages work on nothing else (DESIGN.md, section 5). Everything else is refused before the
+//! of pages work on nothing else (docs/hosts.md). Everything else is refused before the
 //! VMM is started, with all the options that stand in the way.
 //!
 //! | module | what |

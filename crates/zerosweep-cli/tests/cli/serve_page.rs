@@ -7,13 +7,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::browser::{Browser, Scheme};
+use crate::browser::{Browser, Scheme, processor_time_of};
 use crate::http::Serve;
 use crate::support::{FakeAgent, FakeQmp, Place, status};
 use serde_json::json;
 use zerosweep_wire::{Operation, State};
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 const PHONE: (u32, u32) = (390, 844);
 const DESKTOP: (u32, u32) = (1280, 1000);
 
@@ -255,17 +255,17 @@ fn the_map_of_64_gib_is_drawn_ten_times_a_second() {
     browser.call("Page.addScriptToEvaluateOnNewDocument", json!({ "source": COUNT_FRAMES }));
     browser.open(&serve.url);
     browser.wait_for_text("#map-summary", "32,768 superpages", SOON);
-    // The best of three: others may have the machine for a while.
-    let mut best = 0.0_f64;
-    for _ in 0..3 {
-        browser.value("window.framesDrawn.clear()");
-        let began = Instant::now();
-        std::thread::sleep(COUNTED);
-        let frames = browser.value("window.framesDrawn.size").as_f64().unwrap();
-        best = best.max(frames / began.elapsed().as_secs_f64());
-    }
-    println!("\n  {best:.1} frames a second of {MANY} superpages");
-    assert!(best >= 10.0, "{best:.1} frames a second");
+    browser.value("window.framesDrawn.clear()");
+    let (began, busy) =
+        (Instant::now(), browser.processor_time() + processor_time_of(&serve.child));
+    std::thread::sleep(COUNTED);
+    let frames = browser.value("window.framesDrawn.size").as_f64().unwrap();
+    let took = browser.processor_time() + processor_time_of(&serve.child) - busy;
+    let rate = frames / began.elapsed().as_secs_f64();
+    let cost = took.as_secs_f64() / frames;
+    println!("\n  {rate:.1} frames a second of {MANY} superpages, {:.1} ms each", cost * 1e3);
+    // Processor time, because others may have the machine: it is what one core has for a frame.
+    assert!(cost <= 0.1, "{:.1} ms of processor time for a frame", cost * 1e3);
     stop.store(true, Ordering::Relaxed);
     turmoil.join().unwrap();
 }

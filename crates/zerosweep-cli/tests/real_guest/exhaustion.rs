@@ -1,4 +1,6 @@
-//! Rule R15: a guest that needs more than its target, and has nothing to give.
+//! Rule [R15]: a guest that needs more than its target, and has nothing to give.
+//!
+//! [R15]: zerosweep::rules#r15
 
 use std::time::{Duration, Instant};
 
@@ -10,8 +12,8 @@ use super::harness::{Agent, Guest, MEBIBYTE, PATIENCE, Place, Spec, stderr, wait
 /// More than the target, none of it zero.
 const APPEND: &str = "init_on_free=1 zs.fill=400M zs.end=idle";
 const RAISED_BYTES: u64 = 600 << 20;
-/// QEMU is never frozen for longer. It takes two seconds until a main thread that hangs on a lock is
-/// known to hang; the rest is for slow machines.
+/// QEMU is never frozen for longer. It takes two seconds until a main thread that hangs on a lock
+/// is known to hang; the rest is for slow machines.
 const QMP_BOUND: Duration = Duration::from_secs(25);
 
 #[test]

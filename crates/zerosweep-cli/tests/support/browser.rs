@@ -46,6 +46,11 @@ fn program() -> Option<PathBuf> {
 }
 
 impl Browser {
+    /// Processor time of all processes of the browser, so far.
+    pub fn processor_time(&self) -> Duration {
+        processor_time_of(&self.child)
+    }
+
     /// A page of that size, still empty.
     pub fn new(width: u32, height: u32, scheme: Scheme) -> Self {
         let profile = tempfile::tempdir().unwrap();
@@ -197,6 +202,43 @@ impl Browser {
             });
             self.call("Input.dispatchKeyEvent", event);
         }
+    }
+}
+
+/// Processor time of a process and of all that came from it, so far.
+pub fn processor_time_of(child: &Child) -> Duration {
+    let mut stats: Vec<Stat> = std::fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter_map(Stat::of)
+        .collect();
+    let mut family = vec![child.id()];
+    let mut ticks = 0;
+    while let Some(pid) = family.pop() {
+        ticks += stats.iter().filter(|stat| stat.pid == pid).map(|stat| stat.ticks).sum::<u64>();
+        family.extend(stats.extract_if(.., |stat| stat.parent == pid).map(|stat| {
+            ticks += stat.ticks;
+            stat.pid
+        }));
+    }
+    Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
+}
+
+/// What is of interest in `/proc/PID/stat`.
+struct Stat {
+    pid: u32,
+    parent: u32,
+    /// Of the process and of its children that have ended.
+    ticks: u64,
+}
+
+impl Stat {
+    fn of(pid: u32) -> Option<Self> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let (_, rest) = stat.rsplit_once(") ")?;
+        let fields: Vec<&str> = rest.split(' ').collect();
+        let ticks = fields[11..15].iter().filter_map(|field| field.parse::<u64>().ok()).sum();
+        Some(Self { pid, parent: fields[1].parse().ok()?, ticks })
     }
 }
 

@@ -1,12 +1,14 @@
 //! `hostile`: defeats a zero check that remembers, and one that does not.
 //!
-//! It scrubs all of its memory, but each superpage keeps one non-zero byte where a check looks last:
-//! most of them in the sixteenth word of the last page, where a quick check ends; one in `deep` in
-//! the last word of all, where a full check ends that has read two megabytes of zeros for nothing.
-//! A policy that remembers where a check failed looks there first; so with every superpage that the
-//! guest touches it moves the byte of some earlier ones to the word before, or back, and leaves a
-//! zero where the byte was. Its balloon ascends. Source: the attacks on Xen's emergency sweep
-//! (XSA-150) and on rule R10's hint; no real guest does this.
+//! It scrubs all of its memory, but each superpage keeps one non-zero byte where a check looks
+//! last: most of them in the sixteenth word of the last page, where a quick check ends; one in
+//! `deep` in the last word of all, where a full check ends that has read two megabytes of zeros for
+//! nothing. A policy that remembers where a check failed looks there first; so with every superpage
+//! that the guest touches it moves the byte of some earlier ones to the word before, or back, and
+//! leaves a zero where the byte was. Its balloon ascends. Source: the attacks on Xen's emergency
+//! sweep (XSA-150) and on rule [R10]'s hint; no real guest does this.
+//!
+//! [R10]: zerosweep::rules#r10
 
 use zerosweep::QUICK_CHECK_WORDS;
 

@@ -1,5 +1,7 @@
-//! Rule R15: before a guest is exhausted, an event and the forecast say how much it can still touch.
-//! On the guest that defeats checks, because there the forecast has most to be wrong about.
+//! Rule [R15]: before a guest is exhausted, an event and the forecast say how much it can still
+//! touch. On the guest that defeats checks, because there the forecast has most to be wrong about.
+//!
+//! [R15]: zerosweep::rules#r15
 
 use zerosweep::{Config, Domain, Event, Exclusive, Fault, Gfn, Host, Policy, Session};
 use zerosweep_lab::guest::{DEFAULT_SEED, Shape, parse_list};

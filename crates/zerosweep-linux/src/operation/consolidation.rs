@@ -1,4 +1,6 @@
-//! Live single pages come together in fewer superframes (rule R13), a step at a time.
+//! Live single pages come together in fewer superframes (rule [R13]), a step at a time.
+//!
+//! [R13]: zerosweep::rules#r13
 
 use std::sync::{MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};

@@ -1,5 +1,7 @@
-//! The lift of the cap (INV-10): the kernel handles the range alone from then on, with every byte
+//! The lift of the cap ([INV-10]): the kernel handles the range alone from then on, with every byte
 //! in it. The guest goes on.
+//!
+//! [INV-10]: zerosweep::rules#inv-10
 
 use std::time::{Duration, Instant};
 

@@ -1,7 +1,10 @@
-//! A lift while an operation is held up at any of its calls: no byte is lost (INV-6, INV-10).
+//! A lift while an operation is held up at any of its calls: no byte is lost ([INV-6], [INV-10]).
 //!
 //! An operation may be held up for longer than a lift waits: by slow swap, by a machine without a
 //! CPU for it. What it does afterwards must not undo what the lift has put in place.
+//!
+//! [INV-6]: zerosweep::rules#inv-6
+//! [INV-10]: zerosweep::rules#inv-10
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -7,11 +7,13 @@
 //! has ended, or after a time. The threads make raw system calls, take no lock of the VMM's, and
 //! allocate nothing.
 //!
-//! Exhaustion (rule R15): a virtual CPU stalls, and so does a thread outside of this process: under
+//! Exhaustion (rule [R15]): a virtual CPU stalls, and so does a thread outside of this process: under
 //! KVM with the kernel's interrupt controller a worker of the kernel asks for a virtual CPU's page,
 //! in its own name. The other threads of the VMM borrow. A stalled thread may hold what the VMM's
 //! main loop needs. So while a thread stalls, the main thread is watched ([`MainThread`]), and if
 //! it makes no progress for [`STUCK_LIMIT`], memory is borrowed and counted.
+//!
+//! [R15]: zerosweep::rules#r15
 
 use std::os::fd::AsFd;
 use std::sync::Arc;

@@ -1,11 +1,15 @@
 //! The thread that does what can wait: it clears frames that came back dirty, and breaks superpages
-//! with retained pages once the balloon is done (rules R11, R12).
+//! with retained pages once the balloon is done (rules [R11], [R12]).
 //!
 //! It is limited to about half a core, except while the total is above the target. A balloon that
 //! has stopped short of the target for [`IDLE`] counts as done.
 //!
 //! When the guest has been quiet for a while, the thread packs live singles into fewer superframes
-//! (rule R13), if any have come about since the last time. It uses a tenth of a core for that.
+//! (rule [R13]), if any have come about since the last time. It uses a tenth of a core for that.
+//!
+//! [R11]: zerosweep::rules#r11
+//! [R12]: zerosweep::rules#r12
+//! [R13]: zerosweep::rules#r13
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-//! The facts on which whole superpages rest (DESIGN.md, section 5, "Moves").
+//! The facts on which whole superpages rest (docs/hosts.md#moves).
 
 use std::os::fd::AsFd;
 use std::time::Instant;

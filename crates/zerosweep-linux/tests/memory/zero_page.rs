@@ -1,5 +1,5 @@
 //! The facts on which populate on demand rests: ranges mapped to the huge zero page and
-//! write-protected (DESIGN.md, section 5, "Faults").
+//! write-protected (docs/hosts.md#faults).
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,7 @@
-//! Building a domain: what is promised, what is populated, what is special (rules R1, R16).
+//! Building a domain: what is promised, what is populated, what is special (rules [R1], [R16]).
+//!
+//! [R1]: crate::rules#r1
+//! [R16]: crate::rules#r16
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -126,10 +129,12 @@ impl<H: Host> Session<H> {
         Ok(())
     }
 
-    /// Pins or unpins a ram page: a pinned frame is never checked, moved or reclaimed (R16).
+    /// Pins or unpins a ram page: a pinned frame is never checked, moved or reclaimed ([R16]).
     ///
     /// # Errors
     /// When the page has no frame, another operation is at work on it, or it cannot be mapped.
+    ///
+    /// [R16]: crate::rules#r16
     pub fn pin(&mut self, gfn: Gfn, hold: Hold) -> Result<(), BuildError> {
         let superpage = gfn.superpage();
         if !self.domain().p2m.contains(gfn, Order::PAGE) {

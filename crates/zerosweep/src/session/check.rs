@@ -1,7 +1,12 @@
-//! Zero checks: is a range all zero, and if so, take its frame back (rules R5, R10, R11).
+//! Zero checks: is a range all zero, and if so, take its frame back (rules [R5], [R10], [R11]).
 //!
-//! The order matters for INV-5. A quick check of the mapped range is a hint and saves most of the
+//! The order matters for [INV-5]. A quick check of the mapped range is a hint and saves most of the
 //! work; then the range is unmapped and flushed; only what is found after that is the truth.
+//!
+//! [R5]: crate::rules#r5
+//! [R10]: crate::rules#r10
+//! [R11]: crate::rules#r11
+//! [INV-5]: crate::rules#inv-5
 
 use super::Session;
 use crate::event::Event;

@@ -1,4 +1,4 @@
-//! Live singles come together, so that whole superframes come free (rule R13).
+//! Live singles come together, so that whole superframes come free (rule [R13]).
 //!
 //! Independent of PoD and of the policy. First every single is counted where it lies; the
 //! superframes that hold the most stay, as few as can hold all; then the singles of the others are
@@ -7,6 +7,8 @@
 //! busy, and for free pages of those superframes that the host has given to others.
 //!
 //! It works in steps, on one claimed range after the other, while the guest runs.
+//!
+//! [R13]: crate::rules#r13
 
 use alloc::vec::Vec;
 

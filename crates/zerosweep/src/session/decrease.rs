@@ -1,4 +1,7 @@
-//! The guest gives pages back, or only their content (rules R4, R5).
+//! The guest gives pages back, or only their content (rules [R4], [R5]).
+//!
+//! [R4]: crate::rules#r4
+//! [R5]: crate::rules#r5
 
 use core::fmt;
 
@@ -323,8 +326,8 @@ impl<H: Host> Session<H> {
         1
     }
 
-    /// Makes a ram page of a claimed superpage an entry of its own. Returns what it is now: the split
-    /// may have moved it, or taken it. `None`: it was no ram, or cannot be split.
+    /// Makes a ram page of a claimed superpage an entry of its own. Returns what it is now: the
+    /// split may have moved it, or taken it. `None`: it was no ram, or cannot be split.
     fn split_around(&mut self, gfn: Gfn) -> Option<Entry> {
         let is_ram = matches!(self.domain().p2m.get(gfn).0, Entry::Ram { .. });
         if !is_ram || self.split(gfn.superpage()).is_err() {
@@ -362,7 +365,9 @@ impl<H: Host> Session<H> {
         self.domain().invalid_touch == crate::InvalidTouch::Refuse
     }
 
-    /// Whether frames that came back dirty are cleared when there is time for it (rule R11).
+    /// Whether frames that came back dirty are cleared when there is time for it (rule [R11]).
+    ///
+    /// [R11]: crate::rules#r11
     fn clears_later(&mut self) -> bool {
         self.domain().policy.keeps_whole()
     }

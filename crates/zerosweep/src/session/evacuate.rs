@@ -1,12 +1,15 @@
-//! The few live pages of a superpage go elsewhere, and its frame comes free whole (rule R6).
+//! The few live pages of a superpage go elsewhere, and its frame comes free whole (rule [R6]).
 //!
 //! The superpage is claimed, unmapped and flushed when this begins: nobody can write to it. Live
 //! pages are copied to singles of the cache, and only what was copied is cleared. Where the cache
 //! has not enough singles, the live pages stay in their frames, and the others go to the cache.
 //!
-//! At every moment each live page's entry names a frame that holds its content: the frames that were
-//! copied from are cleared only when the entries name the copies. A host may stop an operation
-//! between any two calls and put every page where its entry says (INV-10).
+//! At every moment each live page's entry names a frame that holds its content: the frames that
+//! were copied from are cleared only when the entries name the copies. A host may stop an operation
+//! between any two calls and put every page where its entry says ([INV-10]).
+//!
+//! [R6]: crate::rules#r6
+//! [INV-10]: crate::rules#inv-10
 
 use super::examine::Findings;
 use super::{Check, Session};

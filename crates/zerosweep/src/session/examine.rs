@@ -1,12 +1,17 @@
-//! The superpage check under our policy (rules R5, R6, R10, R11).
+//! The superpage check under our policy (rules [R5], [R6], [R10], [R11]).
 //!
 //! Cheapest first: the word where the last check found something; then the first words of every
 //! eighth page, from that place on and around, while the guest may write (of every page, they would
 //! cost a quarter of a full look, for the cache lines that have to come); only then is the
-//! superpage unmapped and looked at in full. Pages that are out and retained count as zero until that last
-//! look, which is the truth about them too.
+//! superpage unmapped and looked at in full. Pages that are out and retained count as zero until
+//! that last look, which is the truth about them too.
 //!
 //! What was seen of pages that are not reclaimed is told: [`Event::Look`].
+//!
+//! [R5]: crate::rules#r5
+//! [R6]: crate::rules#r6
+//! [R10]: crate::rules#r10
+//! [R11]: crate::rules#r11
 
 use super::{Check, Session};
 use crate::event::Event;

@@ -1,4 +1,8 @@
-//! A guest touched a page (rules R3, R9, R15).
+//! A guest touched a page (rules [R3], [R9], [R15]).
+//!
+//! [R3]: crate::rules#r3
+//! [R9]: crate::rules#r9
+//! [R15]: crate::rules#r15
 
 use core::fmt;
 
@@ -29,7 +33,9 @@ pub enum Fault {
     InTransit,
     /// The byte budget is used up: serve others, then call again.
     Again,
-    /// No frame can be found (rule R15): stall, [borrow](Session::fault_borrowing), or end it.
+    /// No frame can be found (rule [R15]): stall, [borrow](Session::fault_borrowing), or end it.
+    ///
+    /// [R15]: crate::rules#r15
     Exhausted,
 }
 
@@ -79,10 +85,12 @@ impl<H: Host> Session<H> {
     }
 
     /// As [`Session::fault`], but takes a single from the host beyond the target instead of
-    /// [`Fault::Exhausted`] (INV-3: borrowing is counted). Exhausted still, if the host has none.
+    /// [`Fault::Exhausted`] ([INV-3]: borrowing is counted). Exhausted still, if the host has none.
     ///
     /// # Errors
     /// As [`Session::fault`].
+    ///
+    /// [INV-3]: crate::rules#inv-3
     pub fn fault_borrowing(&mut self, gfn: Gfn) -> Result<Fault, FaultError> {
         self.serve(gfn, Beyond::Borrow)
     }
@@ -479,7 +487,10 @@ impl<H: Host> Session<H> {
         }
     }
 
-    /// Records the populate, and checks what the policy checks after one (rule R6, its first half).
+    /// Records the populate, and checks what the policy checks after one (rule [R6], its first
+    /// half).
+    ///
+    /// [R6]: crate::rules#r6
     fn after_populate(&mut self, gfn: Gfn, order: Order) {
         let recent = Recent { gfn, order };
         let domain = self.host.domain();

@@ -1,4 +1,6 @@
-//! A frame is broken: it leaves the cache and is replaced (rule R17).
+//! A frame is broken: it leaves the cache and is replaced (rule [R17]).
+//!
+//! [R17]: crate::rules#r17
 
 use super::Session;
 use crate::frame::{Mfn, Order};

@@ -1,8 +1,10 @@
-//! A broken range becomes a superpage again (rule R6).
+//! A broken range becomes a superpage again (rule [R6]).
 //!
 //! At a fault, when a superpage is at hand: the live pages are copied into it, what was promised is
 //! there from now on, and pages that are out are retained in it, so that a guest that takes its
 //! memory back makes one fault for each superpage and not 512.
+//!
+//! [R6]: crate::rules#r6
 
 use super::Session;
 use crate::domain::Domain;

@@ -1,8 +1,10 @@
-//! Pages that are given back and keep their frame in a superpage that stays whole (rule R12).
+//! Pages that are given back and keep their frame in a superpage that stays whole (rule [R12]).
 //!
 //! Such a page is *out*: made zero in place, no longer the guest's, its frame still the domain's. A
 //! guest may take it again without a word, so being out is a hint: the page is looked at once more
 //! when nobody can reach it, before its frame is used for anything else.
+//!
+//! [R12]: crate::rules#r12
 
 use super::Session;
 use crate::event::Event;

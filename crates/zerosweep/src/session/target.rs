@@ -1,4 +1,7 @@
-//! The target, the cache that follows from it, and frames going back (rules R2, R4).
+//! The target, the cache that follows from it, and frames going back (rules [R2], [R4]).
+//!
+//! [R2]: crate::rules#r2
+//! [R4]: crate::rules#r4
 
 use core::fmt;
 
@@ -131,9 +134,9 @@ impl<H: Host> Session<H> {
         Ok(())
     }
 
-    /// Breaks superpages with retained pages, those with the fewest live ones first, while the total
-    /// is above the target, at most `steps`, and gives back what is left over. Where the host does
-    /// what can wait, [`Progress::More`] may be for the latter.
+    /// Breaks superpages with retained pages, those with the fewest live ones first, while the
+    /// total is above the target, at most `steps`, and gives back what is left over. Where the host
+    /// does what can wait, [`Progress::More`] may be for the latter.
     pub fn shrink(&mut self, steps: u64) -> Progress {
         let mut left = steps;
         while left > 0 && self.wants_frames_from_retained() && self.break_one() {

@@ -1,4 +1,6 @@
-//! The domain's end (rule R18): every frame goes back, in steps.
+//! The domain's end (rule [R18]): every frame goes back, in steps.
+//!
+//! [R18]: crate::rules#r18
 
 use super::{Progress, Session};
 use crate::domain::Life;

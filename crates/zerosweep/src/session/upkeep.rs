@@ -1,10 +1,14 @@
-//! What can wait: clearing frames that came back dirty (rule R11), breaking superpages of which
-//! pages are retained, once it is known which (rules R2, R12), giving back what is left over of the
-//! cache, and filling it when retained pages were taken again.
+//! What can wait: clearing frames that came back dirty (rule [R11]), breaking superpages of which
+//! pages are retained, once it is known which (rules [R2], [R12]), giving back what is left over of
+//! the cache, and filling it when retained pages were taken again.
 //!
 //! While the guest still owes pages, more may come out of the same superpages, so nothing is
 //! broken that has live pages. When it owes no more, those with the fewest go first, until the
 //! total is within the target.
+//!
+//! [R2]: crate::rules#r2
+//! [R11]: crate::rules#r11
+//! [R12]: crate::rules#r12
 
 use super::{Progress, Session};
 use crate::cache::Dirty;

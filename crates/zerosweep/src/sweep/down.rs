@@ -73,9 +73,11 @@ impl<H: Host> Session<H> {
     }
 
     /// Checks up to `count` superpages from `next` on, ascending, whatever the cache holds (rule
-    /// R8). `next` is moved on; start with 0. Under our policy superpages with few live pages are
+    /// [R8]). `next` is moved on; start with 0. Under our policy superpages with few live pages are
     /// evacuated, while there is debt. When all are checked and the host does what can wait, more
     /// calls give back what came free.
+    ///
+    /// [R8]: crate::rules#r8
     pub fn sweep_full(&mut self, next: &mut u64, count: u64) -> Progress {
         let first = *next;
         let all = self.domain().p2m.superpages();

@@ -26,7 +26,8 @@ use crate::vmm::{elf, monitors, options, program};
 const OTHER_VMMS: [&str; 5] = ["cloud-hypervisor", "crosvm", "firecracker", "kvmtool", "lkvm"];
 
 /// What the target is until a tool beside us says it: enough for what firmware writes before the
-/// guest runs, and no more, for a target is easily raised, but lowered only as the guest gives back.
+/// guest runs, and no more, for a target is easily raised, but lowered only as the guest gives
+/// back.
 const FIRST_TARGET: Size = Size(64 << 20);
 
 /// The id of the balloon device that is added.
@@ -207,8 +208,8 @@ impl Plan {
     }
 }
 
-/// Whose requests the target follows. A VMM without a balloon of the other tool's making, or without
-/// a monitor of its, is asked nothing that could be followed.
+/// Whose requests the target follows. A VMM without a balloon of the other tool's making, or
+/// without a monitor of its, is asked nothing that could be followed.
 fn follow(wanted: &Wanted<'_>, analysis: &Analysis) -> Option<Follow> {
     let has_no_balloon = analysis.missing_balloon.is_some() || analysis.without_bus.is_some();
     if wanted.managed_by == ManagedBy::Us || has_no_balloon {
@@ -244,7 +245,9 @@ fn max_mem(given: Option<Size>, ram: Ram) -> Result<Size, Failure> {
     }
 }
 
-/// R2: 0 < T ≤ M, in whole pages.
+/// [R2]: 0 < T ≤ M, in whole pages.
+///
+/// [R2]: zerosweep::rules#r2
 fn check_target(target: Size, max_mem: Size) -> Result<(), Failure> {
     let refuse = |why: String| Err(Failure::usage(format!("--target {target}: {why}")));
     if target.0 == 0 {
@@ -266,8 +269,8 @@ fn guest_name(given: Option<&str>, analysis: &Analysis) -> String {
         .map_or_else(|| format!("guest-{}", std::process::id()), str::to_owned)
 }
 
-/// Those of the options `-global CLASS.PROPERTY=off` whose property this program knows. QEMU does not
-/// start with another one. Behind a script there may be any program.
+/// Those of the options `-global CLASS.PROPERTY=off` whose property this program knows. QEMU does
+/// not start with another one. Behind a script there may be any program.
 fn known_options(options: Vec<String>, program: &Path) -> Vec<String> {
     if options.is_empty() || elf::is_script(program) {
         return options;

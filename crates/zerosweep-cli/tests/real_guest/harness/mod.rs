@@ -21,10 +21,11 @@ pub(crate) const GUEST_BYTES: u64 = 2 << 30;
 pub(crate) const MEBIBYTE: u64 = 1 << 20;
 pub(crate) const PAGE_BYTES: u64 = 4096;
 
-/// No step of a guest's life may take longer: many times what it takes on an idle machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
+/// No step of a guest's life may take longer. On an idle machine each takes some seconds; where
+/// three others want every core, a boot was seen to take 46.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(300);
 /// What ends, ends within this.
-pub(crate) const ENDING: Duration = Duration::from_secs(15);
+pub(crate) const ENDING: Duration = Duration::from_secs(30);
 
 /// Waits until `done` gives something, or fails the test.
 #[track_caller]

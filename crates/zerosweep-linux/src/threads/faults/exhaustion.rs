@@ -1,4 +1,6 @@
-//! What a VMM chooses for the moment when no frame can be found (rule R15).
+//! What a VMM chooses for the moment when no frame can be found (rule [R15]).
+//!
+//! [R15]: zerosweep::rules#r15
 
 /// What happens when no frame can be found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

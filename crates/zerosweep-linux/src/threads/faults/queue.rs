@@ -22,7 +22,9 @@ pub(super) enum PendingReason {
     Stalled,
 }
 
-/// A fault that waits for its answer (INV-8: each gets one).
+/// A fault that waits for its answer. Each gets one ([INV-8]).
+///
+/// [INV-8]: zerosweep::rules#inv-8
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pending {
     pub(super) fault: Fault,

@@ -48,8 +48,8 @@ struct Books {
     unlocks: u64,
 }
 
-/// The machine behind a point where the scheduler chooses. The cell's lock is always free: no thread
-/// of a schedule is interrupted anywhere else.
+/// The machine behind a point where the scheduler chooses. The cell's lock is always free: no
+/// thread of a schedule is interrupted anywhere else.
 struct Cpus {
     point: Mutex<()>,
     cell: Cell<Cpu>,

@@ -74,6 +74,7 @@ fn run_program(program: Program, scheduler: impl Scheduler + 'static) {
     // Sets of frames lie on the stack.
     config.stack_size = 1 << 18;
     config.failure_persistence = FailurePersistence::None;
+    // INV-8: shuttle reports a waiter that nobody wakes, and this one that is woken for ever.
     config.max_steps = MaxSteps::FailAfter(4_000_000);
     let program = Arc::new(program);
     let said = OnPanic(Arc::clone(&program));

@@ -1,5 +1,8 @@
 //! What a VMM builds before and beside what the guest touches: a range is built whole, or is what
-//! it was (rules R1, R16).
+//! it was (rules [R1], [R16]).
+//!
+//! [R1]: zerosweep::rules#r1
+//! [R16]: zerosweep::rules#r16
 
 use zerosweep::{
     BuildError, Config, Domain, Entry, Gfn, Hold, Order, Policy, Quantities, SUPERPAGE_PAGES,

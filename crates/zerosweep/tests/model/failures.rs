@@ -143,8 +143,8 @@ fn every_call_of_every_operation_fails() {
     tried.tell();
 }
 
-/// As on Linux, from the state that has most in it; with `ZEROSWEEP_FAILURES=all` under every policy
-/// and from every state.
+/// As on Linux, from the state that has most in it; with `ZEROSWEEP_FAILURES=all` under every
+/// policy and from every state.
 #[test]
 fn every_call_of_two_operations_fails() {
     let all = std::env::var("ZEROSWEEP_FAILURES").is_ok_and(|which| which == "all");

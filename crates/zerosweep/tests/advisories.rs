@@ -172,7 +172,8 @@ fn xsa_246_a_mapping_that_cannot_be_made_is_an_error_and_not_a_loop() {
     }
 }
 
-/// An unmap or a map failed inside a check: the frame was cached and mapped, a counter fell below 0.
+/// An unmap or a map failed inside a check: the frame was cached and mapped, a counter fell below
+/// 0.
 #[test]
 fn xsa_247_a_check_that_fails_half_way_leaves_each_frame_in_one_place() {
     for policy in Policy::ALL {

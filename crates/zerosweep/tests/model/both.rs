@@ -483,7 +483,7 @@ impl Both {
     /// The invariants, the books, and that what the guest can see is what it wrote.
     fn check(&self, before: &Before) {
         let domain = &self.guest.domain;
-        domain.audit().unwrap();
+        assert_eq!(domain.audit(), Ok(()), "INV-1, INV-2");
         let q = domain.quantities();
         let borrowed = domain.statistics().borrowed - before.borrowed;
         assert!(q.total() <= q.target.max(before.total) + borrowed, "INV-3: {q:?}");
@@ -494,18 +494,18 @@ impl Both {
                 Page::In(known) => {
                     // Nothing is mapped where a frame waits for the next touch.
                     if value.is_some() || !self.is_detached(page) {
-                        assert_eq!(value.unwrap_or(0), *known, "page {page}");
+                        assert_eq!(value.unwrap_or(0), *known, "INV-6: page {page}");
                     }
                     inside += u64::from(!self.is_unseen(page));
                 }
-                // Its frame may still be there (R12), and is zero (INV-11).
+                // A page that is out and retained is still mapped, and zero.
                 Page::Out if value == Some(0) => {
-                    assert!(domain.p2m().is_out(Gfn::new(page as u64)), "page {page}");
+                    assert!(domain.p2m().is_out(Gfn::new(page as u64)), "INV-11: page {page}");
                 }
                 Page::Out | Page::Special => assert_eq!(value, None, "page {page}"),
             }
         }
-        assert_eq!(q.guest(), inside, "B");
+        assert_eq!(q.guest(), inside, "INV-2: B");
         for (&page, &mfn) in &self.pinned {
             assert_eq!(self.entry(page), Entry::Ram { mfn, hold: Hold::Pinned }, "INV-7: {page}");
         }
@@ -522,7 +522,9 @@ impl Both {
         detached(self.entry(page)) || whole.is_some_and(detached)
     }
 
-    /// R18: every frame comes back, but those that are broken.
+    /// [R18]: every frame comes back, but those that are broken.
+    ///
+    /// [R18]: zerosweep::rules#r18
     pub(crate) fn tear_down(mut self) {
         self.known.clear();
         let frames = (0..self.frames).map(Mfn::new);

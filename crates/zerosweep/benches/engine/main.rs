@@ -1,4 +1,4 @@
-//! How fast the engine is: `cargo bench -p zerosweep-sim --bench engine`.
+//! How fast the engine is: `cargo bench -p zerosweep --bench engine`.
 //!
 //! - [`pure`]: the engine's own work, on a machine that touches no memory;
 //! - [`memory`]: with the scans and clears, on the software machine;

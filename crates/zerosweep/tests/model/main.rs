@@ -1,8 +1,8 @@
 //! Random operations against a naive model that knows pages and nothing of superpages: the same
 //! answers, the same bytes, and books that add up after every step; the machine refuses calls now
 //! and then, and frames are busy, pinned or broken. In one case of four, and wherever a call fails
-//! (`failures`), each call is one at which the cap might be lifted: every page that the step may not
-//! change is then where the guest reaches it, or in the frame that its entry names.
+//! (`failures`), each call is one at which the cap might be lifted: every page that the step may
+//! not change is then where the guest reaches it, or in the frame that its entry names.
 //!
 //! A million steps, half of them under our own policy, or as many as `ZEROSWEEP_STEPS` says. The
 //! seed is fixed, or `ZEROSWEEP_SEED`; what fails is made as small as it gets and printed.

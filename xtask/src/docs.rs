@@ -1,0 +1,152 @@
+//! What the documents say about the sources is compared with the sources.
+//!
+//! - `ARCHITECTURE.md` names the files and tests of each rule and invariant of `docs/rules.md`.
+//! - Every rule or invariant that a document or a doc comment cites is a link to it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const RULES: usize = 20;
+const INVARIANTS: usize = 11;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is in the workspace").to_owned()
+}
+
+fn read(path: impl AsRef<Path>) -> String {
+    let path = root().join(path);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The cells of the row of `ARCHITECTURE.md` that begins with a link to `name`.
+fn row(architecture: &str, name: &str) -> Vec<String> {
+    let link = format!("[{name}](docs/rules.md#{})", name.to_lowercase());
+    let mut rows = architecture.lines().filter(|line| {
+        let first = line.strip_prefix("| ").and_then(|line| line.split(" | ").next());
+        first.is_some_and(|cell| cell.split(", ").any(|cited| cited == link))
+    });
+    let row = rows.next().unwrap_or_else(|| panic!("ARCHITECTURE.md has no row for {name}"));
+    assert_eq!(rows.next(), None, "ARCHITECTURE.md has two rows for {name}");
+    row.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect()
+}
+
+/// The paths in a cell, below `folder`. All of them exist.
+fn files(cell: &str, folder: &str) -> Vec<PathBuf> {
+    let names: Vec<&str> = cell.split('`').skip(1).step_by(2).collect();
+    assert!(!names.is_empty(), "no file in {cell:?}");
+    let path = |name: &str| {
+        let path = Path::new(folder).join(name);
+        assert!(root().join(&path).is_file(), "ARCHITECTURE.md names {name}, which does not exist");
+        path
+    };
+    names.into_iter().map(path).collect()
+}
+
+fn rules() -> impl Iterator<Item = String> {
+    (1..=RULES).map(|n| format!("R{n}"))
+}
+
+fn invariants() -> impl Iterator<Item = String> {
+    (1..=INVARIANTS).map(|n| format!("INV-{n}"))
+}
+
+/// The names of rules and invariants in a text, with where each begins.
+fn cited(text: &str) -> Vec<(usize, &str)> {
+    let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    let mut found = Vec::new();
+    let mut rest = text;
+    while let Some(start) = rest.find(is_part) {
+        let word = &rest[start..];
+        let word = &word[..word.find(|c| !is_part(c)).unwrap_or(word.len())];
+        let at = text.len() - rest.len() + start;
+        if rules().chain(invariants()).any(|name| name == word) {
+            found.push((at, word));
+        }
+        rest = &rest[start + word.len()..];
+    }
+    found
+}
+
+/// Files below `folder` with this extension; build outputs are left out.
+fn sources(folder: &Path, extension: &str, found: &mut Vec<PathBuf>) {
+    let entries = fs::read_dir(folder).unwrap_or_else(|error| panic!("{folder:?}: {error}"));
+    for entry in entries.map(|entry| entry.expect("a directory can be read")) {
+        let (path, kind) = (entry.path(), entry.file_type().expect("a file has a type"));
+        let name = entry.file_name();
+        if kind.is_dir() && name != "target" && !name.to_string_lossy().starts_with('.') {
+            sources(&path, extension, found);
+        } else if kind.is_file() && path.extension().is_some_and(|is| is == extension) {
+            found.push(path);
+        }
+    }
+}
+
+#[test]
+fn every_rule_has_its_text_its_files_and_its_tests() {
+    let (architecture, text) = (read("ARCHITECTURE.md"), read("docs/rules.md"));
+    for name in rules() {
+        let anchor = name.to_lowercase();
+        let heading = format!("<a id=\"{anchor}\"></a>\n## {name}: ");
+        assert!(text.contains(&heading), "docs/rules.md has no section {heading:?}");
+        let [_, _, code, tests] = &row(&architecture, &name)[..] else {
+            panic!("the row of {name} has not four cells")
+        };
+        files(code, "crates/zerosweep/src");
+        let tests = files(tests, "crates/zerosweep/tests");
+        let test = format!("#[test]\nfn {anchor}_");
+        let named = |file: &PathBuf| read(file).contains(&test);
+        assert!(tests.iter().any(named), "no test {anchor}_… in {tests:?}");
+    }
+}
+
+#[test]
+fn every_invariant_is_asserted_where_the_table_says() {
+    let (architecture, text) = (read("ARCHITECTURE.md"), read("docs/rules.md"));
+    for name in invariants() {
+        let anchor = format!("<a id=\"{}\"></a>**{name}** ", name.to_lowercase());
+        assert!(text.contains(&anchor), "docs/rules.md has no {anchor:?}");
+        for file in files(&row(&architecture, &name)[1], "") {
+            let cites = read(&file);
+            let cites = cited(&cites);
+            assert!(cites.iter().any(|cite| cite.1 == name), "{} has no {name}", file.display());
+        }
+    }
+}
+
+#[test]
+fn every_rule_that_a_document_cites_can_be_clicked() {
+    let mut documents = Vec::new();
+    sources(&root(), "md", &mut documents);
+    assert!(documents.len() > 20, "{documents:?}");
+    for document in documents.iter().filter(|path| !path.ends_with("docs/rules.md")) {
+        let text = read(document);
+        for (at, name) in cited(&text) {
+            let before = text[..at].ends_with('[');
+            let after = text[at + name.len()..].starts_with("](");
+            let (line, file) = (text[..at].lines().count(), document.display());
+            assert!(before && after, "{file}:{line}: {name} is no link to docs/rules.md#…");
+        }
+    }
+}
+
+#[test]
+fn every_rule_that_a_doc_comment_cites_can_be_clicked() {
+    let mut files = Vec::new();
+    sources(&root().join("crates"), "rs", &mut files);
+    assert!(files.len() > 200, "{} files", files.len());
+    for file in files {
+        let text = fs::read_to_string(&file).expect("a source file can be read");
+        for (number, line) in text.lines().enumerate() {
+            let comment = line.trim_start();
+            let is_doc = comment.starts_with("///") || comment.starts_with("//!");
+            for (at, name) in cited(line).into_iter().filter(|_| is_doc) {
+                let after = &line[at + name.len()..];
+                let linked = line[..at].ends_with('[') && after.starts_with(']');
+                let (file, line) = (file.display(), number + 1);
+                assert!(linked, "{file}:{line}: {name} is no link; write [{name}] and its target");
+                let target = after.starts_with("](") || text.contains(&format!("[{name}]: "));
+                assert!(target, "{file}:{line}: [{name}] has no target");
+            }
+        }
+    }
+}
