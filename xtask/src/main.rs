@@ -23,6 +23,8 @@ mod dist;
 #[cfg(test)]
 mod docs;
 mod fresh;
+#[cfg(test)]
+mod layers;
 mod machine;
 mod need;
 mod setup;

@@ -13,7 +13,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use zerosweep::{Gfn, Order, PAGE_BYTES};
-use zerosweep_linux::GuestMemory;
+use zerosweep_linux::{GuestMemory, Lifted};
 
 use crate::state::{self, Phase, overlap};
 
@@ -84,7 +84,8 @@ fn on_guest(start: usize, bytes: usize, advice: Advice) -> Decision {
         Advice::Mergeable | Advice::Cold => Decision::Done,
         Advice::WillNeed => {
             let pages = (bytes as u64).div_ceil(PAGE_BYTES);
-            let _ = memory.guarded(BALLOON, || memory.retake(Gfn::new(offset / PAGE_BYTES), pages));
+            let _ =
+                memory.guarded(BALLOON, || memory.deflate(Gfn::new(offset / PAGE_BYTES), pages));
             Decision::Done
         }
         // Not EINVAL: QEMU takes that for a kernel that lacks it, and touches every page itself.
@@ -110,12 +111,12 @@ fn give_back(memory: &GuestMemory, offset: u64, bytes: u64) -> Decision {
     let gfn = Gfn::new(offset / PAGE_BYTES);
     let pages = bytes.div_ceil(PAGE_BYTES);
     let given_back = memory.guarded(BALLOON, || {
-        if pages == 1 { memory.decrease(gfn, Order::PAGE) } else { memory.discard(gfn, pages) }
+        if pages == 1 { memory.inflate(gfn, Order::PAGE) } else { memory.discard(gfn, pages) }
     });
-    match given_back.flatten() {
-        Some(_) => Decision::Done,
-        // The cap is lifted: the VMM does as without us.
-        None => Decision::Pass,
+    match given_back {
+        Some(Ok(_)) => Decision::Done,
+        // The cap is lifted: the kernel drops the range.
+        Some(Err(Lifted)) | None => Decision::Pass,
     }
 }
 

@@ -3,11 +3,13 @@
 //!
 //! Access is by file permission alone. Nothing here is on a fault's way.
 
+use std::error::Error;
 use std::io::{BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
 
+use zerosweep_linux::{Progress, SetTargetError};
 use zerosweep_wire::{
     AgentConfig, Answer, ErrorBody, ErrorKind, Hello, Operation, PROTOCOL, Request, Response,
 };
@@ -87,11 +89,11 @@ fn answer(line: &[u8], config: &AgentConfig) -> Response {
     }
 }
 
-/// The answer to a request for work; `None`: the cap was lifted meanwhile.
-fn going_on(config: &AgentConfig, next: Option<Option<u64>>) -> Answer {
-    match next {
-        Some(next) => report::going_on(config, next),
-        None => refuse(ErrorKind::NotManaging, "the cap is lifted".to_owned()),
+/// Answers a request for work with how far the work has come.
+fn going_on(config: &AgentConfig, done: Result<Progress, impl Error>) -> Answer {
+    match done {
+        Ok(progress) => report::going_on(config, progress.next()),
+        Err(error) => refuse(ErrorKind::NotManaging, error.to_string()),
     }
 }
 
@@ -136,10 +138,7 @@ fn perform(operation: &Operation, config: &AgentConfig) -> Answer {
             return going_on(config, memory.sweep(*first, WORK));
         }
         Operation::Consolidate { first } => {
-            return match memory.consolidate(*first == 0, WORK) {
-                Ok(done) => going_on(config, done),
-                Err(error) => refuse(ErrorKind::NotManaging, error.to_string()),
-            };
+            return going_on(config, memory.consolidate(*first, WORK));
         }
         Operation::Map { first } => return report::map(config, memory, *first),
         Operation::Audit => {
@@ -170,12 +169,14 @@ fn perform(operation: &Operation, config: &AgentConfig) -> Answer {
                 return refuse(ErrorKind::BadValue, message);
             }
             match qmp_tap::overrule(memory, *target_bytes) {
-                Ok(true) => {}
-                Ok(false) => {
-                    let message = "the cap is lifted: there is no target".to_owned();
+                Ok(()) => {}
+                Err(SetTargetError::Lifted(lifted)) => {
+                    let message = format!("{lifted}: there is no target");
                     return refuse(ErrorKind::NotManaging, message);
                 }
-                Err(error) => return refuse(ErrorKind::BadValue, error.to_string()),
+                Err(SetTargetError::Target(error)) => {
+                    return refuse(ErrorKind::BadValue, error.to_string());
+                }
             }
         }
     }

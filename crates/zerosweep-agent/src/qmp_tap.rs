@@ -29,8 +29,8 @@ use std::ffi::c_int;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::Deserialize;
-use zerosweep::{PAGE_BYTES, TargetError};
-use zerosweep_linux::GuestMemory;
+use zerosweep::PAGE_BYTES;
+use zerosweep_linux::{GuestMemory, SetTargetError};
 use zerosweep_wire::{BeforeStart, Follow};
 
 use crate::{state, sys};
@@ -88,7 +88,7 @@ fn obey(follower: &mut Follower, follow: &Follow, command: Command, memory: &Gue
     follower
         .obey(command, follow.before_start, quantities.target, quantities.max)
         // A lifted cap has no target.
-        .is_some_and(|pages| memory.begin_target(pages * PAGE_BYTES) == Ok(true))
+        .is_some_and(|pages| memory.begin_target(pages * PAGE_BYTES).is_ok())
 }
 
 /// The balloon has left the guest `actual_bytes`. The target goes down to that; the maintenance
@@ -103,14 +103,14 @@ pub(crate) fn ballooned(memory: &GuestMemory, actual_bytes: u64) {
 
 /// Sets the target on request of another client, and works until it is reached. The balloon's last
 /// request no longer counts.
-pub(crate) fn overrule(memory: &GuestMemory, target_bytes: u64) -> Result<bool, TargetError> {
-    let begun = {
+pub(crate) fn overrule(memory: &GuestMemory, target_bytes: u64) -> Result<(), SetTargetError> {
+    {
         let mut follower = follower();
         follower.request = None;
-        memory.begin_target(target_bytes)?
-    };
+        memory.begin_target(target_bytes)?;
+    }
     // Without the lock: the VMM may wait for it, and so may a client that asks for the status.
-    Ok(begun && memory.reach_target()?)
+    memory.reach_target()
 }
 
 /// Whether the guest has run.

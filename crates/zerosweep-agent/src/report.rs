@@ -19,8 +19,8 @@ pub(crate) fn answer(config: &AgentConfig) -> Answer {
 /// The status, and a part of the superpage map.
 pub(crate) fn map(config: &AgentConfig, memory: &GuestMemory, first: u64) -> Answer {
     let mut map = Map { first, ..Map::default() };
-    memory.for_each_superpage(first, MAP_SUPERPAGES, |letter, live| {
-        map.letters.push(char::from(letter));
+    memory.for_each_superpage(first, MAP_SUPERPAGES, |state, live| {
+        map.letters.push(char::from(state.letter()));
         // Writing to a string cannot fail.
         let _ = write!(map.live, "{live:03x}");
     });
@@ -94,9 +94,9 @@ fn fill(status: &mut Status, memory: &GuestMemory) {
         in_guest_by_kernel: memory.machine().whole_superpages().ok(),
         in_cache: snapshot.superpages_in_cache,
         broken: snapshot.broken,
-        cleared_ahead: snapshot.ready,
+        cleared_ahead: snapshot.prefaulted,
     };
-    let (p50_ns, p99_ns, max_ns) = snapshot.latency_ns;
+    let zerosweep_linux::FaultLatency { p50_ns, p99_ns, max_ns } = snapshot.fault_latency;
     status.fault_latency = FaultLatency { p50_ns, p99_ns, max_ns };
     status.counters = counters(&snapshot);
     status.stalled_threads = snapshot.stalled;

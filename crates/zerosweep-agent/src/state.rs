@@ -98,9 +98,10 @@ pub(crate) fn is_guest_ram(start: usize, bytes: usize) -> bool {
 
 /// Where a range lies in guest RAM: the offset of its start in bytes, and whether all of it is in.
 pub(crate) fn overlap(memory: &GuestMemory, start: usize, bytes: usize) -> Option<(u64, bool)> {
-    let (first, length) = memory.range();
-    let (first, start, bytes) = (first.as_u64(), start as u64, bytes as u64);
-    let (last, end) = (first + length, start.saturating_add(bytes));
+    let guest = memory.range();
+    let (first, last) = (guest.start.as_u64(), guest.end.as_u64());
+    let (start, bytes) = (start as u64, bytes as u64);
+    let end = start.saturating_add(bytes);
     let overlaps = start < last && end > first && bytes > 0;
     overlaps.then(|| (start.saturating_sub(first), start >= first && end <= last))
 }

@@ -56,7 +56,7 @@ fn superpage_fault_ns() -> Result<f64> {
     let memory = adopt(pages, pages)?;
     // Huge pages are got ready ahead of the guest; here all of them are waited for.
     let patience = Instant::now();
-    while memory.snapshot().ready < SUPERPAGES && patience.elapsed().as_secs() < 2 {
+    while memory.snapshot().prefaulted < SUPERPAGES && patience.elapsed().as_secs() < 2 {
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
     let store = |n: u64| time_ns(|| memory.guest().store_word(n * SUPERPAGE_BYTES, 1));
@@ -72,12 +72,7 @@ fn single_ns() -> Result<(f64, f64)> {
     memory.guest().store_word(0, 1)?;
     let fault = |n: u64| time_ns(|| memory.guest().store_word(n * PAGE_BYTES, 1));
     let faults: Vec<f64> = (1..SINGLES).map(fault).collect::<Result<_, _>>()?;
-    let give = |n: u64| {
-        time_ns(|| {
-            memory.decrease(Gfn::new(n), Order::PAGE);
-            Ok::<(), anyhow::Error>(())
-        })
-    };
+    let give = |n: u64| time_ns(|| memory.inflate(Gfn::new(n), Order::PAGE).map(drop));
     let gives: Vec<f64> = (1..SINGLES).map(give).collect::<Result<_, _>>()?;
     memory.stop();
     Ok((median(faults), median(gives)))

@@ -95,11 +95,11 @@ fn cases(criterion: &mut Criterion) {
                     let spent = timed(pages * SUPERPAGES, || {
                         for superpage in 0..SUPERPAGES {
                             for page in (0..pages).map(|i| superpage * SUPERPAGE_PAGES + i) {
-                                memory.decrease(Gfn::new(page), Order::PAGE).unwrap();
+                                memory.inflate(Gfn::new(page), Order::PAGE).unwrap();
                             }
                         }
                     });
-                    memory.retake(Gfn::new(0), SUPERPAGES * SUPERPAGE_PAGES).unwrap();
+                    memory.deflate(Gfn::new(0), SUPERPAGES * SUPERPAGE_PAGES).unwrap();
                     spent
                 })
                 .sum()

@@ -4,7 +4,7 @@
 use core::fmt;
 
 use crate::addr::HostAddr;
-use crate::probe::KernelVersion;
+use crate::kernel_version::KernelVersion;
 
 /// An error number of the kernel, e.g. 16 for `EBUSY`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]

@@ -1,57 +1,68 @@
 //! Populate-on-demand memory on Linux: userfaultfd with `UFFDIO_MOVE` and huge pages under the
-//! zerosweep engine. [`GuestMemory`] is the whole of it; the other modules are what it is made of.
+//! zerosweep engine. [`GuestMemory`] is the whole of it; the other modules are its parts.
+//!
+//! Each layer uses the ones above it in this table:
 //!
 //! | module | what |
 //! | --- | --- |
+//! | [`addr`], [`error`], `kernel_version`, `outcome` | types that everything uses |
 //! | [`sys::raw`] | system calls without the C library's `mmap`, `madvise` and friends |
-//! | [`sys::uffd`] | userfaultfd: faults in, moves, write-protection |
-//! | [`sys::pagemap`] | which ranges are whole superpages, asked of the page tables |
 //! | [`sys::region`] | [`Region`]: memory without Rust references into it; [`Span`]: a part of one |
-//! | [`sys::poll`] | waiting for faults and for a wake-up call |
-//! | [`memory`] | [`GuestMemory`]: a guest's memory under the engine, and what can be done with it |
-//! | `machine`, `slots` | the engine's machine: frames are slots of a pool, pages move |
-//! | `service`, `ahead` | the thread that answers faults, the one that gets huge pages ready |
-//! | `upkeep` | the thread that clears and breaks what can wait |
-//! | [`vma`] | whether memory that someone else mapped can be managed |
-//! | [`probe`] | what this machine allows, and the command that mends each gap |
+//! | [`sys::uffd`], [`sys::poll`] | userfaultfd: faults in, moves, write-protection; waiting for faults |
+//! | [`sys::pagemap`] | which ranges are whole superpages, asked of the page tables |
+//! | [`vma`], [`references`], [`probe`], `placement` | what the VMM's memory, its files and this host allow |
+//! | `machine` | the engine's machine: frames are slots of a pool, pages move |
+//! | `domain` | the domain behind its lock, the lift's state, the signals to the threads |
+//! | `recovery` | misplaced pages, the lift of the cap |
+//! | `operation` | operations that a lift waits for, and whose panics lift the cap |
+//! | `threads` | fault threads, prefault, upkeep |
+//! | `memory` | [`GuestMemory`]: adoption, operations, figures |
+//! | `guest_ram` | `GuestRam`: the same for the crate `vm-memory`, with that feature |
 //!
-//! Invariant: everything in `sys` that a fault thread calls makes raw system calls only and
-//! allocates nothing; `vma` and `probe` allocate and are for start-up.
+//! Invariant: everything that a fault thread calls makes raw system calls only and allocates
+//! nothing; `vma`, `references` and `probe` allocate and are for start-up.
 //!
 //! What [`sys::raw`], [`probe`] and [`vma`] offer serves zerosweep's own program, and may change in
 //! any version; the rest follows semantic versioning.
 //!
 //! Known holes: a page that the kernel uses by an ordinary reference, without pinning it, moves all
-//! the same. [`references`] says who does that, and finds some of them.
+//! the same. [`references`] lists the causes, and finds some of them.
 #![cfg(target_os = "linux")]
 #![deny(unsafe_op_in_unsafe_fn)]
 
-#[cfg(test)]
-extern crate self as zerosweep_linux;
-
 pub mod addr;
-mod ahead;
+mod domain;
 pub mod error;
+#[cfg(feature = "vm-memory")]
+mod guest_ram;
+mod kernel_version;
 mod machine;
-pub mod memory;
+mod memory;
+mod operation;
+mod outcome;
 mod placement;
 pub mod probe;
+mod recovery;
 pub mod references;
-mod service;
-mod slots;
 pub mod sys;
+#[cfg(test)]
+mod tests;
 mod threads;
-mod upkeep;
 pub mod vma;
 
 pub use addr::{HostAddr, PAGE_BYTES, SUPERPAGE_BYTES, SUPERPAGE_PAGES};
 pub use error::{Errno, OpenError, RegionError, SpanError, SysError, Unsuitable};
-pub use machine::{LinuxMachine, MachineCounters, MachineRef, Parking};
-pub use memory::{AdoptError, GuestMemory, MainLoop, OnExhaustion, Options, Snapshot};
-pub use placement::Placement;
 #[cfg(feature = "vm-memory")]
-pub use sys::guest_ram::{GuestRam, GuestRamCollection};
+pub use guest_ram::{GuestRam, GuestRamCollection};
+pub use kernel_version::KernelVersion;
+pub use machine::{LinuxMachine, MachineCounters, Parking};
+pub use memory::GuestMemory;
+pub use memory::adopt::{AdoptError, Options};
+pub use memory::snapshot::Snapshot;
+pub use outcome::{ConsolidateError, FaultLatency, Lifted, Progress, SetTargetError};
+pub use placement::Placement;
 pub use sys::pagemap::Pagemap;
 pub use sys::raw::thread_id;
 pub use sys::region::{Region, Span};
 pub use sys::uffd::{Fault, FaultBuffer, FaultKind, MoveOutcome, Uffd};
+pub use threads::faults::exhaustion::{MainLoop, OnExhaustion};

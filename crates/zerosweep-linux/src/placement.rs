@@ -1,13 +1,13 @@
-//! On which NUMA nodes the frames lie (`mbind(2)`).
+//! The NUMA nodes of the frames (`mbind(2)`).
 //!
 //! Guest, pool and scratch have the same policy, and always one of their own. A mapping without one
 //! is open to automatic NUMA balancing, which unmaps its pages to learn who uses them, and migrates
 //! them: a page under migration cannot be moved, and Linux before 7.2 may crash when a huge one is
 //! (docs/hosts.md). A mapping with a policy of its own is left alone.
 //!
-//! A page that moves keeps its node. So what is asked of the guest's mapping (`host-nodes=` and
-//! `policy=` of QEMU's memory backends, libvirt's `<numatune>`) has to hold for the pool, from which
-//! its frames come.
+//! A page that moves keeps its node. So the policy of the guest's mapping (`host-nodes=` and
+//! `policy=` of QEMU's memory backends, libvirt's `<numatune>`) has to hold for the pool, from
+//! which its frames come.
 
 use crate::addr::HostAddr;
 use crate::error::SysError;
@@ -20,7 +20,7 @@ const LOCAL: u32 = 4;
 /// `MPOL_F_NUMA_BALANCING`: balance all the same.
 const BALANCING: u32 = 1 << 13;
 
-/// A memory policy of the kernel's: a mode and a set of nodes.
+/// A memory policy of the kernel: a mode and a set of nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Placement {
     mode: u32,
@@ -28,11 +28,11 @@ pub struct Placement {
 }
 
 impl Placement {
-    /// On the node of whoever asks for the frame.
+    /// On the node of the thread that asks for the frame.
     pub const LOCAL: Self = Self { mode: LOCAL, nodes: [0; NODE_WORDS] };
 
     /// The mode `mode` (`MPOL_…`) on the nodes whose bits are set in `nodes`. The default mode
-    /// becomes the local one: it is the same, but keeps automatic balancing away.
+    /// becomes the local one, which does the same and keeps automatic balancing away.
     #[must_use]
     pub fn new(mode: u32, nodes: [u64; NODE_WORDS]) -> Self {
         match mode & !BALANCING {
@@ -41,7 +41,8 @@ impl Placement {
         }
     }
 
-    /// That of the mapping at `address`; where it has none, that of the calling thread (`numactl`).
+    /// Returns the policy of the mapping at `address`, or without one that of the calling thread
+    /// (`numactl`).
     pub(crate) fn at(address: HostAddr) -> Self {
         let of_mapping = raw::memory_policy(Some(address.get())).unwrap_or((DEFAULT, [0; _]));
         let (mode, nodes) = match of_mapping {
@@ -51,10 +52,10 @@ impl Placement {
         Self::new(mode, nodes)
     }
 
-    /// Frames of `span` come from these nodes from now on; those that are there stay.
+    /// Sets the policy of `span` for new frames; existing ones stay.
     ///
     /// # Errors
-    /// `EINVAL` for a node that is not there. A kernel without NUMA has nothing to say.
+    /// `EINVAL` for a node that does not exist; none on a kernel without NUMA.
     pub(crate) fn apply(&self, span: Span<'_>) -> Result<(), SysError> {
         let outcome = raw::mbind(span.start().get(), span.bytes() as usize, self.mode, &self.nodes);
         match outcome {

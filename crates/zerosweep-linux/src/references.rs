@@ -1,9 +1,9 @@
-//! Who holds pages of the guest's without saying so.
+//! Users of guest pages that the kernel does not report.
 //!
-//! A page that the kernel uses for I/O is *pinned*, and the kernel refuses to move it; so no byte of
-//! it is lost. Some parts of the kernel only take an ordinary reference instead. Such a page moves,
-//! is copied and is cleared while the disk or the network still reads or writes it, and nothing in
-//! user space can see that. These are refused: at adoption, and later by lifting the cap.
+//! A page that the kernel uses for I/O is *pinned*, and the kernel refuses to move it: no byte is
+//! lost. Some parts of the kernel take an ordinary reference only. Such a page moves, is copied and
+//! is cleared while the disk or the network still reads or writes it, and nothing in user space can
+//! see that. These are refused at adoption, and lift the cap later.
 //!
 //! - direct I/O (`O_DIRECT`) to files on NFS, CephFS and 9p;
 //! - `vhost-scsi`, which has a device of its own.
@@ -28,10 +28,10 @@ pub enum FileSystem {
 }
 
 impl FileSystem {
-    /// That on which an open file lies.
+    /// Returns that of an open file.
     ///
-    /// It is asked of the mount, by its name (`/proc/self/mountinfo`): the number that `statfs(2)`
-    /// gives is the server's for 9p. Where there is no /proc, the number has to do.
+    /// The type of the mount decides (`/proc/self/mountinfo`): the number that `statfs(2)` returns
+    /// is the server's for 9p. Without /proc, the number decides.
     #[must_use]
     pub fn of(file: BorrowedFd<'_>) -> Option<Self> {
         Self::of_number(file.as_raw_fd())
@@ -63,14 +63,14 @@ impl FileSystem {
     }
 }
 
-/// The type of the mount through which a descriptor's file was opened.
+/// Returns the type of the mount through which a descriptor's file was opened.
 fn mount_type(fd: RawFd) -> Option<String> {
     let about = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
     let mount = about.lines().find_map(|line| line.strip_prefix("mnt_id:"))?.trim();
     type_of_mount(&std::fs::read_to_string("/proc/self/mountinfo").ok()?, mount)
 }
 
-/// The type of the mount with a number, of the text of `/proc/self/mountinfo`.
+/// Returns the type of the mount with a number, from the text of `/proc/self/mountinfo`.
 fn type_of_mount(mounts: &str, number: &str) -> Option<String> {
     let line = mounts.lines().find(|line| line.split(' ').next() == Some(number))?;
     Some(line.split_once(" - ")?.1.split(' ').next()?.to_owned())
@@ -118,7 +118,7 @@ impl fmt::Display for Holder {
     }
 }
 
-/// What a descriptor of this process is, if pages are held through it.
+/// Returns what a descriptor of this process is, if pages are held through it.
 #[must_use]
 pub fn holder(fd: RawFd) -> Option<Holder> {
     // Flags first: most files are not open for direct I/O, and need no second call.
@@ -136,8 +136,8 @@ fn path_of(fd: RawFd) -> String {
     link.map_or_else(|_| format!("descriptor {fd}"), |path| path.to_string_lossy().into_owned())
 }
 
-/// The first file that this process has open through which pages are held. `None` too where /proc
-/// cannot be read.
+/// Returns the first open file of this process through which pages are held. Returns `None` also if
+/// /proc cannot be read.
 #[must_use]
 pub fn find() -> Option<Holder> {
     let open = std::fs::read_dir("/proc/self/fd").ok()?;

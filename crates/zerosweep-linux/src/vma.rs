@@ -26,25 +26,13 @@ pub struct Vma {
 }
 
 impl Vma {
-    /// Whether the two-letter flag `flag` is set.
+    /// Returns whether the two-letter flag `flag` is set.
     #[must_use]
     pub fn has(&self, flag: &str) -> bool {
         self.flags.split_ascii_whitespace().any(|set| set == flag)
     }
 
-    /// Whether children do not inherit it (`MADV_DONTFORK`): QEMU's mark on guest RAM.
-    #[must_use]
-    pub fn is_kept_from_children(&self) -> bool {
-        self.has("dc")
-    }
-
-    /// Whether huge pages were asked for (`MADV_HUGEPAGE`).
-    #[must_use]
-    pub fn asks_for_huge_pages(&self) -> bool {
-        self.has("hg")
-    }
-
-    /// Whether it can be managed.
+    /// Checks that it can be managed.
     ///
     /// # Errors
     /// The first reason why not, with what to do.
@@ -78,7 +66,7 @@ impl Vma {
     }
 }
 
-/// The mappings that `bytes` bytes at `start` reach into, in the order of addresses.
+/// Returns the mappings that `bytes` bytes from `start` on reach into, in the order of addresses.
 ///
 /// # Errors
 /// [`Unsuitable::Unreadable`], or [`Unsuitable::NotMapped`] when there is a gap.
@@ -88,8 +76,8 @@ pub fn inspect(start: HostAddr, bytes: u64) -> Result<Vec<Vma>, Unsuitable> {
     covering(parse(&String::from_utf8_lossy(&text))?, start, bytes)
 }
 
-/// Whether all of `bytes` bytes at `start` can be managed: private, anonymous, readable, writable,
-/// not locked, not merged, of nobody else's userfaultfd. The answer is the mappings.
+/// Checks that all of `bytes` bytes from `start` on can be managed: private, anonymous, readable,
+/// writable, not locked, not merged, not watched by another userfaultfd. Returns the mappings.
 ///
 /// # Errors
 /// The first reason why not, with what to do.
@@ -99,7 +87,7 @@ pub fn check(start: HostAddr, bytes: u64) -> Result<Vec<Vma>, Unsuitable> {
     Ok(mappings)
 }
 
-/// The mappings of `all` that reach into the range, which must not have gaps.
+/// Returns the mappings of `all` that reach into the range, which must not have gaps.
 fn covering(all: Vec<Vma>, start: HostAddr, bytes: u64) -> Result<Vec<Vma>, Unsuitable> {
     let end = start.checked_add(bytes).ok_or(Unsuitable::NotMapped { at: start })?;
     let mut covered = start;
@@ -120,7 +108,7 @@ fn covering(all: Vec<Vma>, start: HostAddr, bytes: u64) -> Result<Vec<Vma>, Unsu
     }
 }
 
-/// Reads a text like /proc/self/smaps.
+/// Parses the text of /proc/self/smaps.
 fn parse(text: &str) -> Result<Vec<Vma>, Unsuitable> {
     let mut mappings: Vec<Vma> = Vec::new();
     for line in text.lines() {
@@ -138,7 +126,7 @@ fn parse(text: &str) -> Result<Vec<Vma>, Unsuitable> {
     }
 }
 
-/// Reads `start-end perms offset device inode path`; `None` for the lines between.
+/// Parses `start-end perms offset device inode path`. Returns `None` for the lines between.
 fn parse_header(line: &str) -> Option<Vma> {
     let (range, rest) = line.split_once(' ')?;
     let (start, end) = range.split_once('-')?;
@@ -186,8 +174,8 @@ VmFlags: rd wr sh mr mw me ms ac
     fn reads_mappings() {
         let all = parse(SMAPS).unwrap();
         assert_eq!(all.len(), 3);
-        assert!(all[1].is_kept_from_children() && all[1].asks_for_huge_pages());
-        assert!(!all[0].is_kept_from_children() && all[0].path == "[heap]");
+        assert!(all[1].has("dc") && all[1].has("hg"));
+        assert!(!all[0].has("dc") && all[0].path == "[heap]");
         assert_eq!(all[2].path, "/memfd:pc.ram with space (deleted)");
         assert!(matches!(parse("1000-3000 rw-p 0 00:00 0 \n"), Err(Unsuitable::Unreadable { .. })));
     }
@@ -226,6 +214,7 @@ VmFlags: rd wr sh mr mw me ms ac
     fn accepts_a_region_of_our_own() {
         let region = crate::Region::new(2 << 20).unwrap();
         let mappings = check(region.start(), region.bytes()).unwrap();
-        assert!(mappings.iter().all(Vma::is_kept_from_children));
+        // Children do not inherit it (`MADV_DONTFORK`).
+        assert!(mappings.iter().all(|mapping| mapping.has("dc")));
     }
 }

@@ -8,7 +8,9 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use zerosweep::{Gfn, Order, Policy};
-use zerosweep_linux::{GuestMemory, MainLoop, OnExhaustion, Options, PAGE_BYTES, Parking, Region};
+use zerosweep_linux::{
+    GuestMemory, Lifted, MainLoop, OnExhaustion, Options, PAGE_BYTES, Parking, Progress, Region,
+};
 
 const MIB: u64 = 1 << 20;
 
@@ -161,7 +163,7 @@ fn a_pattern_survives_ballooning_and_sweeps() {
                 write_pages(memory, 0..65536, |page| if live(&page) { value(page) } else { 0 });
                 // The balloon takes everything else, a page at a time.
                 for page in (0..65536).filter(|page| !live(page)) {
-                    assert!(memory.decrease(Gfn::new(page), Order::PAGE).is_some());
+                    assert!(memory.inflate(Gfn::new(page), Order::PAGE).is_ok());
                 }
                 for page in (0..65536).filter(live) {
                     verify_pages(memory, page..page + 1);
@@ -191,7 +193,7 @@ fn pages_taken_again_without_a_word_get_frames() {
         &memory,
         vec![|memory: &GuestMemory| {
             for page in 0..16384 {
-                memory.decrease(Gfn::new(page), Order::PAGE);
+                memory.inflate(Gfn::new(page), Order::PAGE).unwrap();
             }
             write_pages(memory, 1000..5000, value);
             verify_pages(memory, 1000..5000);
@@ -203,10 +205,10 @@ fn pages_taken_again_without_a_word_get_frames() {
     assert!(quantities.guest() <= 4000, "{quantities:?}");
     assert!(quantities.populated + quantities.retained >= 4000, "{quantities:?}");
     assert_eq!(memory.snapshot().statistics.refills, 9);
-    assert_eq!(memory.set_target(4 << 20), Ok(true));
+    assert_eq!(memory.set_target(4 << 20), Ok(()));
     assert_eq!(memory.snapshot().quantities.guest(), 4000);
     as_guest(&memory, vec![|memory: &GuestMemory| verify_pages(memory, 1000..5000)]);
-    assert_eq!(memory.set_target(32 << 20), Ok(true));
+    assert_eq!(memory.set_target(32 << 20), Ok(()));
     check(&memory, 32);
     memory.stop();
 }
@@ -219,7 +221,7 @@ fn a_free_page_report_gives_superpages_back_whole() {
         &memory,
         vec![|memory: &GuestMemory| {
             write_pages(memory, 0..8192, value);
-            assert_eq!(memory.discard(Gfn::new(1024), 1024), Some(1024));
+            assert_eq!(memory.discard(Gfn::new(1024), 1024), Ok(1024));
             verify_pages(memory, 0..1024);
             verify_pages(memory, 2048..8192);
             assert_eq!(memory.guest().load_word(1024 * PAGE_BYTES), Ok(0));
@@ -247,7 +249,7 @@ fn a_guest_that_stalls_goes_on_when_the_target_rises() {
     assert!(finished.recv_timeout(Duration::from_millis(500)).is_err(), "16 MiB in 8 MiB");
     assert_eq!(memory.snapshot().stalled, 1);
     assert!(memory.snapshot().quantities.total() <= 2048);
-    assert!(memory.set_target(16 * MIB).unwrap());
+    memory.set_target(16 * MIB).unwrap();
     finished.recv_timeout(Duration::from_secs(20)).unwrap();
     assert_eq!(memory.snapshot().statistics.borrowed, 0);
     memory.audit().unwrap();
@@ -270,7 +272,7 @@ fn lifting_the_cap_keeps_every_byte_and_lets_a_stalled_guest_go_on() {
     memory.lift("a test asked for it");
     finished.recv_timeout(Duration::from_secs(20)).unwrap();
     assert_eq!(memory.snapshot().lifted.as_deref(), Some("a test asked for it"));
-    assert_eq!(memory.decrease(Gfn::new(0), Order::PAGE), None);
+    assert_eq!(memory.inflate(Gfn::new(0), Order::PAGE), Err(Lifted));
     // What the cache held is the host's again: all that is left is the guest's.
     assert_eq!(memory.machine().resident_pages(), Ok(16384));
 }
@@ -329,12 +331,12 @@ fn consolidation_holds_no_more_superframes_than_it_must() {
             vec![move |memory: &GuestMemory| {
                 write_pages(memory, 0..16384, value);
                 for page in (0..16384).filter(|page| !live(page)) {
-                    memory.decrease(Gfn::new(page), Order::PAGE);
+                    memory.inflate(Gfn::new(page), Order::PAGE).unwrap();
                 }
             }],
         );
         // 32 × 40 pages stay: three superframes.
-        assert_eq!(memory.set_target(1280 * PAGE_BYTES), Ok(true));
+        assert_eq!(memory.set_target(1280 * PAGE_BYTES), Ok(()));
         let before = memory.machine().superframes_held();
         // The guest goes on writing to what it has meanwhile.
         let (stop, stopped) = (Arc::new(AtomicBool::new(false)), channel());
@@ -357,9 +359,10 @@ fn consolidation_holds_no_more_superframes_than_it_must() {
             })
         };
         let consolidate = || {
-            let mut anew = true;
-            while memory.consolidate(anew, Duration::from_millis(5)).unwrap().unwrap().is_some() {
-                anew = false;
+            let mut first = 0;
+            let step = |first| memory.consolidate(first, Duration::from_millis(5)).unwrap();
+            while let Progress::More(next) = step(first) {
+                first = next;
             }
         };
         loop {
@@ -418,9 +421,9 @@ fn giving_back_waits_for_a_sweep_of_the_same_superpage_and_not_the_other_way_rou
             let superpage = round % 8 * 512;
             write_pages(&guest, superpage..superpage + 512, |_| 0);
             for page in superpage..superpage + 8 {
-                guest.decrease(Gfn::new(page), Order::PAGE);
+                guest.inflate(Gfn::new(page), Order::PAGE).unwrap();
             }
-            guest.discard(Gfn::new(superpage), 512);
+            guest.discard(Gfn::new(superpage), 512).unwrap();
         }
         stop.store(true, Ordering::Relaxed);
         done.send(()).unwrap();

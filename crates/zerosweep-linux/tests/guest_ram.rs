@@ -66,7 +66,7 @@ fn a_hole_is_no_memory() {
     assert!(region.get_slice(MemoryRegionAddress(8 * MIB - 8), 9).is_err());
     assert!(region.get_slice(MemoryRegionAddress(u64::MAX), 2).is_err());
     assert!(region.get_host_address(MemoryRegionAddress(8 * MIB)).is_err());
-    let (start, _) = memory.range();
+    let start = memory.range().start;
     let host = region.get_host_address(MemoryRegionAddress(8)).unwrap();
     assert_eq!(host as u64, start.as_u64() + 24 * MIB + 8);
     memory.stop();
@@ -79,7 +79,7 @@ fn a_page_that_was_given_back_is_taken_again() {
     let page = HIGH.unchecked_add(2 * MIB + 3 * PAGE_BYTES);
     ram.write_obj(5_u64, page).unwrap();
     let gfn = ram.find_region(page).unwrap().gfn(page).unwrap();
-    assert_eq!(memory.decrease(gfn, Order::PAGE), Some(1));
+    assert_eq!(memory.inflate(gfn, Order::PAGE), Ok(1));
     ram.write_obj(6_u64, page).unwrap();
     assert_eq!(ram.read_obj::<u64>(page).unwrap(), 6);
     memory.audit().unwrap();

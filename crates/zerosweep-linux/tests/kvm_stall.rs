@@ -36,7 +36,7 @@ fn waits_at_its_target_and_goes_on(controller: Controller) {
     assert_eq!(snapshot.borrowed, 0);
     assert_eq!(snapshot.stalled, 1);
     guest.memory.audit().unwrap();
-    assert_eq!(guest.memory.set_target(64 * MIB), Ok(true));
+    assert_eq!(guest.memory.set_target(64 * MIB), Ok(()));
     assert!(guest.is_done_within(Duration::from_secs(60)), "{:?}", guest.memory.snapshot());
     assert_eq!(guest.wrong_pages(), 0);
     let snapshot = guest.memory.snapshot();
@@ -58,8 +58,8 @@ fn with_the_kernels_interrupt_controller() {
     waits_at_its_target_and_goes_on(Controller::Kernel);
 }
 
-/// KVM changes a memory slot only when no virtual CPU is in a fault: whoever asks for it, QEMU's main
-/// loop, waits in a system call for as long as the virtual CPU waits for a frame.
+/// KVM changes a memory slot only when no virtual CPU is in a fault: whoever asks for it, QEMU's
+/// main loop, waits in a system call for as long as the virtual CPU waits for a frame.
 #[test]
 #[ignore = "needs userfaultfd in kernel mode, KVM"]
 fn a_main_loop_that_changes_a_memory_slot_is_let_go_on() {
@@ -101,7 +101,7 @@ fn a_main_loop_that_changes_a_memory_slot_is_let_go_on() {
     }
     println!("the slot was changed after {:?}", main.join().unwrap());
     assert!(guest.memory.snapshot().borrowed > 0);
-    assert_eq!(guest.memory.set_target(64 * MIB), Ok(true));
+    assert_eq!(guest.memory.set_target(64 * MIB), Ok(()));
     assert!(guest.is_done_within(Duration::from_secs(60)), "{:?}", guest.memory.snapshot());
     assert_eq!(guest.wrong_pages(), 0);
     guest.memory.audit().unwrap();

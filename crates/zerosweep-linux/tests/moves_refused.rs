@@ -57,7 +57,7 @@ fn gives_back(memory: &GuestMemory, gfn: Gfn, order: Order) {
     let (end, mut given) = (Instant::now() + LIMIT, 0);
     while given < order.pages() {
         assert!(Instant::now() < end, "{given} of {order:?} came back");
-        given += memory.decrease(gfn, order).unwrap();
+        given += memory.inflate(gfn, order).unwrap();
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -71,7 +71,7 @@ fn a_superpage_with_a_pinned_page_stays_until_it_is_unpinned() {
         let page = memory.guest().part(pinned * PAGE_BYTES, PAGE_BYTES).unwrap();
         let ring = pin(page);
         let before = busy(&memory);
-        assert_eq!(memory.decrease(Gfn::new(0), Order::SUPERPAGE), Some(0), "page {pinned}");
+        assert_eq!(memory.inflate(Gfn::new(0), Order::SUPERPAGE), Ok(0), "page {pinned}");
         assert!(busy(&memory) > before);
         verify(&memory, 0..1024);
         memory.audit().unwrap();
@@ -93,12 +93,12 @@ fn a_pinned_single_among_singles_stays_alone() {
     as_guest(&memory, |memory| {
         (1..512).for_each(|page| memory.guest().store_word(page * PAGE_BYTES, 0).unwrap());
     });
-    assert_eq!(memory.decrease(Gfn::new(511), Order::PAGE), Some(1));
+    assert_eq!(memory.inflate(Gfn::new(511), Order::PAGE), Ok(1));
     let pinned = memory.guest().part(7 * PAGE_BYTES, PAGE_BYTES).unwrap();
     let ring = pin(pinned);
     let before = busy(&memory);
     let given: u64 =
-        (0..511).map(|page| memory.decrease(Gfn::new(page), Order::PAGE).unwrap()).sum();
+        (0..511).map(|page| memory.inflate(Gfn::new(page), Order::PAGE).unwrap()).sum();
     assert_eq!(given, 510, "all but the pinned one");
     assert!(busy(&memory) > before);
     as_guest(&memory, |memory| assert_eq!(memory.guest().load_word(7 * PAGE_BYTES), Ok(0)));
@@ -188,7 +188,7 @@ fn moves_go_on_whatever_happens_to_memory_meanwhile() {
             let _ = memory.sweep(0, LIMIT);
             verify(&memory, first..first + 4096);
             (first..first + 4096).step_by(512).for_each(|page| {
-                assert!(memory.decrease(Gfn::new(page), Order::SUPERPAGE).is_some());
+                assert!(memory.inflate(Gfn::new(page), Order::SUPERPAGE).is_ok());
             });
             memory.audit().unwrap();
         }

@@ -10,7 +10,9 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use zerosweep::Policy;
-use zerosweep_linux::{GuestMemory, MainLoop, OnExhaustion, Options, PAGE_BYTES, Parking, Region};
+use zerosweep_linux::{
+    GuestMemory, MainLoop, OnExhaustion, Options, PAGE_BYTES, Parking, Progress, Region,
+};
 
 mod one_guest;
 #[path = "memory/pin.rs"]
@@ -64,7 +66,7 @@ fn a_guest_runs_on_small_pages_and_a_move_that_stops_goes_back() {
         let page = memory.guest().part(pinned * PAGE_BYTES, PAGE_BYTES).unwrap();
         let ring = pin::pin(page);
         let before = counters.busy.load(Ordering::Relaxed);
-        assert_eq!(memory.sweep(0, LIMIT), Some(None));
+        assert_eq!(memory.sweep(0, LIMIT), Ok(Progress::Done));
         assert!(counters.busy.load(Ordering::Relaxed) > before, "page {pinned}");
         verify(&memory);
         memory.audit().unwrap();
@@ -74,7 +76,7 @@ fn a_guest_runs_on_small_pages_and_a_move_that_stops_goes_back() {
     let end = Instant::now() + LIMIT;
     while memory.snapshot().statistics.evacuations == 0 {
         assert!(Instant::now() < end, "the range stays busy");
-        assert_eq!(memory.sweep(0, LIMIT), Some(None));
+        assert_eq!(memory.sweep(0, LIMIT), Ok(Progress::Done));
         std::thread::sleep(Duration::from_millis(10));
     }
     verify(&memory);

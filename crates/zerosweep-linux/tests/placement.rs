@@ -46,7 +46,7 @@ fn guest_and_pool_have_a_policy_of_their_own_and_follow_another() {
     let mut nodes = [0; 16];
     nodes[0] = 1;
     const BIND: u32 = 2;
-    memory.place(&Placement::new(BIND, nodes)).unwrap();
+    memory.set_placement(&Placement::new(BIND, nodes)).unwrap();
     assert_eq!(policies(pages), ["bind:0", "bind:0"]);
     // What was got ready is got ready again, and the guest goes on.
     for at in (0..8 * MIB).step_by(PAGE_BYTES as usize).skip(1) {
@@ -54,7 +54,7 @@ fn guest_and_pool_have_a_policy_of_their_own_and_follow_another() {
     }
     assert_eq!(memory.guest().load_word(0), Ok(7));
     nodes[0] = 1 << 63;
-    let refused = memory.place(&Placement::new(BIND, nodes)).unwrap_err();
+    let refused = memory.set_placement(&Placement::new(BIND, nodes)).unwrap_err();
     assert!(refused.is(libc::EINVAL), "{refused}");
     memory.audit().unwrap();
     assert_eq!(memory.machine().whole_superpages(), Ok(memory.snapshot().superpages_in_guest));

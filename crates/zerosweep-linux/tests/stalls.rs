@@ -112,7 +112,7 @@ fn a_thread_of_the_process_that_is_no_virtual_cpu_does_not_wait() {
     assert!(ends_within(&device, LIMIT), "{:?}", memory.snapshot());
     assert!(!ends_within(&vcpu, LONG), "{:?}", memory.snapshot());
     assert_eq!(memory.snapshot().borrowed, 1);
-    assert_eq!(memory.set_target(16 * MIB), Ok(true));
+    assert_eq!(memory.set_target(16 * MIB), Ok(()));
     assert!(ends_within(&vcpu, LIMIT), "{:?}", memory.snapshot());
     assert_eq!(memory.guest().load_word(20 * MIB), Ok(7));
     memory.stop();
@@ -153,7 +153,7 @@ fn a_thread_of_another_process_waits_as_a_virtual_cpu_does() {
     assert_eq!(other.try_wait().unwrap(), None, "{:?}", memory.snapshot());
     let snapshot = memory.snapshot();
     assert_eq!((snapshot.borrowed, snapshot.stalled), (0, 2), "{snapshot:?}");
-    assert_eq!(memory.set_target(16 * MIB), Ok(true));
+    assert_eq!(memory.set_target(16 * MIB), Ok(()));
     assert!(other.wait().unwrap().success());
     assert!(ends_within(&vcpu, LIMIT));
     assert_eq!(memory.guest().load_word(24 * MIB), Ok(9));
@@ -182,7 +182,7 @@ fn no_memory_is_borrowed_while_the_main_loop_waits_for_events() {
     let (_, vcpu) = stalling(&memory);
     assert!(!ends_within(&vcpu, LONG), "{:?}", memory.snapshot());
     assert_eq!(memory.snapshot().borrowed, 0);
-    assert_eq!(memory.set_target(16 * MIB), Ok(true));
+    assert_eq!(memory.set_target(16 * MIB), Ok(()));
     assert!(ends_within(&vcpu, LIMIT), "{:?}", memory.snapshot());
     memory.stop();
     main.join();
@@ -232,7 +232,7 @@ fn a_stalled_thread_that_handles_its_signals_waits_on() {
     assert!(!vcpu.is_finished(), "{:?}", memory.snapshot());
     let snapshot = memory.snapshot();
     assert_eq!((snapshot.borrowed, snapshot.stalled), (0, 1), "{snapshot:?}");
-    assert_eq!(memory.set_target(16 * MIB), Ok(true));
+    assert_eq!(memory.set_target(16 * MIB), Ok(()));
     assert!(ends_within(&vcpu, LIMIT), "{:?}", memory.snapshot());
     memory.stop();
 }

@@ -28,7 +28,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use zerosweep::{Gfn, Order, Policy};
-use zerosweep_linux::{GuestMemory, MainLoop, OnExhaustion, Options, PAGE_BYTES, Parking, Region};
+use zerosweep_linux::{
+    GuestMemory, MainLoop, OnExhaustion, Options, PAGE_BYTES, Parking, Progress, Region,
+};
 
 const MIB: u64 = 1 << 20;
 const SUPERPAGES: u64 = 128;
@@ -293,7 +295,7 @@ impl Guest {
         }
         if now == hand::OUT {
             if self.random.below(2) == 0 {
-                let _ = self.stage.memory.retake(Gfn::new(page), 1);
+                let _ = self.stage.memory.deflate(Gfn::new(page), 1);
             }
             if self.random.below(2) == 0 {
                 self.stage.verify(page, Content::Zero);
@@ -408,7 +410,7 @@ fn balloon(stage: &Stage, offers: &Receiver<(u64, u64)>) {
                 // Once more: what is out already changes nothing.
                 0 => give_back(stage, &mut random, page, pages),
                 _ => {
-                    stage.memory.retake(Gfn::new(page), pages);
+                    stage.memory.deflate(Gfn::new(page), pages).unwrap();
                     add(&stage.tally.taken, pages);
                 }
             }
@@ -451,10 +453,10 @@ fn put(stage: &Stage, page: u64, to: u8) {
 fn give_claimed(stage: &Stage, page: u64, order: Order, discards: bool) -> u8 {
     let gfn = Gfn::new(page);
     if discards {
-        stage.memory.discard(gfn, order.pages());
+        stage.memory.discard(gfn, order.pages()).unwrap();
         return hand::PERHAPS;
     }
-    let given = stage.memory.decrease(gfn, order).unwrap_or(0);
+    let given = stage.memory.inflate(gfn, order).unwrap_or(0);
     add(&stage.tally.given, given);
     if given == order.pages() { hand::OUT } else { hand::PERHAPS }
 }
@@ -479,16 +481,16 @@ fn operate(stage: &Stage) {
         match random.below(4) {
             0 => {
                 let mut first = 0;
-                while let Some(Some(next)) = memory.sweep(first, Duration::from_millis(5)) {
+                while let Ok(Progress::More(next)) = memory.sweep(first, Duration::from_millis(5)) {
                     first = next;
                 }
                 add(&stage.tally.sweeps, 1);
             }
             1 => {
-                let mut anew = true;
-                let more = |anew| memory.consolidate(anew, Duration::from_millis(5)).unwrap();
-                while let Some(Some(_)) = more(anew) {
-                    anew = false;
+                let mut first = 0;
+                let step = |first| memory.consolidate(first, Duration::from_millis(5)).unwrap();
+                while let Progress::More(next) = step(first) {
+                    first = next;
                 }
                 add(&stage.tally.consolidations, 1);
             }
@@ -687,10 +689,10 @@ fn report(stage: &Stage, parking: Parking, end: End) {
         get(&tally.audits),
     );
     println!(
-        "  faults {}, latency {:?} ns, moves refused {}, repeated {}, small backing {}, \
+        "  faults {}, {:?}, moves refused {}, repeated {}, small backing {}, \
          late backing {}",
         snapshot.faults,
-        snapshot.latency_ns,
+        snapshot.fault_latency,
         get(&counters.busy),
         get(&counters.repeats),
         get(&counters.small_backing),
@@ -712,7 +714,7 @@ fn large_mappings() -> HashSet<String> {
     maps.lines().map(range).filter(is_large).collect()
 }
 
-const OWN_THREADS: [&str; 3] = ["zs-faults", "zs-ahead", "zs-upkeep"];
+const OWN_THREADS: [&str; 3] = ["zs-faults", "zs-prefault", "zs-upkeep"];
 
 fn own_threads() -> Vec<String> {
     let tasks = fs::read_dir("/proc/self/task").unwrap();

@@ -4,7 +4,7 @@
 
 use zerosweep::{
     BuildError, Config, ConfigError, DecreaseError, Domain, Entry, Fault, FaultError, Gfn,
-    InvalidTouch, Order, Policy, RamState, TargetError,
+    InvalidTouch, Order, Policy, TargetError,
 };
 use zerosweep_sim::{Failure, SoftwareGuest, SoftwareMachine, TouchError};
 

@@ -5,8 +5,8 @@ use std::error::Error;
 
 use zerosweep::{
     AuditError, BuildError, Config, ConfigError, Consolidation, DecreaseError, Domain, FaultError,
-    FillError, Gfn, Life, Mfn, Offline, Order, OutOfTableMemory, Policy, Progress, RamState,
-    Superpage, TargetError,
+    FillError, Gfn, Life, Mfn, Offline, Order, OutOfTableMemory, Policy, Progress, Superpage,
+    TargetError,
 };
 use zerosweep_sim::{NewGuestError, SoftwareGuest, SoftwareMachine, TouchError};
 

@@ -170,7 +170,7 @@ fn render(findings: &[Finding], can_run: bool) -> String {
 
 #[cfg(test)]
 mod tests {
-    use zerosweep_linux::probe::KernelVersion;
+    use zerosweep_linux::KernelVersion;
 
     use super::*;
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 
-use zerosweep_linux::probe::KernelVersion;
+use zerosweep_linux::KernelVersion;
 use zerosweep_linux::references::FileSystem;
 
 /// The machine, as far as command lines need it.

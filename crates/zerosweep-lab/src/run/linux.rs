@@ -9,7 +9,8 @@ use anyhow::{Context, Result, bail};
 use zerosweep::{Gfn, Order, PAGE_BYTES, SUPERPAGE_PAGES};
 use zerosweep_events::{Detail, Figures, Packing, Recording};
 use zerosweep_linux::{
-    AdoptError, GuestMemory, MainLoop, OnExhaustion, Options, Parking, Region, Snapshot,
+    AdoptError, FaultLatency, GuestMemory, MainLoop, OnExhaustion, Options, Parking, Region,
+    Snapshot,
 };
 
 use super::{
@@ -125,7 +126,8 @@ impl Following<'_> {
         let balloon_seconds = start.elapsed().as_secs_f64();
         self.sample()?;
         let end = self.readings(outcome)?;
-        let fault_ns = Some(self.memory.snapshot().latency_ns);
+        let FaultLatency { p50_ns, p99_ns, max_ns } = self.memory.snapshot().fault_latency;
+        let fault_ns = Some((p50_ns, p99_ns, max_ns));
         let kind = TimeKind::Measured;
         let times = Times { boot_seconds, balloon_seconds, kind, fault_ns };
         let ledger = Arc::clone(&self.ledger);
@@ -219,7 +221,7 @@ impl Following<'_> {
         for (n, &page) in plan.balloon().iter().enumerate() {
             let gfn = Gfn::new(page);
             self.ledger.give_back(gfn);
-            self.memory.decrease(gfn, Order::PAGE);
+            self.memory.inflate(gfn, Order::PAGE).context("the balloon of the guest failed")?;
             if n % 256 == 0 && seen.elapsed() >= self.pause {
                 self.sample()?;
                 seen = Instant::now();

@@ -133,8 +133,8 @@ fn serve(kvm: &Kvm, memory: &Arc<GuestMemory>) -> Result<(u32, u64), Box<dyn Err
                 let address = GuestAddress(u32::from_le_bytes([a, b, c, d]).into());
                 let region = ram.find_region(address).ok_or("a page that is not RAM")?;
                 let gfn = region.gfn(address).ok_or("a page that is not RAM")?;
-                // `None`: the cap is lifted, and the page stays with the kernel.
-                given_back += memory.decrease(gfn, Order::PAGE).unwrap_or(0);
+                // Once the cap is lifted, the page stays with the kernel.
+                given_back += memory.inflate(gfn, Order::PAGE).unwrap_or(0);
             }
             VcpuExit::IoOut(REPORT, &[a, b, c, d]) => {
                 return Ok((u32::from_le_bytes([a, b, c, d]), given_back));

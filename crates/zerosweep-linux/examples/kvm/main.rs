@@ -6,9 +6,9 @@
 //! ```
 //!
 //! The guest writes to 4 MiB, clears 56, gives 2 MiB back page by page through a port (what a
-//! balloon driver does), writes to half of it again, and looks at all that it wrote. Every first touch is
-//! a fault of KVM's own in this process, which zerosweep answers; that it clears more than it may
-//! hold is no matter, for zeros need no frames.
+//! balloon driver does), writes to half of it again, and looks at all that it wrote. Every first
+//! touch is a fault of KVM's own in this process, which zerosweep answers; that it clears more than
+//! it may hold is no matter, for zeros need no frames.
 
 use std::error::Error;
 

@@ -1,15 +1,15 @@
-//! Defects of Linux that matter to whoever moves pages, by version and by fix.
+//! Defects of Linux that moves of pages trigger, by version and by fix.
 //!
-//! Mainline versions are those in which the fix appeared; stable series are named where a series has
-//! it too. A distribution's kernel that hides its patch level (`6.8.0-45-generic`) may have a fix or
-//! not: that is told, and nothing is refused for it. `docs/hosts.md` has the same table, with those
-//! defects that are only worked around.
+//! Mainline versions are those in which the fix appeared; stable series are named where a series
+//! has it too. A distribution's kernel that hides its patch level (`6.8.0-45-generic`) may have a
+//! fix or not: `doctor` warns, and nothing is refused for it. `docs/hosts.md` has the same table,
+//! with those defects that are only worked around.
 
 use core::fmt;
 use std::fs;
 
-use super::KernelVersion;
-use crate::sys::raw;
+use crate::kernel_version::KernelVersion;
+use crate::sys::running_kernel;
 
 /// When a defect can do harm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,7 +50,7 @@ pub struct Defect {
     pub action: Action,
 }
 
-/// All that are known. The first version that can move pages is older than each.
+/// The known defects. The first version that can move pages is older than each fix.
 pub const DEFECTS: [Defect; 5] = [
     Defect {
         fix: "userfaultfd: fix checks for huge PMDs",
@@ -115,11 +115,10 @@ pub struct Release {
 }
 
 impl Release {
-    /// The one that runs; `None` when its name cannot be read as a version.
+    /// Returns the release that runs, or `None` if the kernel's name is no version.
     #[must_use]
     pub fn running() -> Option<Self> {
-        let release = raw::release().ok()?;
-        Self::parse(release.split(|&byte| byte == 0).next()?)
+        running_kernel::with_release(Self::parse)
     }
 
     /// Reads `6.12.43+deb13-amd64`. A third number of 0 with more behind it is a distribution's.
@@ -136,7 +135,7 @@ impl Release {
 }
 
 impl Defect {
-    /// Whether a kernel has it.
+    /// Returns whether a kernel has it.
     #[must_use]
     pub fn presence(&self, release: Release) -> Presence {
         if release.version >= self.fixed_in {
@@ -152,7 +151,7 @@ impl Defect {
     }
 }
 
-/// Whether no guest is managed on a kernel that has a defect so.
+/// Returns whether a defect with this presence is a reason to manage no guest.
 pub(super) fn is_refused(&(defect, has): &(&Defect, Presence)) -> bool {
     defect.action == Action::Refuse && has == Presence::Present
 }
@@ -168,7 +167,7 @@ impl fmt::Display for Defect {
 }
 
 impl When {
-    /// Whether this host is so now.
+    /// Returns whether it applies to this host now.
     fn is_now(self) -> bool {
         let read = |path| fs::read_to_string(path).unwrap_or_default();
         match self {
@@ -181,7 +180,7 @@ impl When {
     }
 }
 
-/// The defects that this host's kernel has, or may have, and that can do harm here now.
+/// Returns the defects that this host's kernel has, or may have, and that can do harm here now.
 #[must_use]
 pub fn harmful() -> Vec<(&'static Defect, Presence)> {
     let Some(release) = Release::running() else { return Vec::new() };
@@ -193,7 +192,7 @@ fn harmful_in(release: Release, is: impl Fn(When) -> bool) -> Vec<(&'static Defe
     found.filter(|&(defect, has)| has != Presence::Fixed && is(defect.when)).collect()
 }
 
-/// The first defect for which no guest is managed on this host now.
+/// Returns the first defect that is a reason to manage no guest on this host now.
 #[must_use]
 pub fn refused() -> Option<&'static Defect> {
     harmful().into_iter().find(is_refused).map(|(defect, _)| defect)

@@ -1,9 +1,9 @@
-//! Checks that try it: real huge pages are moved.
+//! Checks by experiment: real huge pages are moved.
 //!
-//! No registered memory is touched here: contents are looked at in the slot, which is not
-//! registered, so a failing move cannot leave this thread waiting for itself.
+//! No registered memory is accessed here: contents are read in the slot, which is not registered.
+//! So a move that fails cannot leave this thread waiting for itself.
 
-use super::Check;
+use super::check::Check;
 use crate::addr::{PAGE_BYTES, SUPERPAGE_BYTES, SUPERPAGE_PAGES};
 use crate::error::{OpenError, RegionError, SysError};
 use crate::sys::pagemap::Pagemap;
@@ -30,7 +30,7 @@ pub enum Failure {
     Move(MoveOutcome),
 }
 
-/// What a huge page's way slot → range → slot showed.
+/// What a move slot → range → slot of a huge page showed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RoundTrip {
     /// It was whole in the range.
@@ -112,7 +112,7 @@ pub enum ZeroPage {
     Small,
 }
 
-/// Maps memory for reading only, and looks.
+/// Maps memory for reading, and returns what appears.
 ///
 /// # Errors
 /// [`Failure`].

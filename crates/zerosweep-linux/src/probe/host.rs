@@ -1,9 +1,10 @@
-//! Checks that only look.
+//! Checks that change nothing.
 
 use std::fs;
 
+use super::check::Check;
 use super::defects::{self, Defect, Presence};
-use super::{Check, KernelVersion};
+use crate::kernel_version::KernelVersion;
 use crate::sys::{raw, uffd};
 
 const THP: &str = "/sys/kernel/mm/transparent_hugepage";
@@ -27,7 +28,7 @@ pub(super) fn checks() -> Vec<Check> {
     checks
 }
 
-/// A file's text without the last line break; empty when it cannot be read.
+/// Returns a file's text without the last line break, or nothing if it cannot be read.
 fn read(path: &str) -> String {
     fs::read_to_string(path).map_or_else(|_| String::new(), |text| text.trim_end().to_owned())
 }
@@ -138,7 +139,7 @@ fn has_ptrace_capability(status: &str) -> bool {
     bits.is_some_and(|bits| bits >> CAP_SYS_PTRACE_BIT & 1 == 1)
 }
 
-/// The chosen word of `always [madvise] never`.
+/// Returns the chosen word of `always [madvise] never`.
 fn chosen(text: &str) -> &str {
     let bracketed = text.split_once('[').and_then(|(_, rest)| rest.split_once(']'));
     bracketed.map_or("", |(word, _)| word)
@@ -206,7 +207,7 @@ fn merging() -> Check {
     }
 }
 
-/// A figure of /proc/meminfo, in KiB.
+/// Returns a figure of /proc/meminfo, in KiB.
 fn kib(meminfo: &str, name: &str) -> Option<u64> {
     let line = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
     line.trim().strip_suffix("kB")?.trim().parse().ok()
@@ -252,7 +253,7 @@ fn address_space() -> Check {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Status;
+    use super::super::check::Status;
     use super::*;
 
     #[test]

@@ -1,12 +1,13 @@
-//! Everything that talks to the kernel in unsafe words. The modules here are the only ones of this
-//! crate with unsafe code; what they offer outside is safe, but for taking over memory that
-//! someone else mapped ([`region::Region::adopt`]) and the bare calls of [`raw`].
+//! System calls and memory by address: the only modules of this crate with unsafe code. They import
+//! nothing above them but errors and addresses. Their interface is safe, except for adopting memory
+//! that others mapped ([`region::Region::adopt`]) and the bare calls of [`raw`].
 
-#[cfg(feature = "vm-memory")]
-pub mod guest_ram;
 pub mod pagemap;
 pub mod poll;
 pub mod raw;
 pub mod region;
+pub(crate) mod running_kernel;
 pub mod uffd;
 mod uffd_abi;
+#[cfg(feature = "vm-memory")]
+mod volatile;

@@ -1,8 +1,8 @@
 //! What the page tables say: whole superpages, resident pages, zero pages.
 //!
-//! Asked by `PAGEMAP_SCAN` (Linux 6.7), which takes page-table locks for a short while and
-//! faults nothing in. The answer is of the moment. Nothing here allocates, so a fault thread may
-//! ask. A [`Pagemap`] belongs to the address space that opened it: open it after `fork`.
+//! Asked by `PAGEMAP_SCAN` (Linux 6.7), which takes page-table locks for a short while and faults
+//! nothing in. The result holds for that moment. Nothing here allocates, so a fault thread may ask.
+//! A [`Pagemap`] belongs to the address space that opened it: open it after `fork`.
 //!
 //! Source: `Documentation/admin-guide/mm/pagemap.rst`, `include/uapi/linux/fs.h`.
 //!
@@ -27,8 +27,6 @@ pub struct Categories(u64);
 impl Categories {
     /// No category.
     pub const NONE: Self = Self(0);
-    /// Of a file or shared memory.
-    pub const FILE: Self = Self(1 << 2);
     /// Mapped, the zero pages included.
     pub const PRESENT: Self = Self(1 << 3);
     /// In swap.
@@ -137,7 +135,7 @@ pub struct Pagemap {
 }
 
 impl Pagemap {
-    /// Opens this process' own.
+    /// Opens the page tables of this process.
     ///
     /// # Errors
     /// `ENOENT` without /proc.
@@ -171,7 +169,7 @@ impl Pagemap {
         Ok(())
     }
 
-    /// One request. The answer is how many runs there are, and the address where it stopped.
+    /// Makes one request. Returns how many runs there are, and the address where it stopped.
     fn scan_once(
         &self,
         start: u64,
@@ -201,7 +199,7 @@ impl Pagemap {
         Ok((found.min(RUNS), argument.walk_end))
     }
 
-    /// Bytes of `span` in pages that are all of `all` and none of `none`.
+    /// Returns the bytes of `span` in pages that are all of `all` and none of `none`.
     ///
     /// # Errors
     /// As [`Self::scan`].
@@ -211,8 +209,8 @@ impl Pagemap {
         Ok(bytes)
     }
 
-    /// Superpages of `span` that are mapped whole with a frame of their own; the huge zero page
-    /// does not count.
+    /// Returns how many superpages of `span` are mapped whole with a frame of their own; the huge
+    /// zero page does not count.
     ///
     /// # Errors
     /// As [`Self::scan`].
@@ -223,7 +221,7 @@ impl Pagemap {
         Ok(superpages)
     }
 
-    /// Superpages of `span` that are the huge zero page.
+    /// Returns how many superpages of `span` are the huge zero page.
     ///
     /// # Errors
     /// As [`Self::scan`].
@@ -234,7 +232,7 @@ impl Pagemap {
         Ok(superpages)
     }
 
-    /// Whether all of `span` is mapped in whole superpages with frames of their own.
+    /// Returns whether all of `span` is mapped in whole superpages with frames of their own.
     ///
     /// # Errors
     /// As [`Self::scan`].
@@ -242,21 +240,13 @@ impl Pagemap {
         Ok(self.whole_superpages(span)? * SUPERPAGE_BYTES == span.bytes())
     }
 
-    /// 4 KiB pages of `span` that are mapped with a frame, parts of superpages included, zero
-    /// pages not.
+    /// Returns how many 4 KiB pages of `span` are mapped with a frame, parts of superpages
+    /// included, zero pages not.
     ///
     /// # Errors
     /// As [`Self::scan`].
     pub fn resident_pages(&self, span: Span<'_>) -> SysResult<u64> {
         Ok(self.bytes_of(span, Categories::PRESENT, Categories::ZERO)? / PAGE_BYTES)
-    }
-
-    /// 4 KiB pages of `span` that are in swap.
-    ///
-    /// # Errors
-    /// As [`Self::scan`].
-    pub fn swapped_pages(&self, span: Span<'_>) -> SysResult<u64> {
-        Ok(self.bytes_of(span, Categories::SWAPPED, Categories::NONE)? / PAGE_BYTES)
     }
 }
 

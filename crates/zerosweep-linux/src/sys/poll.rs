@@ -4,14 +4,14 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use super::raw::{self, SysResult};
 
-/// A wake-up call between threads: an eventfd. Calling allocates nothing and never blocks.
+/// A wake-up call between threads: an eventfd. To notify allocates nothing and never blocks.
 #[derive(Debug)]
 pub struct WakeEvent {
     fd: OwnedFd,
 }
 
 impl WakeEvent {
-    /// A new one, not called.
+    /// Makes one that is not notified.
     ///
     /// # Errors
     /// `EMFILE`, `ENFILE`, `ENOMEM`.
@@ -20,12 +20,12 @@ impl WakeEvent {
     }
 
     /// Makes it ready. Idempotent until [`Self::clear`].
-    pub fn call(&self) {
+    pub fn notify(&self) {
         // A full counter (EAGAIN) is ready too, so the answer does not matter.
         let _ = raw::write(self.fd.as_fd(), &1_u64.to_ne_bytes());
     }
 
-    /// Takes the call; `true` if there was one.
+    /// Takes the notification; returns whether there was one.
     pub fn clear(&self) -> bool {
         raw::read(self.fd.as_fd(), &mut [0; 8]).is_ok()
     }
@@ -101,11 +101,11 @@ mod tests {
     #[test]
     fn a_call_ends_the_waiting_once() {
         let (quiet, called) = (WakeEvent::new().unwrap(), WakeEvent::new().unwrap());
-        called.call();
-        called.call();
+        called.notify();
+        called.notify();
         let wait = SharedWait::new(quiet.as_fd(), called.as_fd()).unwrap();
         assert_eq!(wait.wait(Some(1000)).unwrap(), Ready { first: false, second: true });
-        quiet.call();
+        quiet.notify();
         assert_eq!(wait.wait(Some(1000)).unwrap(), Ready { first: true, second: true });
         assert!(called.clear() && !called.clear());
         assert!(!wait_one(called.as_fd(), Some(1)).unwrap());

@@ -10,10 +10,10 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use crate::error::{Errno, SysError};
 
-/// What a bare system call gives.
+/// The result of a bare system call.
 pub type SysResult<T> = Result<T, SysError>;
 
-/// Splits the C library's answer in value and error number.
+/// Splits the C library's return value into value and error number.
 fn check(call: &'static str, answer: c_long) -> SysResult<usize> {
     if answer != -1 {
         return Ok(answer as usize);
@@ -23,7 +23,7 @@ fn check(call: &'static str, answer: c_long) -> SysResult<usize> {
     Err(SysError { call, errno: Errno::new(number) })
 }
 
-/// `mmap(2)` as it is. `length` and `offset` are in bytes; the answer is the address.
+/// Calls `mmap(2)`. `length` and `offset` are in bytes. Returns the address.
 ///
 /// # Errors
 /// Those of the manual page.
@@ -45,7 +45,7 @@ pub unsafe fn mmap(
     check("mmap", answer)
 }
 
-/// Private anonymous memory of `length` bytes, readable and writable, without reserved swap.
+/// Maps `length` bytes of private anonymous memory, readable and writable, without reserved swap.
 ///
 /// # Errors
 /// `ENOMEM` when addresses, mappings or `RLIMIT_AS` run out.
@@ -56,7 +56,7 @@ pub fn map_anonymous(length: usize) -> SysResult<usize> {
     unsafe { mmap(0, length, protection, flags, -1, 0) }
 }
 
-/// `munmap(2)`. `length` is in bytes.
+/// Calls `munmap(2)`. `length` is in bytes.
 ///
 /// # Errors
 /// `EINVAL` for a misaligned range, `ENOMEM` when splitting a mapping exceeds the limit.
@@ -69,7 +69,7 @@ pub unsafe fn munmap(address: usize, length: usize) -> SysResult<()> {
     check("munmap", answer).map(|_| ())
 }
 
-/// `madvise(2)`. `length` is in bytes; `call` names the advice for the error's text.
+/// Calls `madvise(2)`. `length` is in bytes; `call` names the advice in the error text.
 ///
 /// # Errors
 /// Those of the manual page for this advice.
@@ -92,12 +92,12 @@ pub unsafe fn madvise(
 pub const NODE_WORDS: usize = 16;
 const NODE_BITS: usize = NODE_WORDS * 64;
 
-/// `mbind(2)` without flags: pages that are there stay where they are. `length` is in bytes.
+/// Calls `mbind(2)` without flags: existing pages stay where they are. `length` is in bytes.
 ///
 /// # Errors
 /// `ENOSYS` on a kernel without NUMA, `EINVAL` for nodes that are not there.
 pub fn mbind(address: usize, length: usize, mode: u32, nodes: &[u64; NODE_WORDS]) -> SysResult<()> {
-    // The kernel takes one bit less than it is told, and no nodes where the mode needs none.
+    // The kernel uses one bit less than the given number, and no set where the mode needs none.
     let (nodes, bits) = match nodes.iter().all(|word| *word == 0) {
         true => (core::ptr::null(), 0),
         false => (nodes.as_ptr(), NODE_BITS + 1),
@@ -107,7 +107,7 @@ pub fn mbind(address: usize, length: usize, mode: u32, nodes: &[u64; NODE_WORDS]
     check("mbind", answer).map(|_| ())
 }
 
-/// Mode and nodes of the policy of the mapping at an address, or of the calling thread.
+/// Returns mode and nodes of the policy of the mapping at an address, or of the calling thread.
 ///
 /// # Errors
 /// `ENOSYS` on a kernel without NUMA, `EFAULT` where nothing is mapped.
@@ -125,7 +125,7 @@ pub fn memory_policy(address: Option<usize>) -> SysResult<(u32, [u64; NODE_WORDS
     check("get_mempolicy", answer).map(|_| (mode, nodes))
 }
 
-/// `ioctl(2)` with a pointer to a structure. The answer is the call's non-negative value.
+/// Calls `ioctl(2)` with a pointer to a structure. Returns the call's non-negative value.
 ///
 /// # Errors
 /// Those of the request.
@@ -159,7 +159,7 @@ pub fn open(path: &CStr, flags: c_int) -> SysResult<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as c_int) })
 }
 
-/// `userfaultfd(2)` with `flags`.
+/// Opens a `userfaultfd(2)` with `flags`.
 ///
 /// # Errors
 /// `EPERM` without the right, `ENOSYS` when the kernel lacks it.
@@ -171,7 +171,7 @@ pub fn userfaultfd(flags: c_int) -> SysResult<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as c_int) })
 }
 
-/// A new `eventfd(2)`, zero, that does not block.
+/// Makes an `eventfd(2)` with value 0 that does not block.
 ///
 /// # Errors
 /// `EMFILE`, `ENFILE`, `ENOMEM`.
@@ -184,7 +184,7 @@ pub fn eventfd() -> SysResult<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as c_int) })
 }
 
-/// The same open file under the lowest free number from `lowest` on, closed at `exec`.
+/// Duplicates a descriptor to the lowest free number from `lowest` on, closed at `exec`.
 ///
 /// # Errors
 /// `EMFILE` and `EINVAL` when no number up to the limit is free.
@@ -197,7 +197,7 @@ pub fn duplicate_from(fd: BorrowedFd<'_>, lowest: c_int) -> SysResult<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as c_int) })
 }
 
-/// The flags that a descriptor's file is open with (`O_…`).
+/// Returns the flags that a descriptor's file is open with (`O_…`).
 ///
 /// # Errors
 /// `EBADF`.
@@ -207,7 +207,7 @@ pub fn file_flags(fd: c_int) -> SysResult<c_int> {
     check("fcntl(F_GETFL)", answer).map(|flags| flags as c_int)
 }
 
-/// The number of the file system that a descriptor's file lies on (`linux/magic.h`).
+/// Returns the number of the file system of a descriptor's file (`linux/magic.h`).
 ///
 /// # Errors
 /// `EBADF`, `EIO`.
@@ -219,7 +219,7 @@ pub fn file_system(fd: c_int) -> SysResult<u64> {
     check("fstatfs", answer).map(|_| what.f_type as u64)
 }
 
-/// Reads at most `buffer.len()` bytes; the answer is how many.
+/// Reads at most `buffer.len()` bytes. Returns how many.
 ///
 /// # Errors
 /// `EAGAIN` when there is nothing and the descriptor does not block; those of `read(2)`.
@@ -230,8 +230,8 @@ pub fn read(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> SysResult<usize> {
     check("read", answer)
 }
 
-/// Reads at most `buffer.len()` bytes from the beginning of a file, wherever it was read before; the
-/// answer is how many.
+/// Reads at most `buffer.len()` bytes from the beginning of a file, without regard to its position.
+/// Returns how many.
 ///
 /// # Errors
 /// Those of `pread(2)`.
@@ -242,7 +242,7 @@ pub fn read_at_start(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> SysResult<usize> 
     check("pread64", answer)
 }
 
-/// Writes `buffer`; the answer is how many bytes were taken.
+/// Writes `buffer`. Returns how many bytes were taken.
 ///
 /// # Errors
 /// Those of `write(2)`.
@@ -254,7 +254,7 @@ pub fn write(fd: BorrowedFd<'_>, buffer: &[u8]) -> SysResult<usize> {
 }
 
 /// Waits until one of `fds` is ready; at most `timeout_ms` milliseconds, or for ever with `None`.
-/// The answer is how many are ready; 0 after the time. A signal counts as 0 too.
+/// Returns how many are ready; 0 after the time. A signal counts as 0 too.
 ///
 /// # Errors
 /// `ENOMEM`, `EINVAL`.
@@ -276,7 +276,7 @@ pub fn poll(fds: &mut [libc::pollfd], timeout_ms: Option<u32>) -> SysResult<usiz
     }
 }
 
-/// A new `epoll(7)` instance.
+/// Makes an `epoll(7)` instance.
 ///
 /// # Errors
 /// `EMFILE`, `ENFILE`, `ENOMEM`.
@@ -288,7 +288,7 @@ pub fn epoll() -> SysResult<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as c_int) })
 }
 
-/// Has `epoll` watch `fd` for `events`, and say `data` when they come.
+/// Makes `epoll` watch `fd` for `events`, and report `data` when they come.
 ///
 /// # Errors
 /// Those of `epoll_ctl(2)`.
@@ -307,8 +307,8 @@ pub fn epoll_add(
     check("epoll_ctl", answer).map(|_| ())
 }
 
-/// Waits for events; at most `timeout_ms` milliseconds, or for ever with `None`. The answer is how
-/// many there are; 0 after the time. A signal counts as 0 too.
+/// Waits for events; at most `timeout_ms` milliseconds, or for ever with `None`. Returns how many
+/// there are; 0 after the time. A signal counts as 0 too.
 ///
 /// # Errors
 /// `EINVAL`.
@@ -330,14 +330,14 @@ pub fn epoll_wait(
     }
 }
 
-/// This thread's number, as in a fault message.
+/// Returns the number of this thread, as in a fault message.
 #[must_use]
 pub fn thread_id() -> u32 {
     // SAFETY: takes nothing and cannot fail.
     unsafe { libc::syscall(libc::SYS_gettid) as u32 }
 }
 
-/// Whether `thread_id` is a thread of this process. True too if the kernel does not say.
+/// Returns whether `thread_id` is a thread of this process, and true if the kernel does not tell.
 #[must_use]
 pub fn is_thread_of_ours(thread_id: u32) -> bool {
     let process = std::process::id();
@@ -346,7 +346,7 @@ pub fn is_thread_of_ours(thread_id: u32) -> bool {
     !check("tgkill", answer).is_err_and(|error| error.is(libc::ESRCH))
 }
 
-/// A `prctl(2)` that takes no arguments and answers with a number (`PR_GET_…`).
+/// Calls a `prctl(2)` that takes no arguments and returns a number (`PR_GET_…`).
 ///
 /// # Errors
 /// `EINVAL` when the kernel does not know it.
@@ -356,7 +356,7 @@ pub fn prctl_get(option: c_int) -> SysResult<usize> {
     check("prctl", answer)
 }
 
-/// The soft limit `resource` of this process, in the limit's unit; `None` when there is none.
+/// Returns the soft limit `resource` of this process, in the limit's unit, or `None` without one.
 ///
 /// # Errors
 /// `EINVAL` for an unknown resource.
@@ -371,7 +371,7 @@ pub fn soft_limit(resource: u32) -> SysResult<Option<u64>> {
     Ok((limit.rlim_cur != u64::MAX).then_some(limit.rlim_cur))
 }
 
-/// The kernel's release, e.g. `6.18.44`, as bytes with zeros behind.
+/// Returns the kernel's release, e.g. `6.18.44`, as bytes followed by zeros.
 ///
 /// # Errors
 /// None that a kernel gives.
@@ -393,8 +393,8 @@ pub fn kill_self() {
     }
 }
 
-/// Has a program that this process starts find none of its descriptors from `first` on. Nothing is
-/// closed here.
+/// Closes descriptors from `first` on in each program that this process starts. Nothing is closed
+/// here.
 ///
 /// # Errors
 /// None that a kernel gives since Linux 5.11.
@@ -405,14 +405,14 @@ pub fn close_on_exec_from(first: u32) -> SysResult<()> {
     check("close_range", answer).map(|_| ())
 }
 
-/// Signals that stay open in threads of ours. The C library's own (32 ends a thread, 33 has every
-/// thread change its user: who asks waits until all have answered), and those that a thread's own
-/// instruction raises: blocked they end the process at once, open they are the VMM's to handle.
+/// Signals that our threads do not block. The C library uses 32 to end a thread and 33 to change
+/// the user of every thread, and waits until all have answered. The others are raised by a thread's
+/// own instruction: blocked, they end the process at once; open, the VMM handles them.
 const OPEN_SIGNALS: [c_int; 8] =
     [32, 33, libc::SIGBUS, libc::SIGSEGV, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP, libc::SIGSYS];
 
-/// Blocks signals in this thread, so that the VMM's handlers run in its own threads only. The C
-/// library's own signals and those that an instruction raises stay open.
+/// Blocks signals in this thread, so that the VMM's handlers run in its own threads only. Keeps the
+/// C library's own signals open, and those that an instruction raises.
 pub fn block_signals() {
     let open = OPEN_SIGNALS.iter().fold(0_u64, |set, signal| set | 1 << (signal - 1));
     let blocked = [!open; 1];

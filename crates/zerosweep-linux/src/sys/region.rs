@@ -14,7 +14,6 @@
 #![expect(unsafe_code, reason = "maps memory and reads and writes it by address")]
 
 use core::marker::PhantomData;
-use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::raw;
 use crate::addr::{HostAddr, PAGE_BYTES, SUPERPAGE_BYTES};
@@ -87,8 +86,8 @@ impl Region {
         Ok(region)
     }
 
-    /// Takes charge of memory that the VMM mapped. Check it with [`crate::vma`] first. It is not
-    /// unmapped on drop.
+    /// Adopts memory that the VMM mapped. Check it with [`crate::vma`] first. It is not unmapped on
+    /// drop.
     ///
     /// # Errors
     /// [`SpanError`] unless start and length are multiples of 4 KiB, not 0 and within the address
@@ -110,31 +109,31 @@ impl Region {
         Ok(Self { start, bytes, owner: Owner::Vmm })
     }
 
-    /// The first address.
+    /// Returns the first address.
     #[must_use]
     pub const fn start(&self) -> HostAddr {
         self.start
     }
 
-    /// The length in bytes.
+    /// Returns the length in bytes.
     #[must_use]
     pub const fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// How far into the region `address` lies, in bytes; `None` outside.
+    /// Returns how far into the region `address` lies, in bytes, or `None` outside.
     #[must_use]
     pub fn offset_of(&self, address: HostAddr) -> Option<u64> {
         address.offset_from(self.start).filter(|&offset| offset < self.bytes)
     }
 
-    /// All of it.
+    /// Returns all of it.
     #[must_use]
     pub fn all(&self) -> Span<'_> {
         Span { start: self.start, bytes: self.bytes, region: PhantomData }
     }
 
-    /// `bytes` bytes at `offset`, both multiples of 4 KiB.
+    /// Returns `bytes` bytes from `offset` on, both multiples of 4 KiB.
     ///
     /// # Errors
     /// [`SpanError`] when misaligned, empty or past the end.
@@ -142,7 +141,7 @@ impl Region {
         self.all().part(offset, bytes)
     }
 
-    /// The 4 KiB page at `offset`, a multiple of 4 KiB.
+    /// Returns the 4 KiB page at `offset`, a multiple of 4 KiB.
     ///
     /// # Errors
     /// [`SpanError`] when misaligned or past the end.
@@ -150,7 +149,7 @@ impl Region {
         self.span(offset, PAGE_BYTES)
     }
 
-    /// The 2 MiB at `offset`, whose address must be a multiple of 2 MiB.
+    /// Returns the 2 MiB at `offset`, whose address must be a multiple of 2 MiB.
     ///
     /// # Errors
     /// [`SpanError`] when misaligned or past the end.
@@ -186,19 +185,26 @@ pub struct Span<'region> {
 }
 
 impl<'region> Span<'region> {
-    /// The first address.
+    /// Returns the first address.
     #[must_use]
     pub const fn start(self) -> HostAddr {
         self.start
     }
 
-    /// The length in bytes.
+    /// Returns the address after the last byte.
+    #[must_use]
+    pub const fn end(self) -> HostAddr {
+        // A region ends within the address space.
+        HostAddr::new(self.start.get() + self.bytes as usize)
+    }
+
+    /// Returns the length in bytes.
     #[must_use]
     pub const fn bytes(self) -> u64 {
         self.bytes
     }
 
-    /// The first address, for kernels that scan live memory by raw pointer.
+    /// Returns the first address as a pointer, for kernels that scan live memory.
     #[must_use]
     pub fn as_ptr(self) -> *const u8 {
         core::ptr::with_exposed_provenance(self.start.get())
@@ -208,7 +214,7 @@ impl<'region> Span<'region> {
         core::ptr::with_exposed_provenance_mut(self.start.get())
     }
 
-    /// `bytes` bytes at `offset`, both multiples of 4 KiB.
+    /// Returns `bytes` bytes from `offset` on, both multiples of 4 KiB.
     ///
     /// # Errors
     /// [`SpanError`] when misaligned, empty or past the end.
@@ -294,17 +300,6 @@ impl<'region> Span<'region> {
         self.advise("madvise(MADV_DONTNEED)", libc::MADV_DONTNEED)
     }
 
-    /// Makes superpages of small pages in place (`MADV_COLLAPSE`), at once and under writers.
-    /// It copies, and takes 2 MiB more for a moment. On registered memory every page must have a
-    /// frame of its own: see [`Self::touch_word`].
-    ///
-    /// # Errors
-    /// `EBUSY` or `EINVAL` when a page is a hole, the zero page, pinned or merged; `ENOMEM` when
-    /// there is no free superpage. Contents are kept.
-    pub fn collapse(self) -> Result<(), SysError> {
-        self.advise("madvise(MADV_COLLAPSE)", libc::MADV_COLLAPSE)
-    }
-
     fn word(self, offset: u64) -> Result<*mut u64, SpanError> {
         let bytes = size_of::<u64>() as u64;
         if !offset.is_multiple_of(bytes) {
@@ -316,7 +311,7 @@ impl<'region> Span<'region> {
         Ok(self.as_mut_ptr().wrapping_add(offset as usize).cast())
     }
 
-    /// The word at `offset` bytes, a multiple of 8. A guest may change it at any time.
+    /// Reads the word at `offset` bytes, a multiple of 8. A guest may change it at any time.
     ///
     /// # Errors
     /// [`SpanError`] when misaligned or past the end.
@@ -326,8 +321,8 @@ impl<'region> Span<'region> {
         Ok(unsafe { word.read_volatile() })
     }
 
-    /// The first [`HEAD_WORDS`] words of the page at `offset` bytes, a multiple of 4 KiB. A hint
-    /// only: a guest may change them at any time.
+    /// Reads the first [`HEAD_WORDS`] words of the page at `offset` bytes, a multiple of 4 KiB. A
+    /// hint only: a guest may change them at any time.
     ///
     /// # Errors
     /// [`SpanError`] when misaligned or past the end.
@@ -342,7 +337,7 @@ impl<'region> Span<'region> {
         Ok(head)
     }
 
-    /// Writes the word at `offset` bytes, a multiple of 8, as a guest would.
+    /// Writes the word at `offset` bytes, a multiple of 8, as a guest does.
     ///
     /// # Errors
     /// [`SpanError`] when misaligned or past the end.
@@ -353,21 +348,8 @@ impl<'region> Span<'region> {
         Ok(())
     }
 
-    /// Writes to the word at `offset` bytes, a multiple of 8, without changing it, whoever else
-    /// writes there (an atomic or with 0). It gives a zero-mapped page its own frame.
-    ///
-    /// # Errors
-    /// [`SpanError`] when misaligned or past the end.
-    pub fn touch_word(self, offset: u64) -> Result<(), SpanError> {
-        let word = self.word(offset)?;
-        // SAFETY: within the region, aligned, mapped and writable. Others reach it through the
-        // same kind of access or from a guest, whose accesses are the machine's own.
-        unsafe { AtomicU64::from_ptr(word) }.fetch_or(0, Ordering::Relaxed);
-        Ok(())
-    }
-
-    /// The index of the first word of 8 bytes that is not zero. The truth only for memory that
-    /// nobody else writes to, a slot of the pool; a hint where a guest may.
+    /// Returns the index of the first word of 8 bytes that is not zero. The truth for memory that
+    /// nobody else writes to, a slot of the pool; a hint where a guest may write.
     #[must_use]
     pub fn first_nonzero(self) -> Option<usize> {
         let words = (self.bytes / 8) as usize;
@@ -375,8 +357,8 @@ impl<'region> Span<'region> {
         unsafe { zerosweep_scan::first_nonzero_live(self.as_ptr().cast::<u64>(), words) }
     }
 
-    /// Writes zeros over all of it. For memory that only the caller holds: a slot of the pool, a
-    /// staging area. What a guest writes meanwhile may or may not be lost.
+    /// Writes zeros over all of it. For memory that only the caller holds, such as a slot of the
+    /// pool. What a guest writes meanwhile may be lost.
     pub fn clear(self) {
         // SAFETY: within the region, mapped and writable, and no reference points there.
         unsafe { self.as_mut_ptr().write_bytes(0, self.bytes as usize) };
@@ -398,7 +380,7 @@ impl<'region> Span<'region> {
     }
 }
 
-/// Repeats a call that a signal ended. Populating goes on where it stopped.
+/// Repeats a call that a signal ended. To populate goes on where it stopped.
 fn retry_interrupted(mut call: impl FnMut() -> Result<(), SysError>) -> Result<(), SysError> {
     loop {
         match call() {
@@ -445,7 +427,6 @@ mod tests {
         let region = Region::new(SUPERPAGE_BYTES).unwrap();
         let (one, two) = (region.page(0).unwrap(), region.page(PAGE_BYTES).unwrap());
         one.store_word(120, 5).unwrap();
-        one.touch_word(120).unwrap();
         two.copy_from(one).unwrap();
         assert_eq!(two.load_head(0).unwrap()[15], 5);
         one.clear();

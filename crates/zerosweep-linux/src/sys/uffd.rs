@@ -20,16 +20,7 @@ use super::region::Span;
 use super::uffd_abi as abi;
 use crate::addr::HostAddr;
 use crate::error::{Errno, OpenError, SysError};
-use crate::probe::KernelVersion;
-
-/// How a userfaultfd with the right to handle the kernel's own faults was got.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OpenedBy {
-    /// Through /dev/userfaultfd (its file permissions decide).
-    Device,
-    /// Through the system call (root, CAP_SYS_PTRACE or vm.unprivileged_userfaultfd).
-    SystemCall,
-}
+use crate::kernel_version::KernelVersion;
 
 /// What a fault was about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,10 +33,10 @@ pub enum FaultKind {
     Minor,
 }
 
-/// A thread waits because of this access.
+/// An access that a thread waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// The address touched: exact where the kernel has `UFFD_FEATURE_EXACT_ADDRESS`, else its page.
+    /// The address of the access, to the byte (`UFFD_FEATURE_EXACT_ADDRESS`).
     pub address: HostAddr,
     /// What is in the way.
     pub kind: FaultKind,
@@ -77,7 +68,7 @@ impl Fault {
     }
 }
 
-/// Room for as many faults as one read takes. Make it before the fault thread starts.
+/// Room for the faults of one read. Make it before the fault thread starts.
 #[derive(Clone)]
 pub struct FaultBuffer {
     messages: [abi::UffdMsg; Self::CAPACITY],
@@ -150,10 +141,9 @@ pub enum Holes {
     Skip,
 }
 
-/// What became of a move of pages.
+/// The outcome of a move of pages.
 ///
-/// Whenever it is not [`Self::Done`], look with [`super::pagemap::Pagemap`] before building on
-/// what is mapped where.
+/// If it is not [`Self::Done`], only [`super::pagemap::Pagemap`] tells what is mapped where.
 #[must_use]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MoveOutcome {
@@ -167,8 +157,8 @@ pub enum MoveOutcome {
     },
     /// A page is pinned or shared; nothing moved. A huge page may have been split.
     Busy,
-    /// The destination has a page already; nothing moved. Linux 6.18 says so, too, of pages that it
-    /// has just moved there itself, when another thread was splitting their huge page meanwhile.
+    /// The destination has a page already; nothing moved. Linux 6.18 also reports this for pages
+    /// that it has just moved there itself, while another thread was splitting their huge page.
     AlreadyThere,
     /// The source has a hole, or no mapping; nothing moved.
     Hole,
@@ -212,11 +202,9 @@ impl MoveOutcome {
 #[derive(Debug)]
 pub struct Uffd {
     fd: OwnedFd,
-    opened_by: OpenedBy,
-    features: u64,
 }
 
-/// What must be there, and its names.
+/// The features that are required, with their names.
 const REQUIRED: [(u64, &str); 3] = [
     (abi::FEATURE_MOVE, "UFFD_FEATURE_MOVE"),
     (abi::FEATURE_PAGEFAULT_FLAG_WP, "UFFD_FEATURE_PAGEFAULT_FLAG_WP"),
@@ -230,7 +218,7 @@ impl Uffd {
     /// # Errors
     /// [`OpenError`], with what to do.
     pub fn open() -> Result<Self, OpenError> {
-        let (query, _) = open_any()?;
+        let query = open_any()?;
         let offered = handshake(&query, 0)?;
         drop(query);
         for (feature, name) in REQUIRED {
@@ -238,34 +226,21 @@ impl Uffd {
                 return Err(lacking(name));
             }
         }
-        let (fd, opened_by) = open_any()?;
+        let fd = open_any()?;
         let wanted = REQUIRED.iter().fold(abi::FEATURE_EXACT_ADDRESS, |all, (bit, _)| all | bit);
-        let features = wanted & offered;
-        handshake(&fd, features)?;
-        Ok(Self { fd: out_of_the_way(fd), opened_by, features })
+        handshake(&fd, wanted & offered)?;
+        Ok(Self { fd: out_of_the_way(fd) })
     }
 
     /// One that also says when its memory is dropped (`UFFD_FEATURE_EVENT_REMOVE`): until such an
     /// event is read, the kernel puts moves off.
     #[cfg(test)]
     pub(crate) fn open_with_remove_events() -> Self {
-        let (fd, opened_by) = open_any().unwrap();
+        let fd = open_any().unwrap();
         let remove_events = 1 << 3;
         let features = REQUIRED.iter().fold(remove_events, |all, (bit, _)| all | bit);
         handshake(&fd, features).unwrap();
-        Self { fd, opened_by, features }
-    }
-
-    /// How it was got.
-    #[must_use]
-    pub const fn opened_by(&self) -> OpenedBy {
-        self.opened_by
-    }
-
-    /// Whether [`Fault::address`] is exact to the byte.
-    #[must_use]
-    pub const fn has_exact_addresses(&self) -> bool {
-        self.features & abi::FEATURE_EXACT_ADDRESS != 0
+        Self { fd }
     }
 
     /// Watches `span`. Accesses by any thread, also from KVM and device I/O, become faults.
@@ -289,12 +264,15 @@ impl Uffd {
         Ok(())
     }
 
-    /// Stops watching `span`; takes write-protection off and wakes who waits there.
+    /// Stops watching `span`, takes write-protection off, and wakes the threads that wait there.
     ///
     /// # Errors
     /// `EINVAL` when memory of another kind is in it.
     pub fn unregister(&self, span: Span<'_>) -> SysResult<()> {
-        self.request("ioctl(UFFDIO_UNREGISTER)", abi::UFFDIO_UNREGISTER, &mut range(span))
+        self.request("ioctl(UFFDIO_UNREGISTER)", abi::UFFDIO_UNREGISTER, &mut range(span))?;
+        // Linux 6.18 wakes first and stops the watch then: a thread that faults in between, under
+        // the lock of its mapping alone, would wait for ever.
+        self.wake(span)
     }
 
     /// Makes the next write to each page of `span` that is there now a fault. Holes stay holes.
@@ -302,36 +280,21 @@ impl Uffd {
     /// # Errors
     /// `ENOENT` when it is not registered for it, `EAGAIN` while mappings change: ask again.
     pub fn protect(&self, span: Span<'_>) -> SysResult<()> {
-        self.write_protect(span, abi::WRITEPROTECT_MODE_WP)
-    }
-
-    /// Allows writes again.
-    ///
-    /// # Errors
-    /// As [`Self::protect`].
-    pub fn unprotect(&self, span: Span<'_>, wake: Wake) -> SysResult<()> {
-        let mode = match wake {
-            Wake::Yes => 0,
-            Wake::No => abi::WRITEPROTECT_MODE_DONTWAKE,
-        };
-        self.write_protect(span, mode)
-    }
-
-    fn write_protect(&self, span: Span<'_>, mode: u64) -> SysResult<()> {
+        let mode = abi::WRITEPROTECT_MODE_WP;
         let mut argument = abi::UffdioWriteprotect { range: range(span), mode };
         self.request("ioctl(UFFDIO_WRITEPROTECT)", abi::UFFDIO_WRITEPROTECT, &mut argument)
     }
 
-    /// Lets threads that wait on `span` try again. Idempotent.
+    /// Lets threads that wait on `span` try again. Idempotent; `span` need not be registered.
     ///
     /// # Errors
-    /// None on a registered span.
+    /// None.
     pub fn wake(&self, span: Span<'_>) -> SysResult<()> {
         self.request("ioctl(UFFDIO_WAKE)", abi::UFFDIO_WAKE, &mut range(span))
     }
 
     /// Maps the small zero page at every hole of `span`: reads go on, and writes then take frames
-    /// from the host without a fault. The answer is as for a move.
+    /// from the host without a fault. Returns what a move returns.
     pub fn map_zero_pages(&self, span: Span<'_>, wake: Wake) -> MoveOutcome {
         let mode = match wake {
             Wake::Yes => 0,
@@ -380,8 +343,8 @@ impl Uffd {
         }
     }
 
-    /// Takes the faults that wait, at most [`FaultBuffer::CAPACITY`], without blocking; the answer
-    /// is how many. 0 when there are none. [`super::poll`] waits for some.
+    /// Takes the faults that wait, at most [`FaultBuffer::CAPACITY`], without blocking. Returns how
+    /// many. [`super::poll`] waits for some.
     ///
     /// # Errors
     /// `EINVAL` never, `ENOMEM` rarely: ask again.
@@ -389,7 +352,8 @@ impl Uffd {
         self.read_some_faults(buffer, FaultBuffer::CAPACITY)
     }
 
-    /// As [`Self::read_faults`], at most `most` of them, so that other threads get the rest.
+    /// Takes faults as [`Self::read_faults`] does, at most `most` of them: other threads get the
+    /// rest.
     ///
     /// # Errors
     /// `EINVAL` never, `ENOMEM` rarely: ask again.
@@ -425,11 +389,10 @@ fn range(span: Span<'_>) -> abi::UffdioRange {
     abi::UffdioRange { start: span.start().as_u64(), len: span.bytes() }
 }
 
-/// Opens a userfaultfd by the device, with the error that opening the device, or the request on it,
-/// gave.
-/// The descriptor under a number above those that a VMM opens. A process that is killed releases its
-/// files from the highest number down. KVM's waits for its workers, and these may wait for a page:
-/// the userfaultfd, whose release ends every wait, has to go before it, whichever was opened first.
+/// Moves the descriptor to a number above those that a VMM opens. A process that is killed releases
+/// its files from the highest number down. KVM's release waits for KVM's workers, and these may
+/// wait for a page. The release of the userfaultfd ends every wait: it has to come first, whichever
+/// was opened first.
 fn out_of_the_way(fd: OwnedFd) -> OwnedFd {
     /// Higher ones would only cost the kernel memory for its table.
     const HIGHEST: u64 = 16 << 10;
@@ -440,6 +403,7 @@ fn out_of_the_way(fd: OwnedFd) -> OwnedFd {
     raw::duplicate_from(fd.as_fd(), lowest as i32).unwrap_or(fd)
 }
 
+/// Opens a userfaultfd by the device. Fails with the error of opening it, or of the request on it.
 pub(crate) fn open_by_device() -> SysResult<OwnedFd> {
     use std::os::fd::FromRawFd;
     let device = raw::open(c"/dev/userfaultfd", libc::O_RDWR)?;
@@ -457,12 +421,15 @@ pub(crate) fn open_by_system_call() -> SysResult<OwnedFd> {
     raw::userfaultfd(libc::O_CLOEXEC | libc::O_NONBLOCK)
 }
 
-fn open_any() -> Result<(OwnedFd, OpenedBy), OpenError> {
+/// Opens a userfaultfd with the right to handle the kernel's own faults: by the device, whose file
+/// permissions decide, or by the system call, which takes root, `CAP_SYS_PTRACE` or
+/// `vm.unprivileged_userfaultfd`.
+fn open_any() -> Result<OwnedFd, OpenError> {
     if let Ok(fd) = open_by_device() {
-        return Ok((fd, OpenedBy::Device));
+        return Ok(fd);
     }
     match open_by_system_call() {
-        Ok(fd) => Ok((fd, OpenedBy::SystemCall)),
+        Ok(fd) => Ok(fd),
         Err(error) if error.is(libc::ENOSYS) => Err(OpenError::NotBuilt),
         Err(error) if error.is(libc::EPERM) || error.is(libc::EACCES) => {
             Err(match KernelVersion::running() {
@@ -474,7 +441,7 @@ fn open_any() -> Result<(OwnedFd, OpenedBy), OpenError> {
     }
 }
 
-/// Agrees on `features`; the answer is what the kernel offers. Once per descriptor.
+/// Agrees on `features`, once per descriptor. Returns what the kernel offers.
 pub(crate) fn handshake(fd: &OwnedFd, features: u64) -> SysResult<u64> {
     let mut argument = abi::UffdioApi { api: abi::API, features, ioctls: 0 };
     let pointer = core::ptr::from_mut(&mut argument).cast();
@@ -483,7 +450,7 @@ pub(crate) fn handshake(fd: &OwnedFd, features: u64) -> SysResult<u64> {
     Ok(argument.features)
 }
 
-/// Names of the features in [`REQUIRED`] that `offered` lacks.
+/// Returns the names of the features in [`REQUIRED`] that `offered` lacks.
 pub(crate) fn missing_features(offered: u64) -> impl Iterator<Item = &'static str> {
     REQUIRED.iter().filter(move |(bit, _)| offered & bit == 0).map(|(_, name)| *name)
 }

@@ -16,7 +16,6 @@ pub(super) const FEATURE_MOVE: u64 = 1 << 16;
 pub(super) const REGISTER_MODE_MISSING: u64 = 1 << 0;
 pub(super) const REGISTER_MODE_WP: u64 = 1 << 1;
 pub(super) const WRITEPROTECT_MODE_WP: u64 = 1 << 0;
-pub(super) const WRITEPROTECT_MODE_DONTWAKE: u64 = 1 << 1;
 pub(super) const MOVE_MODE_DONTWAKE: u64 = 1 << 0;
 pub(super) const MOVE_MODE_ALLOW_SRC_HOLES: u64 = 1 << 1;
 pub(super) const ZEROPAGE_MODE_DONTWAKE: u64 = 1 << 0;

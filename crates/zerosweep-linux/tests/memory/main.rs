@@ -5,9 +5,11 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panic, like tests")]
 
 mod bench;
+mod collapse;
 mod holes;
 mod pin;
 mod pinned;
 mod superpages;
+mod unregister;
 mod unsuitable;
 mod zero_page;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use zerosweep_linux::GuestMemory;
 
-/// What takes longer hangs. On a busy machine two panics with their backtraces took 20 s.
+/// What takes longer hangs, on a busy machine too.
 pub(crate) const LIMIT: Duration = Duration::from_secs(120);
 
 /// A thread of the guest's: one that hangs fails the test.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use zerosweep::{
     Config, Consolidation, Event, Fault, Gfn, Host as _, InvalidTouch, Mfn, Order, Policy,
-    Progress, RamState, Session, Upkeep,
+    Progress, Session, Upkeep,
 };
 use zerosweep_sim::{
     Failure, Recorder, SoftwareGuest, SoftwareMachine, TouchError, touch, touch_at_rest,

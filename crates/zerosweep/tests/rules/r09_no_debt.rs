@@ -1,6 +1,6 @@
 //! [R9](zerosweep::rules#r9).
 
-use zerosweep::{Config, Gate, Gfn, Order, Policy, Progress, RamState, Superpage};
+use zerosweep::{Config, Gate, Gfn, Order, Policy, Progress, Superpage};
 use zerosweep_sim::SoftwareGuest;
 
 use crate::support::{fill, guest};

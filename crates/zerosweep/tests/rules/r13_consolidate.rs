@@ -1,6 +1,6 @@
 //! [R13](zerosweep::rules#r13).
 
-use zerosweep::{Config, Consolidation, Entry, Gfn, Order, Policy, Progress, RamState, Superpage};
+use zerosweep::{Config, Consolidation, Entry, Gfn, Order, Policy, Progress, Superpage};
 use zerosweep_sim::{SoftwareGuest, SoftwareMachine};
 
 use crate::support::{fill, guest};

@@ -1,6 +1,6 @@
 //! [R16](zerosweep::rules#r16).
 
-use zerosweep::{Entry, FaultError, Gfn, Order, Policy, RamState};
+use zerosweep::{Entry, FaultError, Gfn, Order, Policy};
 use zerosweep_sim::TouchError;
 
 use crate::support::{fill, guest, order};

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use zerosweep_linux::probe::KernelVersion;
+use zerosweep_linux::KernelVersion;
 
 use zerosweep_linux::references::FileSystem;
 

@@ -213,7 +213,7 @@ fn the_balloon_device_that_fits() {
 /// A guest that may run guests, on a kernel that keeps references to their pages.
 #[test]
 fn nested_guests_are_refused_where_the_kernel_does_not_pin_their_pages() {
-    use zerosweep_linux::probe::KernelVersion;
+    use zerosweep_linux::KernelVersion;
     let host = |minor, nested| Host { kernel: Some(KernelVersion::new(6, minor)), nested, ..HOST };
     let old = host(12, Some("vmx"));
     for line in ["-accel kvm -cpu host", "-enable-kvm -cpu max", "-M accel=kvm -cpu qemu64,+vmx"] {

@@ -1,27 +1,29 @@
-//! Whether the thread that the VMM lives by makes no progress.
+//! Whether the main thread of the VMM makes progress.
 //!
-//! A virtual CPU may wait for a frame while it holds what this thread needs: a lock of the VMM's, or
-//! one of the kernel's (KVM changes its memory slots only when no virtual CPU is in a fault). The
+//! A virtual CPU may wait for a frame while it holds what this thread needs: a lock of the VMM, or
+//! one of the kernel (KVM changes its memory slots only when no virtual CPU is in a fault). The
 //! file `/proc/self/task/ID/syscall` names the system call in which a thread is blocked, with its
-//! arguments, stack and instruction pointer. The same text at every look means that the thread is
-//! in one system call all the while. Only a call that waits for events is where an idle event loop
-//! belongs.
+//! arguments, stack and instruction pointer. The same text in every sample means that the thread is
+//! in one system call all the time. An idle event loop is in a call that waits for events, and in
+//! no other.
 //!
-//! The file is opened when guest memory is taken over. A process that has changed its user or root
+//! The file is opened when guest memory is adopted. A process that has changed its user or root
 //! directory since, or that has no descriptor left, could not open it any more, but still reads it.
-//! Where it cannot be read, the thread counts as blocked: to borrow is safer than to wait for ever.
+//! If it cannot be read, the thread counts as blocked: to borrow is safer than to wait for ever.
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use crate::memory::MainLoop;
+use super::exhaustion::MainLoop;
 use crate::sys::raw;
 
+/// The main thread may make no progress for this long while another thread stalls.
+pub(super) const STUCK_LIMIT: Duration = Duration::from_secs(2);
 /// Longer than any line of the file.
 const LINE: usize = 256;
 
-/// The thread, as seen from another.
+/// The main thread, sampled by another.
 pub(super) struct MainThread {
     watched: bool,
     file: Option<OwnedFd>,
@@ -42,18 +44,18 @@ impl MainThread {
         Self { watched: thread.is_some(), file, last: [0; LINE], since: None }
     }
 
-    /// Nobody waits any more.
+    /// Forgets the samples: nobody waits any more.
     pub(super) fn forget(&mut self) {
         self.since = None;
     }
 
-    /// Since when every look has found the thread in the same system call, other than one that
-    /// waits for events. The first look says 0.
+    /// Samples the thread. Returns for how long every sample has found it in the same system call,
+    /// other than one that waits for events. The first sample returns 0.
     pub(super) fn stuck_for(&mut self) -> Duration {
         if !self.watched {
             return Duration::ZERO;
         }
-        let now = self.look();
+        let now = self.sample();
         if !is_blocked(&now) {
             self.since = None;
         } else if now != self.last || self.since.is_none() {
@@ -63,15 +65,16 @@ impl MainThread {
         self.since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
-    /// Looks once more, if the last look found it blocked: time between two looks counts.
-    pub(super) fn look_again(&mut self) {
+    /// Samples once more if the last sample found the thread blocked: the time between two samples
+    /// counts.
+    pub(super) fn sample_again(&mut self) {
         if self.since.is_some() {
             self.stuck_for();
         }
     }
 
-    /// What the file says; zeros if it cannot be read.
-    fn look(&self) -> [u8; LINE] {
+    /// Reads the file; returns zeros if it cannot be read.
+    fn sample(&self) -> [u8; LINE] {
         let mut text = [0; LINE];
         if let Some(file) = &self.file {
             let _ = raw::read_at_start(file.as_fd(), &mut text);
@@ -80,7 +83,7 @@ impl MainThread {
     }
 }
 
-/// Whether a thread of which the file says `line` is in a system call that is no wait for events.
+/// Returns whether `line` of the file shows a system call that is no wait for events.
 fn is_blocked(line: &[u8]) -> bool {
     let end = line.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(line.len());
     match core::str::from_utf8(&line[..end]).ok().and_then(|number| number.parse().ok()) {
@@ -119,7 +122,7 @@ mod tests {
     #[test]
     fn the_first_look_says_nothing() {
         let mut main = MainThread::new(MainLoop::MainThread);
-        assert!(main.stuck_for() < super::super::STUCK);
+        assert!(main.stuck_for() < STUCK_LIMIT);
     }
 
     #[test]

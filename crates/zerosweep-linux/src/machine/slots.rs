@@ -1,4 +1,4 @@
-//! What stands behind each frame of the pool.
+//! The memory behind each frame of the pool.
 //!
 //! A frame is a *slot*: 4 KiB of addresses in the pool. 512 of them are a superslot. The memory of
 //! a frame is either at its slot or, while the frame is mapped, at the guest's address; this table
@@ -11,17 +11,19 @@
 //!    └──────── drop: given back to the host, or parked ◄──────────┘
 //! ```
 //!
-//! Whoever moves a superslot out of `Empty` or `Preparing` owns it meanwhile. All is atomic: the
-//! fault thread takes no lock here.
+//! The thread that moves a superslot out of `Empty` or `Preparing` owns it meanwhile. Everything is
+//! atomic: the fault thread takes no lock here.
 
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
-/// What stands behind a superslot.
+use zerosweep::{Mfn, SUPERPAGE_PAGES};
+
+/// The memory behind a superslot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Backing {
     /// Nothing.
     Empty,
-    /// Someone is getting a huge page for it.
+    /// A thread is getting a huge page for it.
     Preparing,
     /// One huge page.
     Whole,
@@ -45,6 +47,11 @@ struct Superslot {
     present: [AtomicU64; 8],
 }
 
+/// Returns the number of the superslot that a frame belongs to.
+pub(crate) const fn superslot(mfn: Mfn) -> u64 {
+    mfn.raw() / SUPERPAGE_PAGES
+}
+
 /// The table.
 pub(crate) struct Slots {
     superslots: Vec<Superslot>,
@@ -64,14 +71,14 @@ impl Slots {
         Backing::decode(self.superslots[superslot as usize].backing.load(Ordering::Acquire))
     }
 
-    /// Changes `from` to `to`; false if it is not `from`.
+    /// Changes `from` to `to`. Returns false if it is not `from`.
     pub(crate) fn advance(&self, superslot: u64, from: Backing, to: Backing) -> bool {
         let backing = &self.superslots[superslot as usize].backing;
         backing.compare_exchange(from as u8, to as u8, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
-    /// Sees to it that nobody gets a huge page for a superslot of which single pages are about to be
-    /// used. False while someone is getting one: ask again.
+    /// Makes sure that nobody gets a huge page for a superslot whose single pages are about to be
+    /// used. Returns false while a thread is getting one: ask again.
     pub(crate) fn open(&self, superslot: u64) -> bool {
         match self.backing(superslot) {
             Backing::Preparing => false,
@@ -80,46 +87,55 @@ impl Slots {
         }
     }
 
-    /// All 512 pages are there, as one or in pieces.
+    /// Notes that all 512 pages have memory, as one or in pieces.
     pub(crate) fn fill(&self, superslot: u64, backing: Backing) {
         let slot = &self.superslots[superslot as usize];
         slot.present.iter().for_each(|word| word.store(u64::MAX, Ordering::Relaxed));
         slot.backing.store(backing as u8, Ordering::Release);
     }
 
-    /// Nothing is there any more.
+    /// Notes that no page has memory.
     pub(crate) fn drop_all(&self, superslot: u64) {
         let slot = &self.superslots[superslot as usize];
         slot.present.iter().for_each(|word| word.store(0, Ordering::Relaxed));
         slot.backing.store(Backing::Empty as u8, Ordering::Release);
     }
 
-    /// Whether a frame has memory.
-    pub(crate) fn is_present(&self, mfn: u64) -> bool {
+    /// Returns whether a frame has memory.
+    pub(crate) fn is_present(&self, mfn: Mfn) -> bool {
         let (word, bit) = self.bit(mfn);
         word.load(Ordering::Acquire) & bit != 0
     }
 
-    /// A single page has memory now, or no longer. The superslot is in pieces.
-    pub(crate) fn set_present(&self, mfn: u64, present: bool) {
-        let slot = &self.superslots[(mfn / 512) as usize];
+    /// Notes that a single page has memory. The superslot is in pieces.
+    pub(crate) fn set_present(&self, mfn: Mfn) {
         let (word, bit) = self.bit(mfn);
-        if present {
-            word.fetch_or(bit, Ordering::AcqRel);
-        } else {
-            word.fetch_and(!bit, Ordering::AcqRel);
-        }
+        word.fetch_or(bit, Ordering::AcqRel);
+        self.set_pieces(mfn);
+    }
+
+    /// Notes that a single page has no memory. The superslot is in pieces.
+    pub(crate) fn clear_present(&self, mfn: Mfn) {
+        let (word, bit) = self.bit(mfn);
+        word.fetch_and(!bit, Ordering::AcqRel);
+        self.set_pieces(mfn);
+    }
+
+    fn set_pieces(&self, mfn: Mfn) {
+        let slot = &self.superslots[superslot(mfn) as usize];
         slot.backing.store(Backing::Pieces as u8, Ordering::Release);
     }
 
-    /// A page moves alone: the superslot is in pieces from now on. True if it was whole.
+    /// Notes that a page moves alone: the superslot is in pieces from now on. Returns whether it
+    /// was whole.
     pub(crate) fn break_up(&self, superslot: u64) -> bool {
         self.advance(superslot, Backing::Whole, Backing::Pieces)
     }
 
-    fn bit(&self, mfn: u64) -> (&AtomicU64, u64) {
-        let index = mfn % 512;
-        (&self.superslots[(mfn / 512) as usize].present[(index / 64) as usize], 1 << (index % 64))
+    fn bit(&self, mfn: Mfn) -> (&AtomicU64, u64) {
+        let index = mfn.raw() % SUPERPAGE_PAGES;
+        let words = &self.superslots[superslot(mfn) as usize].present;
+        (&words[(index / 64) as usize], 1 << (index % 64))
     }
 }
 
@@ -134,13 +150,14 @@ mod tests {
         assert!(slots.advance(1, Backing::Empty, Backing::Preparing));
         assert!(!slots.advance(1, Backing::Empty, Backing::Preparing));
         slots.fill(1, Backing::Whole);
-        assert!(slots.is_present(512) && slots.is_present(1023) && !slots.is_present(511));
+        let is_present = |mfn| slots.is_present(Mfn::new(mfn));
+        assert!(is_present(512) && is_present(1023) && !is_present(511));
         assert!(slots.break_up(1) && !slots.break_up(1));
         assert_eq!(slots.backing(1), Backing::Pieces);
-        slots.set_present(700, false);
-        assert!(!slots.is_present(700) && slots.is_present(701));
+        slots.clear_present(Mfn::new(700));
+        assert!(!is_present(700) && is_present(701));
         slots.drop_all(1);
-        assert_eq!((slots.backing(1), slots.is_present(701)), (Backing::Empty, false));
+        assert_eq!((slots.backing(1), is_present(701)), (Backing::Empty, false));
         assert!(slots.advance(1, Backing::Empty, Backing::Preparing) && !slots.open(1));
         slots.drop_all(1);
         assert!(slots.open(1) && !slots.advance(1, Backing::Empty, Backing::Preparing));

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use zerosweep::{Gfn, Order, Policy};
 
-use super::tests::one_guest::as_guest;
-use crate::{GuestMemory, MainLoop, Options, PAGE_BYTES, Region};
+use super::as_guest;
+use crate::{GuestMemory, MainLoop, Options, PAGE_BYTES, Region, operation};
 
 const MIB: u64 = 1 << 20;
 /// Of an operation of more calls so many are held up, evenly.
@@ -66,19 +66,19 @@ impl Guest {
     }
 }
 
-/// Runs `operation` and holds it up at the call after `calls` others; lifts meanwhile, and lets it go
-/// on. Whether it came so far.
+/// Runs `operation` and holds it up at the call after `calls` others; lifts meanwhile, and lets it
+/// go on. Whether it came so far.
 fn lifted_after(calls: u64, guest: &Guest, operation: impl FnOnce(&GuestMemory) + Send) -> bool {
     let memory = &*guest.memory;
     std::thread::scope(|scope| {
         let thread = scope.spawn(move || {
-            memory.machine.hold.after(calls);
+            memory.domain.machine.hold.after(calls);
             operation(memory);
         });
-        let held = memory.machine.hold.is_reached(|| thread.is_finished());
+        let held = memory.domain.machine.hold.is_reached(|| thread.is_finished());
         if held {
             memory.lift("something else failed");
-            memory.machine.hold.release();
+            memory.domain.machine.hold.release();
         }
         held
     })
@@ -92,7 +92,7 @@ fn lifted_at_each_call(
 ) {
     let guest = prepare();
     assert!(!lifted_after(u64::MAX, &guest, operation));
-    let calls = guest.memory.machine.hold.passed();
+    let calls = guest.memory.domain.machine.hold.passed();
     println!("{name}: {calls} calls");
     assert!(calls >= 4, "{name} is not the operation that is meant: {calls} calls");
     assert_eq!(guest.memory.snapshot().lifted, None);
@@ -128,13 +128,13 @@ fn while_singles_are_consolidated() {
         let live = |page: &u64| page % 512 < 8;
         let guest = Guest::under(Policy::None, (0..2048).filter(live).collect(), 0..2048);
         for page in (0..2048).filter(|page| !live(page)) {
-            assert_eq!(guest.memory.decrease(Gfn::new(page), Order::PAGE), Some(1));
+            assert_eq!(guest.memory.inflate(Gfn::new(page), Order::PAGE), Ok(1));
         }
-        assert_eq!(guest.memory.set_target(2 * MIB), Ok(true));
+        assert_eq!(guest.memory.set_target(2 * MIB), Ok(()));
         guest
     };
     lifted_at_each_call("consolidation", prepare, |memory| {
-        let _ = memory.consolidate(true, Duration::from_secs(30));
+        let _ = memory.consolidate(0, Duration::from_secs(30));
     });
 }
 
@@ -148,7 +148,7 @@ fn while_a_range_is_refilled() {
     };
     // A touch in a broken range, as the thread that answers faults does it.
     lifted_at_each_call("refill", prepare, |memory| {
-        memory.counted(|| memory.session().fault(Gfn::new(9)));
+        let _ = operation::track(&memory.domain, || memory.domain.session().fault(Gfn::new(9)));
     });
 }
 
@@ -159,7 +159,7 @@ fn while_pages_are_given_back() {
     let prepare = || Guest::new(live(), 200..280);
     lifted_at_each_call("decrease", prepare, |memory| {
         for page in (200..280).step_by(10) {
-            let _ = memory.decrease(Gfn::new(page), Order::PAGE);
+            let _ = memory.inflate(Gfn::new(page), Order::PAGE);
         }
         let _ = memory.set_target(2 * MIB);
     });

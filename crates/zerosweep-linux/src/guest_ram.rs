@@ -1,6 +1,5 @@
 //! Guest memory for VMMs of the [rust-vmm](https://github.com/rust-vmm) family: [`GuestRam`] is a
 //! region of the crate `vm-memory`, whose traits device models and kernel loaders take.
-#![expect(unsafe_code, reason = "vm-memory makes volatile slices of raw addresses")]
 
 use std::sync::Arc;
 
@@ -15,32 +14,31 @@ use crate::addr::PAGE_BYTES;
 use crate::error::SpanError;
 use crate::memory::GuestMemory;
 
-/// All of a guest's memory, as `vm-memory` has it: `read_slice`, `write_obj`, `get_slice` and so on
-/// go through it.
+/// All of a guest's memory for `vm-memory`, with `read_slice`, `write_obj`, `get_slice` and so on.
 pub type GuestRamCollection = GuestRegionCollection<GuestRam>;
 
 /// A range of guest physical addresses with managed memory behind it.
 ///
-/// One [`GuestMemory`] may lie behind several, as RAM below and above the hole under 4 GiB does.
-/// Each keeps it alive. Addresses in the *memory* begin at 0 and have no holes; its gfns are what
-/// [`GuestMemory::decrease`] and its like take, and [`GuestRam::gfn`] gives.
+/// One [`GuestMemory`] may back several ranges, such as RAM below and above the hole under 4 GiB.
+/// Each range keeps the memory alive. Addresses in the *memory* begin at 0 and have no holes; its
+/// gfns are those that [`GuestRam::gfn`] returns and [`GuestMemory::inflate`] takes.
 ///
-/// An access is like one of the guest: it may wait for a frame, on any thread but those that
-/// zerosweep has started. Writes are not tracked (`B` is `()`): who wants to migrate asks the
-/// hypervisor.
+/// An access is like an access of the guest: it may wait for a frame. Threads that zerosweep has
+/// started must not make one. Writes are not tracked (`B` is `()`): for migration, ask the
+/// hypervisor for dirty pages.
 #[derive(Clone, Debug)]
 pub struct GuestRam {
     memory: Arc<GuestMemory>,
     start: GuestAddress,
-    /// Where it begins in the memory, and how long it is, in bytes.
+    /// Where the range begins in the memory, and its length, in bytes.
     offset: u64,
     bytes: u64,
 }
 
 impl GuestRam {
-    /// The `bytes` bytes of `memory` at `offset` are at `start` for the guest. All three are
-    /// multiples of 4 KiB; keep `start` and `offset` the same distance from a multiple of 2 MiB, or
-    /// the hypervisor cannot map superpages.
+    /// Places `bytes` bytes of `memory` from `offset` on at the guest physical address `start`. All
+    /// three are multiples of 4 KiB. Keep `start` and `offset` the same distance from a multiple of
+    /// 2 MiB, or the hypervisor cannot map superpages.
     ///
     /// # Errors
     /// [`SpanError`] when misaligned, empty, past the end of `memory` or of the address space.
@@ -60,30 +58,24 @@ impl GuestRam {
         Ok(Self { memory, start, offset, bytes })
     }
 
-    /// All of `memory`, from guest physical address 0 on.
+    /// Places all of `memory` at guest physical address 0.
     #[must_use]
     pub fn whole(memory: Arc<GuestMemory>) -> Self {
         let bytes = memory.guest().bytes();
         Self { memory, start: GuestAddress(0), offset: 0, bytes }
     }
 
-    /// The memory behind it.
+    /// Returns the memory behind this range.
     #[must_use]
     pub fn memory(&self) -> &Arc<GuestMemory> {
         &self.memory
     }
 
-    /// The memory's gfn of the page at a guest physical address; `None` outside.
+    /// Returns the memory's gfn of the page at a guest physical address, or `None` outside.
     #[must_use]
     pub fn gfn(&self, address: GuestAddress) -> Option<Gfn> {
         let within = self.to_region_addr(address)?;
         Some(Gfn::new((self.offset + within.0) / PAGE_BYTES))
-    }
-
-    /// The address in this process of the byte `within` bytes into the range.
-    fn host_address(&self, within: u64) -> *mut u8 {
-        let address = self.memory.guest().start().get() + (self.offset + within) as usize;
-        core::ptr::with_exposed_provenance_mut(address)
     }
 }
 
@@ -102,7 +94,8 @@ impl GuestMemoryRegion for GuestRam {
 
     fn get_host_address(&self, address: MemoryRegionAddress) -> Result<*mut u8, GuestMemoryError> {
         let within = self.check_address(address).ok_or(GuestMemoryError::InvalidBackendAddress)?;
-        Ok(self.host_address(within.0))
+        let first = self.memory.guest().as_ptr().cast_mut();
+        Ok(first.wrapping_add((self.offset + within.0) as usize))
     }
 
     fn get_slice(
@@ -110,13 +103,11 @@ impl GuestMemoryRegion for GuestRam {
         offset: MemoryRegionAddress,
         count: usize,
     ) -> Result<VolatileSlice<'_, BS<'_, Self::B>>, GuestMemoryError> {
+        let outside = GuestMemoryError::InvalidBackendAddress;
         if offset.0.checked_add(count as u64).is_none_or(|end| end > self.bytes) {
-            return Err(GuestMemoryError::InvalidBackendAddress);
+            return Err(outside);
         }
-        // SAFETY: the part lies within the memory, whose region stays mapped for as long as the
-        // memory lives, which `self` keeps; no Rust reference ever points into a region, and all
-        // who use it besides (the guest, the kernel, our own moves and scans) do so by address.
-        Ok(unsafe { VolatileSlice::new(self.host_address(offset.0), count) })
+        self.memory.guest().volatile_slice(self.offset + offset.0, count).ok_or(outside)
     }
 }
 
