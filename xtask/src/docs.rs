@@ -82,6 +82,18 @@ fn sources(folder: &Path, extension: &str, found: &mut Vec<PathBuf>) {
 }
 
 #[test]
+fn the_documents_say_how_many_calls_a_machine_has() {
+    let source = read("crates/zerosweep/src/machine.rs");
+    let (_, body) = source.split_once("\npub trait Machine {\n").expect("the trait is there");
+    let (body, _) = body.split_once("\n}\n").expect("the trait has an end");
+    let required = body.lines().filter(|line| line.starts_with("    fn ") && line.ends_with(';'));
+    assert_eq!(required.count(), 11, "correct README.md and docs/embedding.md");
+    for document in ["README.md", "docs/embedding.md"] {
+        assert!(read(document).contains("of eleven calls"), "{document}");
+    }
+}
+
+#[test]
 fn every_rule_has_its_text_its_files_and_its_tests() {
     let (architecture, text) = (read("ARCHITECTURE.md"), read("docs/rules.md"));
     for name in rules() {

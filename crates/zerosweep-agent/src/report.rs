@@ -19,8 +19,8 @@ pub(crate) fn answer(config: &AgentConfig) -> Answer {
 /// The status, and a part of the superpage map.
 pub(crate) fn map(config: &AgentConfig, memory: &GuestMemory, first: u64) -> Answer {
     let mut map = Map { first, ..Map::default() };
-    memory.for_each_superpage(first, MAP_SUPERPAGES, |letter, live| {
-        map.letters.push(char::from(letter));
+    memory.for_each_superpage(first, MAP_SUPERPAGES, |state, live| {
+        map.letters.push(char::from(state.letter()));
         // Writing to a string cannot fail.
         let _ = write!(map.live, "{live:03x}");
     });

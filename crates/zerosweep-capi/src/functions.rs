@@ -7,8 +7,8 @@ use core::ptr::NonNull;
 use std::time::{Duration, Instant};
 
 use zerosweep::{
-    AuditError, Config, Domain, Entry, FRAME_LIMIT, Fault, Gfn, Hold, InvalidTouch, Life, Mfn,
-    Offline, Order, Policy, Progress, SUPERPAGE_PAGES, Statistics, Upkeep,
+    AuditError, Config, Domain, Entry, FRAME_LIMIT, Fault, Gfn, InvalidTouch, Life, Mfn, Offline,
+    Order, Policy, Progress, RamState, SUPERPAGE_PAGES, Statistics, Upkeep,
 };
 
 use crate::abi::{
@@ -160,18 +160,26 @@ pub extern "C" fn zs_populate_physmap(
 /// Errors: OUT_OF_RANGE, NO_FRAME, MAP_FAILED, OUT_OF_MEMORY.
 #[unsafe(no_mangle)]
 pub extern "C" fn zs_pin(domain: Option<NonNull<zs_domain>>, gfn: u64) -> zs_status {
-    hold(domain, gfn, Hold::Pinned)
+    set_pinned(domain, gfn, true)
 }
 
 /// Ends zs_pin(). A page that is not pinned stays so. Errors: as zs_pin().
 #[unsafe(no_mangle)]
 pub extern "C" fn zs_unpin(domain: Option<NonNull<zs_domain>>, gfn: u64) -> zs_status {
-    hold(domain, gfn, Hold::Free)
+    set_pinned(domain, gfn, false)
 }
 
-fn hold(domain: Option<NonNull<zs_domain>>, gfn: u64, hold: Hold) -> zs_status {
+fn set_pinned(domain: Option<NonNull<zs_domain>>, gfn: u64, pinned: bool) -> zs_status {
     on_run(domain, gfn, 0, |domain, gfn, _| {
-        domain.patiently(gfn, 1, |session| session.pin(gfn, hold)).map_err(|status| match status {
+        let set =
+            domain.patiently(
+                gfn,
+                1,
+                |session| {
+                    if pinned { session.pin(gfn) } else { session.unpin(gfn) }
+                },
+            );
+        set.map_err(|status| match status {
             zs_status::Busy => zs_status::NoFrame,
             zs_status::OutOfFrames => zs_status::MapFailed,
             other => other,
@@ -314,7 +322,10 @@ pub extern "C" fn zs_discard(
         while at < end {
             let next = at.superpage().first().offset(SUPERPAGE_PAGES).min(end);
             let pages = next.raw() - at.raw();
-            sum += domain.patiently(at, pages, |session| session.discard(at, pages))?;
+            sum += domain.patiently(at, pages, |session| {
+                // Within a superpage all is done, or nothing.
+                session.discard(at, pages).map_err(|error| error.reason)
+            })?;
             at = next;
         }
         give(discarded, sum);
@@ -546,9 +557,9 @@ fn entry_of(domain: &Domain, gfn: Gfn) -> Option<zs_entry> {
     let kind = match entry {
         Entry::Invalid => zs_entry_kind::Invalid,
         Entry::Pod => zs_entry_kind::Pod,
-        Entry::Ram { mfn, hold } => {
+        Entry::Ram { mfn, state } => {
             found.mfn = mfn.raw();
-            found.is_pinned = (hold == Hold::Pinned).into();
+            found.is_pinned = (state == RamState::Pinned).into();
             zs_entry_kind::Ram
         }
         Entry::Special => zs_entry_kind::Special,

@@ -6,6 +6,7 @@
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal as _, Write as _};
+use zerosweep::SuperpageState;
 
 /// Cells in a row: 80 columns with a margin.
 const COLUMNS: usize = 64;
@@ -64,20 +65,21 @@ pub(crate) fn wants_colours() -> bool {
 /// The map in at most `most` rows of `columns` symbols.
 pub(crate) fn rows(letters: &[u8], columns: usize, most: usize, colours: bool) -> Vec<String> {
     let per_cell = letters.len().div_ceil((columns * most).max(1)).max(1);
-    let cells: Vec<char> = letters.chunks(per_cell).map(worst).collect();
+    let cells: Vec<char> = letters.chunks(per_cell).map(symbol).collect();
     let row = |cells: &[char]| cells.iter().collect::<String>();
     let rows = cells.chunks(columns.max(1)).map(row);
     if colours { rows.map(|row| coloured(&row)).collect() } else { rows.collect() }
 }
 
-fn worst(superpages: &[u8]) -> char {
-    let has = |letter| superpages.contains(&letter);
-    match () {
-        () if has(b'b') => 'x',
-        () if has(b'r') => '+',
-        () if has(b'W') => '#',
-        () if has(b'p') => '-',
-        () => '.',
+/// The symbol of several superpages: that of the greatest state among them.
+fn symbol(letters: &[u8]) -> char {
+    let states = letters.iter().filter_map(|&letter| SuperpageState::from_letter(letter));
+    match states.max() {
+        Some(SuperpageState::Broken) => 'x',
+        Some(SuperpageState::Retaining) => '+',
+        Some(SuperpageState::Whole) => '#',
+        Some(SuperpageState::Promised) => '-',
+        Some(SuperpageState::Empty) | None => '.',
     }
 }
 

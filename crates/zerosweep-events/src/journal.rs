@@ -80,7 +80,7 @@ impl Journal {
 
     /// Leaves what an event says. Never waits for whoever empties the journal, and allocates nothing.
     pub fn record(&self, event: Event, domain: &Domain) {
-        let left_out = matches!(event, Event::Look { .. }) && self.detail == Detail::Xen;
+        let left_out = matches!(event, Event::Checked { .. }) && self.detail == Detail::Xen;
         if left_out || !self.open.load(Ordering::Relaxed) {
             return;
         }

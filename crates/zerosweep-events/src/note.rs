@@ -95,9 +95,9 @@ pub fn notes(event: Event, domain: &Domain, detail: Detail, mut each: impl FnMut
                 each(Note { what: What::Set(Kind::Ram), gfn, mfn, order: Order::PAGE });
             }
         }
-        Event::Look { gfn, looked, live } if detail == Detail::Guest => {
+        Event::Checked { gfn, checked, live } if detail == Detail::Guest => {
             let order = Order::PAGE;
-            each(Note { what: What::Look { looked, live }, gfn, mfn: None, order });
+            each(Note { what: What::Look { looked: checked, live }, gfn, mfn: None, order });
         }
         // Broken, stolen, returned, swept, exhausted: Xen has no record for it.
         _ => {}

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 pub use linux::on_linux;
 pub use software::on_software;
-use zerosweep::{Gfn, PAGE_BYTES, Policy, SUPERPAGE_PAGES, Statistics};
+use zerosweep::{Gfn, PAGE_BYTES, Policy, SUPERPAGE_PAGES, Statistics, SuperpageState};
 
 use crate::cost::CostModel;
 use crate::guest::{Guest, Plan, Shape};
@@ -101,7 +101,7 @@ impl Readings {
 
 /// Whether the letter of a map says that a superpage is whole.
 fn is_whole(letter: &u8) -> bool {
-    matches!(letter, b'W' | b'r')
+    SuperpageState::from_letter(*letter).is_some_and(SuperpageState::is_whole)
 }
 
 /// What is measured differently on each machine.

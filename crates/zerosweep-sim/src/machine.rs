@@ -253,6 +253,12 @@ impl SoftwareMachine {
         &mut self.arena[first..first + pages as usize * PAGE_WORDS]
     }
 
+    /// Whether no CPU reaches a frame that was unmapped: everything is flushed.
+    #[must_use]
+    pub fn is_flushed(&self) -> bool {
+        self.unflushed.is_empty()
+    }
+
     /// No frame is checked, copied or cleared while a CPU may still write to it: [INV-4], [INV-5],
     /// [INV-6].
     ///

@@ -171,7 +171,7 @@ fn superframe(mfn: Mfn) -> usize {
 mod tests {
     use super::*;
     use crate::domain::Config;
-    use crate::p2m::Hold;
+    use crate::p2m::RamState;
     use crate::policy::Policy;
 
     fn domain() -> Domain {
@@ -190,7 +190,7 @@ mod tests {
     #[test]
     fn what_other_threads_hold_is_allowed_for() {
         let mut d = domain();
-        let ram = Entry::Ram { mfn: Mfn::new(512), hold: Hold::Free };
+        let ram = Entry::Ram { mfn: Mfn::new(512), state: RamState::Mapped };
         d.p2m.set_whole(Superpage::new(0), ram);
         d.p2m.set_whole(Superpage::new(1), Entry::Pod);
         (d.populated, d.entries) = (512 + 7, 512 - 5);
@@ -205,7 +205,7 @@ mod tests {
     #[test]
     fn a_frame_that_is_both_mapped_and_cached_is_found() {
         let mut d = domain();
-        let ram = Entry::Ram { mfn: Mfn::new(512), hold: Hold::Free };
+        let ram = Entry::Ram { mfn: Mfn::new(512), state: RamState::Mapped };
         d.p2m.set_whole(Superpage::new(0), ram);
         d.populated = 512;
         assert_eq!(d.audit(), Ok(()));

@@ -33,13 +33,13 @@ pub struct Cache {
 
 /// A run that is to be cleared before it is handed out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Dirty {
+pub(crate) struct Dirty {
     /// First frame.
-    pub mfn: Mfn,
+    pub(crate) mfn: Mfn,
     /// Size: a page or a superpage.
-    pub order: Order,
+    pub(crate) order: Order,
     /// Whether no CPU can reach it any more.
-    pub flushed: bool,
+    pub(crate) flushed: bool,
 }
 
 enum Singles {
@@ -64,14 +64,12 @@ struct Partial {
 
 impl Cache {
     /// An empty cache that never rejoins singles.
-    #[must_use]
-    pub fn fifo() -> Self {
+    pub(crate) fn fifo() -> Self {
         Self::with(Singles::Fifo(VecDeque::new()))
     }
 
     /// An empty cache that rejoins singles.
-    #[must_use]
-    pub fn joining() -> Self {
+    pub(crate) fn joining() -> Self {
         Self::with(Singles::Joining(Partials::default()))
     }
 
@@ -117,7 +115,7 @@ impl Cache {
     ///
     /// # Errors
     /// When the memory cannot be had; nothing is changed then.
-    pub fn reserve(
+    pub(crate) fn reserve(
         &mut self,
         superpages: u64,
         mfn: Mfn,
@@ -142,7 +140,7 @@ impl Cache {
     ///
     /// # Errors
     /// When the memory cannot be had.
-    pub fn expect_frames(&mut self, frames: u64) -> Result<(), OutOfTableMemory> {
+    pub(crate) fn expect_frames(&mut self, frames: u64) -> Result<(), OutOfTableMemory> {
         let superframes = usize::try_from(frames.div_ceil(SUPERPAGE_PAGES));
         let superframes = superframes.map_err(|_| OutOfTableMemory)?;
         self.superpages.try_reserve(superframes + 1).map_err(|_| OutOfTableMemory)?;
@@ -159,7 +157,7 @@ impl Cache {
     ///
     /// The caller has [reserved](Cache::reserve) room where it cannot do without.
     #[must_use = "a superframe that has become whole is in the caller's hands"]
-    pub fn put(&mut self, mfn: Mfn, order: Order) -> Option<Mfn> {
+    pub(crate) fn put(&mut self, mfn: Mfn, order: Order) -> Option<Mfn> {
         if order >= Order::SUPERPAGE {
             debug_assert!(mfn.is_aligned(Order::SUPERPAGE));
             let steps = order.pages() / SUPERPAGE_PAGES;
@@ -178,7 +176,7 @@ impl Cache {
     }
 
     /// Puts a superpage in that could not be used: every other one is handed out before it.
-    pub fn put_last(&mut self, mfn: Mfn) {
+    pub(crate) fn put_last(&mut self, mfn: Mfn) {
         match self.singles {
             Singles::Fifo(_) => self.superpages.push_back(mfn),
             Singles::Joining(_) => self.superpages.push_front(mfn),
@@ -186,7 +184,7 @@ impl Cache {
     }
 
     /// Puts in a run that is to be cleared; room was [reserved](Cache::reserve).
-    pub fn put_dirty(&mut self, dirty: Dirty) {
+    pub(crate) fn put_dirty(&mut self, dirty: Dirty) {
         self.dirty_pages += dirty.order.pages();
         if dirty.order >= Order::SUPERPAGE {
             self.dirty.push_front(dirty);
@@ -196,7 +194,7 @@ impl Cache {
     }
 
     /// Takes a run that is to be cleared, superpages first.
-    pub fn take_dirty(&mut self) -> Option<Dirty> {
+    pub(crate) fn take_dirty(&mut self) -> Option<Dirty> {
         let dirty = self.dirty.pop_front()?;
         self.dirty_pages -= dirty.order.pages();
         Some(dirty)
@@ -209,7 +207,7 @@ impl Cache {
     }
 
     /// Takes a superpage to use it.
-    pub fn take_superpage(&mut self) -> Option<Mfn> {
+    pub(crate) fn take_superpage(&mut self) -> Option<Mfn> {
         match self.singles {
             Singles::Fifo(_) => self.superpages.pop_front(),
             Singles::Joining(_) => self.superpages.pop_back(),
@@ -217,12 +215,12 @@ impl Cache {
     }
 
     /// Takes a superpage to give it back to the host: the oldest.
-    pub fn take_superpage_to_return(&mut self) -> Option<Mfn> {
+    pub(crate) fn take_superpage_to_return(&mut self) -> Option<Mfn> {
         self.superpages.pop_front()
     }
 
     /// Takes a single; breaks the next superpage if there is none.
-    pub fn take_single(&mut self) -> Option<Mfn> {
+    pub(crate) fn take_single(&mut self) -> Option<Mfn> {
         if self.singles() == 0 {
             let broken = match self.singles {
                 Singles::Fifo(_) => *self.superpages.front()?,
@@ -244,7 +242,7 @@ impl Cache {
     }
 
     /// Takes a single of the superframe at `superframe`, if one is here to be handed out.
-    pub fn take_single_in(&mut self, superframe: Mfn) -> Option<Mfn> {
+    pub(crate) fn take_single_in(&mut self, superframe: Mfn) -> Option<Mfn> {
         match &mut self.singles {
             Singles::Fifo(list) => {
                 let run = superframe.raw()..superframe.raw() + SUPERPAGE_PAGES;
@@ -263,7 +261,7 @@ impl Cache {
     ///
     /// # Errors
     /// When there is no memory to keep the others; nothing is changed then.
-    pub fn take_out(&mut self, mfn: Mfn) -> Result<bool, OutOfTableMemory> {
+    pub(crate) fn take_out(&mut self, mfn: Mfn) -> Result<bool, OutOfTableMemory> {
         let first = mfn.align_down(Order::SUPERPAGE);
         if let Some(index) = self.superpages.iter().position(|&run| run == first) {
             self.reserve(0, first, SUPERPAGE_PAGES)?;

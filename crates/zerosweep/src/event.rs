@@ -90,19 +90,18 @@ pub enum Event {
         /// More that a scan should find.
         likely: u64,
     },
-    /// What is in pages, as a check saw it (rules [R5], [R10], [R11]). Told of checks whose outcome
-    /// does not tell it: of pages that are zero and become PoD, [`Event::Reclaim`] says so. Up to
-    /// eight events for a superpage.
+    /// What a zero check found in pages that it does not reclaim (rules [R5], [R10], [R11]). Pages
+    /// that are reclaimed have [`Event::Reclaim`] instead. A superpage has up to eight such events.
     ///
     /// [R5]: crate::rules#r5
     /// [R10]: crate::rules#r10
     /// [R11]: crate::rules#r11
-    Look {
-        /// The first of 64 pages, at a multiple of 64; bit n is page n.
+    Checked {
+        /// The first of 64 pages, a multiple of 64. Bit n of the others is page n.
         gfn: Gfn,
-        /// Pages that were looked at: those that are not live are zero.
-        looked: u64,
-        /// Those of them in which there is something.
+        /// Pages that were checked. Those of them that are not live are zero.
+        checked: u64,
+        /// Pages that are not zero.
         live: u64,
     },
     /// No frame could be found.

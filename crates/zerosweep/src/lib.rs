@@ -76,7 +76,7 @@ pub mod glossary {}
 pub mod rules {}
 
 pub use audit::AuditError;
-pub use cache::{Cache, Dirty};
+pub use cache::Cache;
 pub use domain::{
     Config, ConfigError, Domain, Forecast, InvalidTouch, Life, Quantities, Statistics, Upkeep,
 };
@@ -88,11 +88,11 @@ pub use machine::{
     Allocated, Content, Exclusive, Host, Machine, MapError, Mapped, OutOfFrames, QUICK_CHECK_WORDS,
     Unmapped,
 };
-pub use p2m::{Entry, Hold, OutOfTableMemory, P2m, SpareTable, Tally};
+pub use p2m::{Entry, OutOfTableMemory, P2m, RamState, SuperpageState, Tally};
 pub use policy::{Gate, Policy, UnknownPolicy};
 pub use pool::FramePool;
 pub use retained::PageBits;
 pub use session::{
-    BuildError, Consolidation, DecreaseError, Fault, FaultError, FillError, Offline, Progress,
-    Session, TargetError,
+    BuildError, Consolidation, DecreaseError, DiscardError, Fault, FaultError, FillError, Offline,
+    Progress, Session, TargetError,
 };

@@ -42,27 +42,75 @@ pub enum Entry {
     Ram {
         /// The (first) frame.
         mfn: Mfn,
-        /// Whether the frame may move.
-        hold: Hold,
+        /// Whether it is mapped, and may move.
+        state: RamState,
     },
     /// Never reclaimed: MMIO, foreign, page tables. Outside all quantities.
     Special,
 }
 
-/// Whether a ram frame may be checked, moved, stolen.
+/// What may be done with the frame of a ram entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hold {
-    /// Yes.
-    Free,
-    /// No: someone outside uses the frame (rule [R16]).
+pub enum RamState {
+    /// The guest reaches the frame. It may be checked, moved and stolen.
+    Mapped,
+    /// The guest reaches the frame, and a device may too: the frame stays where it is (rule [R16]).
     ///
     /// [R16]: crate::rules#r16
     Pinned,
-    /// Yes, but it could not be mapped back after a check: the next touch maps it.
+    /// The frame could not be mapped after a check or a copy. The guest does not reach it; the next
+    /// touch maps it.
     Detached,
 }
 
-/// The table memory that an operation needed could not be had. Nothing was changed.
+/// The state of a superpage as a whole. Programs write it as a letter. A map with fewer cells than
+/// superpages shows the greatest state of each cell: broken ranges are not hidden by whole ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SuperpageState {
+    /// `.`: no page of it has a frame, and none is promised.
+    Empty,
+    /// `p`: promised, and without a frame.
+    Promised,
+    /// `W`: one entry with a superframe behind it.
+    Whole,
+    /// `r`: as [`SuperpageState::Whole`]; the guest has given back some of its pages, whose frames
+    /// are retained.
+    Retaining,
+    /// `b`: single pages with frames.
+    Broken,
+}
+
+impl SuperpageState {
+    /// All states.
+    pub const ALL: [Self; 5] =
+        [Self::Empty, Self::Promised, Self::Whole, Self::Retaining, Self::Broken];
+
+    /// Its letter in maps.
+    #[must_use]
+    pub const fn letter(self) -> u8 {
+        match self {
+            Self::Empty => b'.',
+            Self::Promised => b'p',
+            Self::Whole => b'W',
+            Self::Retaining => b'r',
+            Self::Broken => b'b',
+        }
+    }
+
+    /// The state that this letter stands for.
+    #[must_use]
+    pub fn from_letter(letter: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.letter() == letter)
+    }
+
+    /// Whether the guest has it as one mapping.
+    #[must_use]
+    pub const fn is_whole(self) -> bool {
+        matches!(self, Self::Whole | Self::Retaining)
+    }
+}
+
+/// There is no memory for the engine's tables. Nothing was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutOfTableMemory;
 
@@ -90,12 +138,12 @@ fn encode(entry: Entry) -> u64 {
         Entry::Invalid => INVALID,
         Entry::Pod => POD,
         Entry::Special => SPECIAL,
-        Entry::Ram { mfn, hold } => {
+        Entry::Ram { mfn, state } => {
             debug_assert!(mfn.raw() < FRAME_LIMIT);
-            let kind = match hold {
-                Hold::Free => RAM,
-                Hold::Pinned => RAM_PINNED,
-                Hold::Detached => RAM_DETACHED,
+            let kind = match state {
+                RamState::Mapped => RAM,
+                RamState::Pinned => RAM_PINNED,
+                RamState::Detached => RAM_DETACHED,
             };
             mfn.raw() << NUMBER_SHIFT | kind
         }
@@ -107,9 +155,9 @@ fn decode(raw: u64) -> Entry {
     match raw & KIND_MASK {
         POD => Entry::Pod,
         SPECIAL => Entry::Special,
-        RAM => Entry::Ram { mfn, hold: Hold::Free },
-        RAM_PINNED => Entry::Ram { mfn, hold: Hold::Pinned },
-        RAM_DETACHED => Entry::Ram { mfn, hold: Hold::Detached },
+        RAM => Entry::Ram { mfn, state: RamState::Mapped },
+        RAM_PINNED => Entry::Ram { mfn, state: RamState::Pinned },
+        RAM_DETACHED => Entry::Ram { mfn, state: RamState::Detached },
         _ => Entry::Invalid,
     }
 }
@@ -188,14 +236,14 @@ struct Table {
 }
 
 /// Memory for the entries of one broken range, to be had without the lock that faults need.
-pub struct SpareTable(Vec<u64>);
+pub(crate) struct SpareTable(Vec<u64>);
 
 impl SpareTable {
     /// Memory for one.
     ///
     /// # Errors
     /// When it cannot be had.
-    pub fn new() -> Result<Self, OutOfTableMemory> {
+    pub(crate) fn new() -> Result<Self, OutOfTableMemory> {
         let mut entries = Vec::new();
         entries.try_reserve_exact(PAGES).map_err(|_| OutOfTableMemory)?;
         entries.resize(PAGES, INVALID);
@@ -224,7 +272,7 @@ impl P2m {
     ///
     /// # Errors
     /// When its memory cannot be had.
-    pub fn new(pages: u64) -> Result<Self, OutOfTableMemory> {
+    pub(crate) fn new(pages: u64) -> Result<Self, OutOfTableMemory> {
         let count =
             usize::try_from(pages.div_ceil(SUPERPAGE_PAGES)).map_err(|_| OutOfTableMemory)?;
         let mut records = Vec::new();
@@ -283,8 +331,8 @@ impl P2m {
             Some(_) => Order::PAGE,
         };
         let entry = match decode(record.entry) {
-            Entry::Ram { mfn, hold } => {
-                Entry::Ram { mfn: mfn.offset(gfn.index_in_superpage() as u64), hold }
+            Entry::Ram { mfn, state } => {
+                Entry::Ram { mfn: mfn.offset(gfn.index_in_superpage() as u64), state }
             }
             other => other,
         };
@@ -325,19 +373,18 @@ impl P2m {
         }
     }
 
-    /// What a superpage is, in a letter, for maps of guest memory: `W` whole, `r` whole although
-    /// some of its pages were given back, `b` broken and with frames, `p` promised, `.` neither.
+    /// The state of a superpage, for maps of guest memory.
     #[must_use]
-    pub fn letter(&self, superpage: Superpage) -> u8 {
+    pub fn state(&self, superpage: Superpage) -> SuperpageState {
         match self.whole(superpage) {
-            Some(Entry::Ram { .. }) if self.outs(superpage) > 0 => b'r',
-            Some(Entry::Ram { .. }) => b'W',
-            Some(Entry::Pod) => b'p',
-            Some(_) => b'.',
+            Some(Entry::Ram { .. }) if self.outs(superpage) > 0 => SuperpageState::Retaining,
+            Some(Entry::Ram { .. }) => SuperpageState::Whole,
+            Some(Entry::Pod) => SuperpageState::Promised,
+            Some(_) => SuperpageState::Empty,
             None => match self.tally(superpage) {
-                tally if tally.ram > 0 => b'b',
-                tally if tally.pod > 0 => b'p',
-                _ => b'.',
+                tally if tally.ram > 0 => SuperpageState::Broken,
+                tally if tally.pod > 0 => SuperpageState::Promised,
+                _ => SuperpageState::Empty,
             },
         }
     }
@@ -347,13 +394,15 @@ impl P2m {
     #[must_use]
     pub fn consecutive(&self, superpage: Superpage) -> Option<Mfn> {
         match self.whole(superpage) {
-            Some(Entry::Ram { mfn, hold: Hold::Free }) => Some(mfn),
+            Some(Entry::Ram { mfn, state: RamState::Mapped }) => Some(mfn),
             Some(_) => None,
             None => {
                 let record = self.records.get(superpage.index())?;
                 let table = self.table_at(record.entry);
                 let first = table.entries[0];
-                let Entry::Ram { mfn, hold: Hold::Free } = decode(first) else { return None };
+                let Entry::Ram { mfn, state: RamState::Mapped } = decode(first) else {
+                    return None;
+                };
                 let in_order = || {
                     let step = 1 << NUMBER_SHIFT;
                     table.entries.iter().enumerate().all(|(i, &e)| e == first + i as u64 * step)
@@ -365,7 +414,7 @@ impl P2m {
     }
 
     /// Makes a superpage one entry, whatever it was. A ram entry's mfn must be aligned.
-    pub fn set_whole(&mut self, superpage: Superpage, entry: Entry) {
+    pub(crate) fn set_whole(&mut self, superpage: Superpage, entry: Entry) {
         debug_assert!(self.is_full_superpage(superpage) || entry == Entry::Invalid);
         debug_assert!(
             !matches!(entry, Entry::Ram { mfn, .. } if !mfn.is_aligned(Order::SUPERPAGE))
@@ -393,14 +442,14 @@ impl P2m {
     ///
     /// # Errors
     /// When the memory cannot be had; nothing is changed then.
-    pub fn split(&mut self, superpage: Superpage) -> Result<(), OutOfTableMemory> {
+    pub(crate) fn split(&mut self, superpage: Superpage) -> Result<(), OutOfTableMemory> {
         let Some(entry) = self.whole(superpage) else { return Ok(()) };
         let inside = (self.pages - superpage.first().raw()).min(SUPERPAGE_PAGES) as usize;
         let number = self.new_table()?;
         let table = self.tables[number as usize].as_mut().ok_or(OutOfTableMemory)?;
         for (i, slot) in table.entries.iter_mut().take(inside).enumerate() {
             *slot = encode(match entry {
-                Entry::Ram { mfn, hold } => Entry::Ram { mfn: mfn.offset(i as u64), hold },
+                Entry::Ram { mfn, state } => Entry::Ram { mfn: mfn.offset(i as u64), state },
                 other => other,
             });
         }
@@ -411,7 +460,7 @@ impl P2m {
 
     /// Sets one page's entry. Its superpage must be broken ([`P2m::split`]). When that leaves
     /// nothing but invalid entries, the table is given back.
-    pub fn set_page(&mut self, gfn: Gfn, entry: Entry) {
+    pub(crate) fn set_page(&mut self, gfn: Gfn, entry: Entry) {
         let superpage = gfn.superpage();
         let record = self.records[superpage.index()].entry;
         assert_eq!(record & KIND_MASK, TABLE, "set_page needs a broken superpage at {gfn:?}");
@@ -425,28 +474,23 @@ impl P2m {
     }
 
     /// Gives a broken superpage's table back if nothing but invalid entries is in it.
-    pub fn drop_empty_table(&mut self, superpage: Superpage) {
+    pub(crate) fn drop_empty_table(&mut self, superpage: Superpage) {
         if self.whole(superpage).is_none() && self.tally(superpage) == Tally::default() {
             self.set_whole(superpage, Entry::Invalid);
         }
     }
 
-    /// Marks the superpage as in transit.
-    ///
-    /// # Errors
-    /// `Err(())` when another operation has it.
-    #[expect(clippy::result_unit_err, reason = "there is one way to fail, and the name says it")]
-    pub fn claim(&mut self, superpage: Superpage) -> Result<(), ()> {
+    /// Marks the superpage as in transit. Returns false if another operation has claimed it.
+    #[must_use = "a superpage that is not claimed may not be changed"]
+    pub(crate) fn claim(&mut self, superpage: Superpage) -> bool {
         let record = &mut self.records[superpage.index()];
-        if record.notes & NOTE_TRANSIT != 0 {
-            return Err(());
-        }
+        let is_free = record.notes & NOTE_TRANSIT == 0;
         record.notes |= NOTE_TRANSIT;
-        Ok(())
+        is_free
     }
 
     /// Ends what [`P2m::claim`] began.
-    pub fn release(&mut self, superpage: Superpage) {
+    pub(crate) fn release(&mut self, superpage: Superpage) {
         let record = &mut self.records[superpage.index()];
         debug_assert!(record.notes & NOTE_TRANSIT != 0);
         record.notes &= !NOTE_TRANSIT;
@@ -466,7 +510,7 @@ impl P2m {
     }
 
     /// Remembers a non-zero word, or forgets it.
-    pub fn set_hint(&mut self, superpage: Superpage, word: Option<u32>) {
+    pub(crate) fn set_hint(&mut self, superpage: Superpage, word: Option<u32>) {
         let notes = &mut self.records[superpage.index()].notes;
         *notes &= !(NOTE_HINT | NOTE_HINT_WORD | NOTE_DENSE);
         if let Some(word) = word {
@@ -481,7 +525,7 @@ impl P2m {
     }
 
     /// Remembers that a check found too many non-zero pages, until the hint changes.
-    pub fn set_dense(&mut self, superpage: Superpage) {
+    pub(crate) fn set_dense(&mut self, superpage: Superpage) {
         self.records[superpage.index()].notes |= NOTE_DENSE;
     }
 
@@ -514,7 +558,7 @@ impl P2m {
     ///
     /// # Errors
     /// When the memory for that cannot be had; nothing is changed then.
-    pub fn retain(&mut self, gfn: Gfn) -> Result<bool, OutOfTableMemory> {
+    pub(crate) fn retain(&mut self, gfn: Gfn) -> Result<bool, OutOfTableMemory> {
         let superpage = gfn.superpage();
         debug_assert!(matches!(self.whole(superpage), Some(Entry::Ram { .. })));
         let place = match self.place(superpage) {
@@ -530,7 +574,7 @@ impl P2m {
     }
 
     /// Takes the mark of [`P2m::retain`] off a page; false if it had none.
-    pub fn retake(&mut self, gfn: Gfn) -> bool {
+    pub(crate) fn retake(&mut self, gfn: Gfn) -> bool {
         let superpage = gfn.superpage();
         let Some(place) = self.place(superpage) else { return false };
         let was = self.retained.set(place, gfn.index_in_superpage(), false);
@@ -541,7 +585,7 @@ impl P2m {
     }
 
     /// Takes all marks of [`P2m::retain`] off a superpage. Returns how many there were.
-    pub fn forget_outs(&mut self, superpage: Superpage) -> u64 {
+    pub(crate) fn forget_outs(&mut self, superpage: Superpage) -> u64 {
         let Some(place) = self.place(superpage) else { return 0 };
         self.records[superpage.index()].notes &= !(NOTE_PLACE | NOTE_LAST);
         self.retained.close(place)
@@ -558,13 +602,13 @@ impl P2m {
 
     /// Leaves a superpage out of [`P2m::fewest_live`] until more of its pages come out, or
     /// [`P2m::forgive`].
-    pub fn put_last(&mut self, superpage: Superpage) {
+    pub(crate) fn put_last(&mut self, superpage: Superpage) {
         self.records[superpage.index()].notes |= NOTE_LAST;
         self.put_last += 1;
     }
 
     /// Takes back every [`P2m::put_last`].
-    pub fn forgive(&mut self) {
+    pub(crate) fn forgive(&mut self) {
         if core::mem::take(&mut self.put_last) > 0 {
             self.records.iter_mut().for_each(|record| record.notes &= !NOTE_LAST);
         }
@@ -599,7 +643,7 @@ impl P2m {
     }
 
     /// Memory for a range that will be broken.
-    pub fn add_spare(&mut self, spare: SpareTable) {
+    pub(crate) fn add_spare(&mut self, spare: SpareTable) {
         if self.spares.len() < SPARES_KEPT {
             self.spares.push(spare);
         }
@@ -627,13 +671,13 @@ mod tests {
     use super::*;
 
     fn ram(n: u64) -> Entry {
-        Entry::Ram { mfn: Mfn::new(n), hold: Hold::Free }
+        Entry::Ram { mfn: Mfn::new(n), state: RamState::Mapped }
     }
 
     #[test]
     fn an_entry_is_what_it_was_written_as() {
-        let holds = [Hold::Free, Hold::Pinned, Hold::Detached];
-        let rams = holds.map(|hold| Entry::Ram { mfn: Mfn::new(FRAME_LIMIT - 1), hold });
+        let holds = [RamState::Mapped, RamState::Pinned, RamState::Detached];
+        let rams = holds.map(|state| Entry::Ram { mfn: Mfn::new(FRAME_LIMIT - 1), state });
         for entry in rams.into_iter().chain([Entry::Invalid, Entry::Pod, Entry::Special]) {
             assert_eq!(decode(encode(entry)), entry);
         }
@@ -646,7 +690,8 @@ mod tests {
         p2m.set_whole(superpage(0), ram(512));
         p2m.set_whole(superpage(1), Entry::Pod);
         p2m.set_whole(superpage(2), Entry::Special);
-        let letters = |p2m: &P2m| (0..4).map(|n| p2m.letter(superpage(n))).collect::<Vec<_>>();
+        let letters =
+            |p2m: &P2m| (0..4).map(|n| p2m.state(superpage(n)).letter()).collect::<Vec<_>>();
         assert_eq!(letters(&p2m), b"Wp..");
         assert_eq!(p2m.retain(Gfn::new(3)), Ok(true));
         p2m.set_whole(superpage(3), Entry::Pod);
@@ -665,14 +710,14 @@ mod tests {
         let (first, last) = (Superpage::new(0), Superpage::new(2));
         assert!(p2m.is_full_superpage(first) && !p2m.is_full_superpage(last));
         p2m.set_whole(first, ram(512));
-        p2m.claim(first).unwrap();
+        assert!(p2m.claim(first));
         assert_eq!((p2m.hint(first), p2m.is_dense(first)), (None, false));
         p2m.set_hint(first, Some(0x3_ffff));
         assert_eq!((p2m.hint(first), p2m.is_dense(first)), (Some(0x3_ffff), false));
         p2m.set_hint(first, Some(0x1234));
         p2m.set_dense(first);
         assert_eq!((p2m.hint(first), p2m.is_dense(first)), (Some(0x1234), true));
-        assert!(p2m.in_transit(first) && p2m.claim(first).is_err());
+        assert!(p2m.in_transit(first) && !p2m.claim(first));
         p2m.set_hint(first, Some(0x1235));
         assert_eq!((p2m.hint(first), p2m.is_dense(first)), (Some(0x1235), false));
         p2m.set_hint(first, None);
@@ -789,13 +834,14 @@ mod tests {
         assert_eq!(p2m.get(Gfn::new(600)), (Entry::Invalid, Order::PAGE));
         assert_eq!(p2m.get(Gfn::new(601)), (ram(2048 + 89), Order::PAGE));
         assert_eq!((p2m.whole(sp), p2m.consecutive(sp)), (Some(ram(2048)), Some(Mfn::new(2048))));
-        assert_eq!((p2m.letter(sp), p2m.retained_pages()), (b'r', 1));
+        assert_eq!((p2m.state(sp), p2m.retained_pages()), (SuperpageState::Retaining, 1));
         assert_eq!(p2m.fewest_live(), Some((sp, 1)));
-        p2m.claim(sp).unwrap();
+        assert!(p2m.claim(sp));
         assert_eq!(p2m.fewest_live(), None, "it is in transit");
         p2m.release(sp);
         assert!(p2m.retake(Gfn::new(600)) && !p2m.retake(Gfn::new(600)));
-        assert_eq!((p2m.letter(sp), p2m.get(Gfn::new(600)).1), (b'W', Order::SUPERPAGE));
+        assert_eq!(p2m.state(sp), SuperpageState::Whole);
+        assert_eq!(p2m.get(Gfn::new(600)).1, Order::SUPERPAGE);
         assert_eq!(p2m.retain(Gfn::new(1023)), Ok(true));
         assert_eq!((p2m.forget_outs(sp), p2m.forget_outs(sp), p2m.outs(sp)), (1, 0, 0));
     }
@@ -805,8 +851,8 @@ mod tests {
         let mut p2m = P2m::new(512).unwrap();
         let sp = Superpage::new(0);
         p2m.set_hint(sp, Some((1 << 18) - 1));
-        assert!(p2m.claim(sp).is_ok());
-        assert!(p2m.claim(sp).is_err());
+        assert!(p2m.claim(sp));
+        assert!(!p2m.claim(sp));
         assert_eq!(p2m.hint(sp), Some((1 << 18) - 1));
         p2m.set_hint(sp, None);
         assert!(p2m.in_transit(sp));

@@ -3,8 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 use zerosweep::{
-    BuildError, Config, ConfigError, DecreaseError, Domain, Entry, Fault, FaultError, Gfn, Hold,
-    InvalidTouch, Order, Policy, TargetError,
+    BuildError, Config, ConfigError, DecreaseError, Domain, Entry, Fault, FaultError, Gfn,
+    InvalidTouch, Order, Policy, RamState, TargetError,
 };
 use zerosweep_sim::{Failure, SoftwareGuest, SoftwareMachine, TouchError};
 
@@ -86,7 +86,8 @@ fn xsa_031_orders_above_the_maximum_are_refused_at_once() {
             Err(BuildError::OutOfRange)
         );
         assert_eq!(guest.session().set_special(first, Order::MAX), Err(BuildError::OutOfRange));
-        assert_eq!(guest.session().discard(first, u64::MAX), Err(DecreaseError::OutOfRange));
+        let refused = guest.session().discard(first, u64::MAX).unwrap_err();
+        assert_eq!((refused.reason, refused.next), (DecreaseError::OutOfRange, first));
         assert_eq!(guest.session().retake(first, u64::MAX), 0);
     }
     assert_eq!(guest.session().fault(Gfn::new(u64::MAX)), Err(FaultError::Unmapped));
@@ -206,7 +207,7 @@ fn xsa_277_a_decrease_of_anything_keeps_no_claim() {
         guest.session().set_special(Gfn::new(5), PAGE).unwrap();
         scrub(&mut guest, 512..1536);
         guest.write(Gfn::new(513), 0, 1).unwrap();
-        guest.session().pin(Gfn::new(514), Hold::Pinned).unwrap();
+        guest.session().pin(Gfn::new(514)).unwrap();
         guest.session().decrease(Gfn::new(2048), SUPERPAGE).unwrap();
         guest.write(Gfn::new(1030), 0, 1).unwrap();
         let (mfn, _) = guest.machine.translate(Gfn::new(1030)).unwrap();
@@ -352,7 +353,7 @@ fn a_partial_decrease_says_how_many_pages_it_did() {
             Config { invalid_touch: InvalidTouch::Refuse, ..Config::new(2048, 2048, policy) };
         let mut guest = SoftwareGuest::new(config).unwrap();
         guest.write(Gfn::new(512), 0, 1).unwrap();
-        guest.session().pin(Gfn::new(520), Hold::Pinned).unwrap();
+        guest.session().pin(Gfn::new(520)).unwrap();
         guest.session().decrease(Gfn::new(530), PAGE).unwrap();
         guest.session().set_special(Gfn::new(1030), PAGE).unwrap();
         let given = guest.session().decrease(Gfn::new(512), Order::new(10).unwrap()).unwrap();

@@ -5,7 +5,7 @@
 //! [R16]: zerosweep::rules#r16
 
 use zerosweep::{
-    BuildError, Config, Domain, Entry, Gfn, Hold, Order, Policy, Quantities, SUPERPAGE_PAGES,
+    BuildError, Config, Domain, Entry, Gfn, Order, Policy, Quantities, RamState, SUPERPAGE_PAGES,
     Superpage,
 };
 use zerosweep_sim::{Failure, SoftwareMachine};
@@ -86,11 +86,11 @@ fn a_range_that_is_populated_is_zero_and_what_is_around_it_stays() {
                 assert_eq!(domain.with(&mut machine).populate_physmap(gfn, order), Ok(()));
                 let range = first..first + order.pages();
                 for (page, (was, is)) in (0..).zip(before.iter().zip(entries(&domain))) {
-                    let Entry::Ram { mfn, hold } = is else {
+                    let Entry::Ram { mfn, state } = is else {
                         assert!(!range.contains(&page) && is == *was, "page {page:#x}");
                         continue;
                     };
-                    assert!(range.contains(&page) && hold == Hold::Free, "page {page:#x}");
+                    assert!(range.contains(&page) && state == RamState::Mapped, "page {page:#x}");
                     let there = machine.translate(Gfn::new(page)).map(|(mfn, _)| mfn);
                     assert_eq!(there, Some(mfn));
                     for word in [0, 511] {

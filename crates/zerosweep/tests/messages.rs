@@ -5,8 +5,8 @@ use std::error::Error;
 
 use zerosweep::{
     AuditError, BuildError, Config, ConfigError, Consolidation, DecreaseError, Domain, FaultError,
-    FillError, Gfn, Hold, Life, Mfn, Offline, Order, OutOfTableMemory, Policy, Progress, Superpage,
-    TargetError,
+    FillError, Gfn, Life, Mfn, Offline, Order, OutOfTableMemory, Policy, Progress, RamState,
+    Superpage, TargetError,
 };
 use zerosweep_sim::{NewGuestError, SoftwareGuest, SoftwareMachine, TouchError};
 
@@ -86,7 +86,8 @@ fn a_domain_that_is_taken_down_says_so_to_everybody() {
         assert_eq!(session.fault(gfn), Err(FaultError::Dying));
         assert_eq!(session.fault_borrowing(gfn), Err(FaultError::Dying));
         assert_eq!(session.decrease(gfn, Order::PAGE), Err(DecreaseError::Dying));
-        assert_eq!(session.discard(gfn, 1), Err(DecreaseError::Dying));
+        let refused = session.discard(gfn, 1).unwrap_err();
+        assert_eq!((refused.reason, refused.next), (DecreaseError::Dying, gfn));
         assert_eq!(session.populate_on_demand(gfn, Order::PAGE), Err(BuildError::Dying));
         assert_eq!(session.populate_physmap(gfn, Order::PAGE), Err(BuildError::Dying));
         assert_eq!(session.set_special(gfn, Order::PAGE), Err(BuildError::Dying));
@@ -94,7 +95,7 @@ fn a_domain_that_is_taken_down_says_so_to_everybody() {
         assert_eq!(session.consolidate(&mut work, 1), Ok(Progress::Done));
         assert_eq!(session.upkeep(1, true), Progress::Done);
         assert_eq!(session.offline(Mfn::new(9)), Ok(Offline::NotCached));
-        assert_eq!(session.pin(Gfn::new(5000), Hold::Pinned), Err(BuildError::OutOfRange));
+        assert_eq!(session.pin(Gfn::new(5000)), Err(BuildError::OutOfRange));
         while guest.session().teardown(1) == Progress::More {}
         assert_eq!(
             (guest.domain.life(), guest.session().teardown(1)),

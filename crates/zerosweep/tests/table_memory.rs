@@ -228,9 +228,8 @@ impl Guest {
                 self.forget(page..page + pages);
             }
             Step::Pin(page) => {
-                let _ = with_allocations(true, || {
-                    self.domain.with(&mut self.machine).pin(gfn(page), zerosweep::Hold::Free)
-                });
+                let _ =
+                    with_allocations(true, || self.domain.with(&mut self.machine).unpin(gfn(page)));
             }
             Step::Offline(mfn) => {
                 let _ = with_allocations(true, || {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
+use zerosweep::SuperpageState;
 use zerosweep_wire::{ErrorKind, MAP_SUPERPAGES, Map, Operation, Status};
 
 use crate::client::{ClientError, Link};
@@ -117,7 +118,7 @@ fn check(map: &Map, first: u64) -> Result<(), ClientError> {
     let count = map.letters.len();
     let is_part = map.first == first
         && count as u64 <= MAP_SUPERPAGES
-        && map.letters.bytes().all(|letter| b"Wrbp.".contains(&letter))
+        && map.letters.bytes().all(|letter| SuperpageState::from_letter(letter).is_some())
         && map.live.len() == 3 * count
         && map.live.bytes().all(|digit| digit.is_ascii_hexdigit());
     match is_part {

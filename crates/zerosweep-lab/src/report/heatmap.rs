@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use zerosweep::SuperpageState;
+
 use super::escape;
 use super::lines::{WIDTH, balloon_x};
 use crate::result::Run;
@@ -9,9 +11,13 @@ use crate::timeline::Sample;
 
 const HEIGHT: f64 = 160.0;
 
-/// Letters of a map, and the classes of their colours. What was given back is the background.
-const STATES: [(u8, &str); 4] =
-    [(b'W', "whole"), (b'r', "retained"), (b'b', "broken"), (b'p', "pod")];
+/// States on the map, and the classes of their colours. What was given back is the background.
+const STATES: [(SuperpageState, &str); 4] = [
+    (SuperpageState::Whole, "whole"),
+    (SuperpageState::Retaining, "retained"),
+    (SuperpageState::Broken, "broken"),
+    (SuperpageState::Promised, "pod"),
+];
 
 /// The map as SVG: one path a state, a vertical stroke for each run of equal cells.
 pub(super) fn svg(run: &Run, samples: &[Sample]) -> String {
@@ -26,8 +32,8 @@ pub(super) fn svg(run: &Run, samples: &[Sample]) -> String {
         WIDTH / columns as f64,
         HEIGHT / cells as f64
     );
-    for (letter, class) in STATES {
-        let path = path(letter, samples);
+    for (state, class) in STATES {
+        let path = path(state.letter(), samples);
         // Writing to a string cannot fail.
         let _ = write!(svg, "<path class={class} d=\"{path}\"/>");
     }

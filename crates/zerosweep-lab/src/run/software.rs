@@ -174,5 +174,5 @@ impl Following<'_> {
 
 fn letters(guest: &SoftwareGuest) -> Vec<u8> {
     let p2m = guest.domain.p2m();
-    (0..p2m.superpages()).map(|n| p2m.letter(Superpage::new(n))).collect()
+    (0..p2m.superpages()).map(|n| p2m.state(Superpage::new(n)).letter()).collect()
 }

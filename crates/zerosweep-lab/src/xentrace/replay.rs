@@ -143,7 +143,7 @@ impl Replay {
     fn of(guest: &SoftwareGuest, policy: Policy, exhausted_after: Option<usize>) -> Self {
         let (domain, statistics) = (&guest.domain, guest.domain.statistics());
         let p2m = domain.p2m();
-        let is_whole = |&n: &u64| matches!(p2m.letter(Superpage::new(n)), b'W' | b'r');
+        let is_whole = |&n: &u64| p2m.state(Superpage::new(n)).is_whole();
         let quantities = domain.quantities();
         Self {
             policy: policy.to_string(),

@@ -1,6 +1,6 @@
 //! Figures of a guest's memory at one moment, and the map of its superpages.
 
-use zerosweep::{Forecast, Quantities, Statistics, Superpage};
+use zerosweep::{Forecast, Quantities, Statistics, Superpage, SuperpageState};
 
 use super::GuestMemory;
 use crate::addr::SUPERPAGE_BYTES;
@@ -45,10 +45,9 @@ impl GuestMemory {
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let (mut whole, mut broken) = (0, 0);
-        self.for_each_superpage(0, u64::MAX, |letter, _| match letter {
-            b'W' | b'r' => whole += 1,
-            b'b' => broken += 1,
-            _ => {}
+        self.for_each_superpage(0, u64::MAX, |state, _| {
+            whole += u64::from(state.is_whole());
+            broken += u64::from(state == SuperpageState::Broken);
         });
         let domain = self.domain.lock();
         let quantities = domain.quantities();
@@ -79,21 +78,26 @@ impl GuestMemory {
     pub fn map_letters(&self) -> Vec<u8> {
         let superpages = self.guest().bytes().div_ceil(SUPERPAGE_BYTES);
         let mut letters = Vec::with_capacity(superpages as usize);
-        self.for_each_superpage(0, u64::MAX, |letter, _| letters.push(letter));
+        self.for_each_superpage(0, u64::MAX, |state, _| letters.push(state.letter()));
         letters
     }
 
-    /// Calls `visit` for each of `count` superpages from `first` on, with its letter and the number
+    /// Calls `visit` for each of `count` superpages from `first` on, with its state and the number
     /// of its pages that the guest has and that hold a frame. The lock is held for 1,024 of them at
     /// a time.
-    pub fn for_each_superpage(&self, first: u64, count: u64, mut visit: impl FnMut(u8, u64)) {
+    pub fn for_each_superpage(
+        &self,
+        first: u64,
+        count: u64,
+        mut visit: impl FnMut(SuperpageState, u64),
+    ) {
         let superpages = self.guest().bytes().div_ceil(SUPERPAGE_BYTES);
         let last = first.saturating_add(count).min(superpages);
         for first in (first..last).step_by(SNAPSHOT_STEP as usize) {
             let domain = self.domain.lock();
             let p2m = domain.p2m();
             for superpage in (first..(first + SNAPSHOT_STEP).min(last)).map(Superpage::new) {
-                visit(p2m.letter(superpage), p2m.tally(superpage).ram - p2m.outs(superpage));
+                visit(p2m.state(superpage), p2m.tally(superpage).ram - p2m.outs(superpage));
             }
         }
     }

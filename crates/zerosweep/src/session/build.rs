@@ -9,7 +9,7 @@ use core::fmt;
 use super::Session;
 use crate::frame::{Gfn, Mfn, Order, SUPERPAGE_PAGES, Superpage};
 use crate::machine::{Content, Host, Machine, Mapped, Unmapped};
-use crate::p2m::{Entry, Hold, OutOfTableMemory, P2m};
+use crate::p2m::{Entry, OutOfTableMemory, P2m, RamState};
 
 /// A range could not be built. Nothing was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,13 +129,26 @@ impl<H: Host> Session<H> {
         Ok(())
     }
 
-    /// Pins or unpins a ram page: a pinned frame is never checked, moved or reclaimed ([R16]).
+    /// Pins a ram page: its frame is not checked, moved or reclaimed until it is unpinned ([R16]).
     ///
     /// # Errors
-    /// When the page has no frame, another operation is at work on it, or it cannot be mapped.
+    /// [`BuildError::Busy`] if the page has no frame, [`BuildError::InTransit`] if another operation
+    /// is at work on it, [`BuildError::OutOfFrames`] if it cannot be mapped. Nothing was changed.
     ///
     /// [R16]: crate::rules#r16
-    pub fn pin(&mut self, gfn: Gfn, hold: Hold) -> Result<(), BuildError> {
+    pub fn pin(&mut self, gfn: Gfn) -> Result<(), BuildError> {
+        self.set_pinned(gfn, RamState::Pinned)
+    }
+
+    /// Ends what [`Session::pin`] began.
+    ///
+    /// # Errors
+    /// See [`Session::pin`].
+    pub fn unpin(&mut self, gfn: Gfn) -> Result<(), BuildError> {
+        self.set_pinned(gfn, RamState::Mapped)
+    }
+
+    fn set_pinned(&mut self, gfn: Gfn, to: RamState) -> Result<(), BuildError> {
         let superpage = gfn.superpage();
         if !self.domain().p2m.contains(gfn, Order::PAGE) {
             return Err(BuildError::OutOfRange);
@@ -143,21 +156,21 @@ impl<H: Host> Session<H> {
         if !self.claim(superpage) {
             return Err(BuildError::InTransit);
         }
-        let pinned = self.pin_claimed(gfn, hold);
+        let pinned = self.set_pinned_claimed(gfn, to);
         self.release(superpage);
         pinned
     }
 
-    fn pin_claimed(&mut self, gfn: Gfn, pin: Hold) -> Result<(), BuildError> {
+    fn set_pinned_claimed(&mut self, gfn: Gfn, to: RamState) -> Result<(), BuildError> {
         self.split_to_pin(gfn.superpage())?;
-        let Entry::Ram { mfn, hold } = self.domain().p2m.get(gfn).0 else {
+        let Entry::Ram { mfn, state } = self.domain().p2m.get(gfn).0 else {
             return Err(BuildError::Busy(gfn));
         };
-        if hold == Hold::Detached {
+        if state == RamState::Detached {
             let mapped = self.host.machine(|m| m.map(gfn, mfn, Order::PAGE));
             mapped.map_err(|_| BuildError::OutOfFrames)?;
         }
-        self.domain().p2m.set_page(gfn, Entry::Ram { mfn, hold: pin });
+        self.domain().p2m.set_page(gfn, Entry::Ram { mfn, state: to });
         Ok(())
     }
 
@@ -246,7 +259,7 @@ impl<H: Host> Session<H> {
     pub(crate) fn claim_run(&mut self, gfn: Gfn, order: Order) -> bool {
         let p2m = &mut self.host.domain().p2m;
         for superpage in superpages(gfn, order) {
-            if p2m.claim(superpage).is_err() {
+            if !p2m.claim(superpage) {
                 let taken = superpages(gfn, order).take_while(|&s| s != superpage);
                 taken.for_each(|s| p2m.release(s));
                 return false;
@@ -361,7 +374,7 @@ impl<H: Host> Session<H> {
 
     /// Sets the entries of a run that was just mapped: one, or one for each page.
     pub(crate) fn set_mapped(&mut self, at: Gfn, mfn: Mfn, order: Order, mapped: Mapped) {
-        let entry = Entry::Ram { mfn, hold: Hold::Free };
+        let entry = Entry::Ram { mfn, state: RamState::Mapped };
         let p2m = &mut self.host.domain().p2m;
         if order == Order::PAGE {
             p2m.set_page(at, entry);

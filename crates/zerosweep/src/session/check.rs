@@ -12,7 +12,7 @@ use super::Session;
 use crate::event::Event;
 use crate::frame::{Gfn, Mfn, Order, PAGE_BYTES, SUPERPAGE_BYTES, SUPERPAGE_PAGES, Superpage};
 use crate::machine::{Host, Machine, QUICK_CHECK_WORDS, Unmapped};
-use crate::p2m::{Entry, Hold};
+use crate::p2m::{Entry, RamState};
 use crate::retained::PageBits;
 
 /// What a superpage check found.
@@ -81,7 +81,7 @@ impl<H: Host> Session<H> {
         let quick = self.host.machine(|m| m.quick_check(gfn, mfn, order));
         self.count_quick(quick, SUPERPAGE_PAGES);
         if let Some(word) = quick {
-            self.tell_live(superpage.page((word / WORDS_PER_PAGE) as usize));
+            self.report_live(superpage.page((word / WORDS_PER_PAGE) as usize));
             return Check::NotZero;
         }
         if self.unmap_flushed(gfn, mfn, order) == Unmapped::Busy {
@@ -95,7 +95,7 @@ impl<H: Host> Session<H> {
             let last = (word / WORDS_PER_PAGE) as usize;
             (0..=last).for_each(|index| _ = seen.0.insert(index));
             seen.1.insert(last);
-            self.tell_look(superpage, seen.0, seen.1);
+            self.report_checked(superpage, seen.0, seen.1);
             self.map_back_superpage(superpage, mfn);
             return Check::NotZero;
         }
@@ -117,7 +117,7 @@ impl<H: Host> Session<H> {
         match self.host.machine(|m| m.map(gfn, mfn, order)) {
             Ok(mapped) => self.set_mapped(gfn, mfn, order, mapped),
             Err(_) => {
-                let entry = Entry::Ram { mfn, hold: Hold::Detached };
+                let entry = Entry::Ram { mfn, state: RamState::Detached };
                 self.domain().p2m.set_whole(superpage, entry);
             }
         }
@@ -126,7 +126,9 @@ impl<H: Host> Session<H> {
     /// Tries again to map a claimed superpage that an earlier check could not map back, so that
     /// pages of it that are out can be settled.
     pub(super) fn attach(&mut self, superpage: Superpage) {
-        if let Some(Entry::Ram { mfn, hold: Hold::Detached }) = self.domain().p2m.whole(superpage) {
+        if let Some(Entry::Ram { mfn, state: RamState::Detached }) =
+            self.domain().p2m.whole(superpage)
+        {
             self.map_back_superpage(superpage, mfn);
         }
     }
@@ -185,20 +187,22 @@ impl<H: Host> Session<H> {
     /// Unmaps one page of a claimed superpage if a quick check has nothing against it.
     fn detach_single(&mut self, gfn: Gfn) -> Option<(Gfn, Mfn)> {
         let domain = self.host.domain();
-        let (Entry::Ram { mfn, hold: Hold::Free }, _) = domain.p2m.get(gfn) else { return None };
+        let (Entry::Ram { mfn, state: RamState::Mapped }, _) = domain.p2m.get(gfn) else {
+            return None;
+        };
         domain.statistics.zero_checks_4k += 1;
         domain.cursors.looks += 1;
         let quick = self.host.machine(|m| m.quick_check(gfn, mfn, Order::PAGE));
         self.count_quick(quick, 1);
         if quick.is_some() {
-            self.tell_live(gfn);
+            self.report_live(gfn);
             return None;
         }
         if self.split(gfn.superpage()).is_err() {
             return None;
         }
         // The split may have moved it, or taken it: pages that are out are settled first.
-        let (Entry::Ram { mfn, hold: Hold::Free }, _) = self.domain().p2m.get(gfn) else {
+        let (Entry::Ram { mfn, state: RamState::Mapped }, _) = self.domain().p2m.get(gfn) else {
             return None;
         };
         // A batch may put in that many before anyone reserves again.
@@ -220,9 +224,9 @@ impl<H: Host> Session<H> {
         let scanned = found.map_or(PAGE_BYTES, |word| u64::from(word + 1) * 8);
         self.domain().statistics.bytes_scanned += scanned;
         if found.is_some() {
-            self.tell_live(gfn);
+            self.report_live(gfn);
             if self.host.machine(|m| m.map(gfn, mfn, Order::PAGE)).is_err() {
-                let entry = Entry::Ram { mfn, hold: Hold::Detached };
+                let entry = Entry::Ram { mfn, state: RamState::Detached };
                 self.domain().p2m.set_page(gfn, entry);
             }
             return false;

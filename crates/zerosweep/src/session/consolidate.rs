@@ -16,7 +16,7 @@ use super::{Progress, Session};
 use crate::cache::Dirty;
 use crate::frame::{Mfn, Order, PAGE_BYTES, SUPERPAGE_PAGES, Superpage};
 use crate::machine::{Allocated, Host, Machine, OutOfFrames, Unmapped};
-use crate::p2m::{Entry, Hold, OutOfTableMemory};
+use crate::p2m::{Entry, OutOfTableMemory, RamState};
 use crate::retained::PageBits;
 
 const PAGES: usize = SUPERPAGE_PAGES as usize;
@@ -143,8 +143,8 @@ impl<H: Host> Session<H> {
             return Ok(());
         }
         for (index, single) in singles.iter_mut().enumerate() {
-            if let Entry::Ram { mfn, hold } = p2m.get(superpage.page(index)).0 {
-                *single = Some((mfn, hold == Hold::Pinned));
+            if let Entry::Ram { mfn, state } = p2m.get(superpage.page(index)).0 {
+                *single = Some((mfn, state == RamState::Pinned));
             }
         }
         // The table of counts may grow: not under the lock.
@@ -183,7 +183,7 @@ impl<H: Host> Session<H> {
         }
         for index in 0..PAGES {
             let entry = self.domain().p2m.get(superpage.page(index)).0;
-            let Entry::Ram { mfn, hold: Hold::Free } = entry else { continue };
+            let Entry::Ram { mfn, state: RamState::Mapped } = entry else { continue };
             if work.stays(mfn) {
                 continue;
             }
@@ -304,8 +304,8 @@ impl<H: Host> Session<H> {
             // What was taken for a page that is busy goes to the cache, with what was moved away.
             let left = if moved.done.contains(index) {
                 let detached = moved.detached.contains(index);
-                let hold = if detached { Hold::Detached } else { Hold::Free };
-                domain.p2m.set_page(superpage.page(index), Entry::Ram { mfn: to[index], hold });
+                let state = if detached { RamState::Detached } else { RamState::Mapped };
+                domain.p2m.set_page(superpage.page(index), Entry::Ram { mfn: to[index], state });
                 from[index]
             } else {
                 to[index]

@@ -11,10 +11,10 @@ use crate::cache::Dirty;
 use crate::event::Event;
 use crate::frame::{Gfn, Mfn, Order, SUPERPAGE_PAGES, Superpage};
 use crate::machine::{Host, Machine, Unmapped};
-use crate::p2m::{Entry, Hold};
+use crate::p2m::{Entry, RamState};
 use crate::policy::{DecreaseCheck, Gate};
 
-/// A range that cannot be given back. Nothing was changed.
+/// A range that cannot be given back. [`Session::decrease`] changed nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DecreaseError {
     /// The range ends beyond the guest's memory.
@@ -36,6 +36,30 @@ impl fmt::Display for DecreaseError {
 }
 
 impl core::error::Error for DecreaseError {}
+
+/// A range whose content was given up in part: the pages before `next`. Nothing was changed from
+/// `next` on; [`Session::discard`] may be called again for the rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiscardError {
+    /// Pages before `next` that became PoD.
+    pub discarded: u64,
+    /// The first page that was not done.
+    pub next: Gfn,
+    /// Why it was not done.
+    pub reason: DecreaseError,
+}
+
+impl fmt::Display for DiscardError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the content was given up to gfn {} only: {}", self.next, self.reason)
+    }
+}
+
+impl core::error::Error for DiscardError {
+    fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
+        Some(&self.reason)
+    }
+}
 
 /// What is in a range, in pages; pinned pages are neither.
 #[derive(Clone, Copy, Debug, Default)]
@@ -152,7 +176,7 @@ impl<H: Host> Session<H> {
             let pages = next.raw() - at.raw();
             match entry {
                 Entry::Pod => content.pod += pages,
-                Entry::Ram { hold, .. } if hold != Hold::Pinned => content.ram += pages,
+                Entry::Ram { state, .. } if state != RamState::Pinned => content.ram += pages,
                 _ => {}
             }
             at = next;
@@ -216,7 +240,9 @@ impl<H: Host> Session<H> {
                     given += pages;
                     pages
                 }
-                Entry::Ram { hold, .. } if hold != Hold::Pinned && self.domain().debt() > 0 => {
+                Entry::Ram { state, .. }
+                    if state != RamState::Pinned && self.domain().debt() > 0 =>
+                {
                     // A chunk never reaches beyond an entry of its own order or more.
                     let run = if chunked { order.min(entry_order) } else { Order::PAGE };
                     given += self.give_run(at, run, Destination::Cache);
@@ -286,7 +312,7 @@ impl<H: Host> Session<H> {
     fn whole_ram_at(&mut self, at: Gfn, left: u64) -> (Option<Mfn>, u64) {
         if at.is_aligned(Order::SUPERPAGE) && left >= SUPERPAGE_PAGES {
             match self.domain().p2m.whole(at.superpage()) {
-                Some(Entry::Ram { mfn, hold }) if hold != Hold::Pinned => {
+                Some(Entry::Ram { mfn, state }) if state != RamState::Pinned => {
                     return (Some(mfn), SUPERPAGE_PAGES);
                 }
                 Some(_) => return (None, SUPERPAGE_PAGES),
@@ -311,12 +337,12 @@ impl<H: Host> Session<H> {
     }
 
     fn give_single(&mut self, gfn: Gfn, to: Destination) -> u64 {
-        let (mfn, hold) = match self.split_around(gfn) {
-            Some(Entry::Ram { mfn, hold }) => (mfn, hold),
+        let (mfn, state) = match self.split_around(gfn) {
+            Some(Entry::Ram { mfn, state }) => (mfn, state),
             Some(Entry::Pod) => return self.drop_pod(gfn, 1),
             _ => return 0,
         };
-        if hold == Hold::Pinned || !self.detach_to(gfn, mfn, Order::PAGE, to) {
+        if state == RamState::Pinned || !self.detach_to(gfn, mfn, Order::PAGE, to) {
             return 0;
         }
         let domain = self.host.domain();
@@ -343,7 +369,7 @@ impl<H: Host> Session<H> {
             return false;
         }
         let detached =
-            matches!(self.domain().p2m.get(gfn), (Entry::Ram { hold: Hold::Detached, .. }, _));
+            matches!(self.domain().p2m.get(gfn), (Entry::Ram { state: RamState::Detached, .. }, _));
         let later = to == Destination::Cache && self.clears_later();
         let unmapped = match (detached, later && order == Order::PAGE && self.flushes_later()) {
             (true, _) => Unmapped::Done,
@@ -419,23 +445,26 @@ impl<H: Host> Session<H> {
     /// Returns how many pages became PoD.
     ///
     /// # Errors
-    /// See [`DecreaseError`]; ranges before the one in transit are done then, and doing them again
-    /// is harmless.
-    pub fn discard(&mut self, gfn: Gfn, pages: u64) -> Result<u64, DecreaseError> {
+    /// [`DiscardError`] says which pages are done.
+    pub fn discard(&mut self, gfn: Gfn, pages: u64) -> Result<u64, DiscardError> {
+        let refused = |reason| DiscardError { discarded: 0, next: gfn, reason };
         if !self.is_alive() {
-            return Err(DecreaseError::Dying);
+            return Err(refused(DecreaseError::Dying));
         }
         let end = gfn.offset(pages);
         if end.raw() > self.domain().p2m.pages() {
-            return Err(DecreaseError::OutOfRange);
+            return Err(refused(DecreaseError::OutOfRange));
         }
         let mut at = gfn;
         let mut discarded = 0;
+        let mut outcome = Ok(());
         while at < end {
             let superpage = at.superpage();
             let next = superpage.page(SUPERPAGE_PAGES as usize).min(end);
             if !self.claim(superpage) {
-                return Err(DecreaseError::InTransit);
+                let reason = DecreaseError::InTransit;
+                outcome = Err(DiscardError { discarded, next: at, reason });
+                break;
             }
             discarded += self.discard_claimed(at, next.raw() - at.raw());
             self.release(superpage);
@@ -448,7 +477,7 @@ impl<H: Host> Session<H> {
         }
         let _ = self.return_excess();
         self.upkeep_inline();
-        Ok(discarded)
+        outcome.map(|()| discarded)
     }
 
     /// Discards a run within one claimed superpage.
@@ -493,8 +522,8 @@ impl<H: Host> Session<H> {
             self.scrub(gfn, first.offset(gfn.index_in_superpage() as u64));
             return 0;
         }
-        let Some(Entry::Ram { mfn, hold }) = self.split_around(gfn) else { return 0 };
-        if hold == Hold::Pinned || !self.detach_to(gfn, mfn, Order::PAGE, Destination::Cache) {
+        let Some(Entry::Ram { mfn, state }) = self.split_around(gfn) else { return 0 };
+        if state == RamState::Pinned || !self.detach_to(gfn, mfn, Order::PAGE, Destination::Cache) {
             return 0;
         }
         let later = self.clears_later();

@@ -16,7 +16,7 @@ use super::{Check, Session};
 use crate::event::Event;
 use crate::frame::{Mfn, Order, PAGE_BYTES, SUPERPAGE_PAGES, Superpage};
 use crate::machine::{Host, Machine};
-use crate::p2m::{Entry, Hold};
+use crate::p2m::{Entry, RamState};
 use crate::retained::PageBits;
 
 const PAGES: usize = SUPERPAGE_PAGES as usize;
@@ -125,8 +125,8 @@ impl<H: Host> Session<H> {
             let entry = if found.live.contains(index) {
                 retaken += u64::from(out);
                 let detached = moved.detached.contains(index);
-                let hold = if detached { Hold::Detached } else { Hold::Free };
-                Entry::Ram { mfn: moved.to[index], hold }
+                let state = if detached { RamState::Detached } else { RamState::Mapped };
+                Entry::Ram { mfn: moved.to[index], state }
             } else if out {
                 Entry::Invalid
             } else {

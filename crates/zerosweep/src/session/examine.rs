@@ -6,7 +6,7 @@
 //! superpage unmapped and looked at in full. Pages that are out and retained count as zero until
 //! that last look, which is the truth about them too.
 //!
-//! What was seen of pages that are not reclaimed is told: [`Event::Look`].
+//! What was seen of pages that are not reclaimed is told: [`Event::Checked`].
 //!
 //! [R5]: crate::rules#r5
 //! [R6]: crate::rules#r6
@@ -82,7 +82,7 @@ impl<H: Host> Session<H> {
         let found = self.look(mfn, start, most);
         self.domain().statistics.bytes_scanned += found.bytes;
         if found.count > 0 {
-            self.tell_look(superpage, found.looked(), found.live);
+            self.report_checked(superpage, found.looked(), found.live);
         }
         if found.count > most {
             self.remember(superpage, found.first_word, most);
@@ -109,7 +109,7 @@ impl<H: Host> Session<H> {
             domain.statistics.bytes_scanned += 8;
             let value = self.host.machine(|m| m.peek(superpage.first(), mfn, word));
             if value != 0 && too_many {
-                self.tell_live(superpage.page((u64::from(word) / WORDS_PER_PAGE) as usize));
+                self.report_live(superpage.page((u64::from(word) / WORDS_PER_PAGE) as usize));
                 return Glance::NotZero;
             }
             start = u64::from(word) / WORDS_PER_PAGE;
@@ -146,7 +146,7 @@ impl<H: Host> Session<H> {
         domain.cursors.looks += looked;
         // Twice as many as could be copied: not worth an unmap, whatever the others are.
         if count * STRIDE > most * 2 {
-            self.tell_look(superpage, live, live);
+            self.report_checked(superpage, live, live);
             self.remember(superpage, first, most);
             return Glance::NotZero;
         }
@@ -180,21 +180,27 @@ impl<H: Host> Session<H> {
         })
     }
 
-    /// Tells what was seen in a superpage.
-    pub(super) fn tell_look(&mut self, superpage: Superpage, looked: PageBits, live: PageBits) {
-        for (group, (looked, live)) in looked.words().into_iter().zip(live.words()).enumerate() {
-            if looked != 0 {
+    /// Reports what a check found in a superpage.
+    pub(super) fn report_checked(
+        &mut self,
+        superpage: Superpage,
+        checked: PageBits,
+        live: PageBits,
+    ) {
+        let words = checked.words().into_iter().zip(live.words());
+        for (group, (checked, live)) in words.enumerate() {
+            if checked != 0 {
                 let gfn = superpage.page(group * 64);
-                self.host.event(Event::Look { gfn, looked, live });
+                self.host.event(Event::Checked { gfn, checked, live });
             }
         }
     }
 
-    /// Tells that there is something in a page.
-    pub(super) fn tell_live(&mut self, gfn: Gfn) {
+    /// Reports that a page is not zero.
+    pub(super) fn report_live(&mut self, gfn: Gfn) {
         let bit = 1 << (gfn.raw() % 64);
         let gfn = Gfn::new(gfn.raw() & !63);
-        self.host.event(Event::Look { gfn, looked: bit, live: bit });
+        self.host.event(Event::Checked { gfn, checked: bit, live: bit });
     }
 
     fn remember(&mut self, superpage: Superpage, word: Option<u32>, most: u64) {

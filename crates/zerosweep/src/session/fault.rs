@@ -13,7 +13,7 @@ use crate::domain::{Forecast, InvalidTouch};
 use crate::event::Event;
 use crate::frame::{Gfn, Mfn, Order, SUPERPAGE_PAGES};
 use crate::machine::{Allocated, Content, Host, Machine, Mapped};
-use crate::p2m::{Entry, Hold};
+use crate::p2m::{Entry, RamState};
 use crate::policy::BeforeFrame;
 use crate::ring::Recent;
 use crate::sweep::Step;
@@ -111,7 +111,7 @@ impl<H: Host> Session<H> {
             let (entry, order) = domain.p2m.get(gfn);
             let served = match entry {
                 Entry::Special => return Err(FaultError::Special),
-                Entry::Ram { hold: Hold::Detached, .. } => Some(self.remap(gfn)?),
+                Entry::Ram { state: RamState::Detached, .. } => Some(self.remap(gfn)?),
                 Entry::Ram { .. } => Some(Fault::Present { gfn: gfn.align_down(order), order }),
                 Entry::Pod => self.populate(gfn, order, beyond)?,
                 Entry::Invalid if domain.p2m.is_out(gfn) => {
@@ -119,7 +119,7 @@ impl<H: Host> Session<H> {
                         return Err(FaultError::Unmapped);
                     }
                     let whole = domain.p2m.whole(gfn.superpage());
-                    if let Some(Entry::Ram { hold: Hold::Detached, .. }) = whole {
+                    if let Some(Entry::Ram { state: RamState::Detached, .. }) = whole {
                         // First it is mapped: if that fails, nothing is changed.
                         let fault = self.remap(gfn)?;
                         if fault == Fault::InTransit {
@@ -164,7 +164,7 @@ impl<H: Host> Session<H> {
             None => p2m.get(gfn),
         };
         let at = gfn.align_down(order);
-        let outcome = if let Entry::Ram { mfn, hold: Hold::Detached } = entry {
+        let outcome = if let Entry::Ram { mfn, state: RamState::Detached } = entry {
             let mfn = mfn.align_down(order);
             let mapped = self.host.machine(|m| m.map(at, mfn, order));
             mapped.map(|mapped| self.set_mapped(at, mfn, order, mapped))

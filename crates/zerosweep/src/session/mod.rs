@@ -27,7 +27,7 @@ mod upkeep;
 pub use build::BuildError;
 pub(crate) use check::{BATCH, Check};
 pub use consolidate::Consolidation;
-pub use decrease::DecreaseError;
+pub use decrease::{DecreaseError, DiscardError};
 pub(crate) use examine::WORTH_COPYING;
 pub use fault::{Fault, FaultError};
 pub use offline::Offline;
@@ -37,7 +37,7 @@ use crate::domain::{Domain, Life};
 use crate::event::Event;
 use crate::frame::{Gfn, Mfn, Order, Superpage};
 use crate::machine::{Host, Machine, Unmapped};
-use crate::p2m::{Entry, Hold, OutOfTableMemory, SpareTable};
+use crate::p2m::{Entry, OutOfTableMemory, RamState, SpareTable};
 
 /// Whether a long operation has come to its end.
 #[must_use = "work may be left"]
@@ -75,10 +75,10 @@ impl<H: Host> Session<H> {
         let superpage = gfn.superpage();
         let domain = self.host.domain();
         let mapped = match domain.p2m.get(gfn).0 {
-            Entry::Ram { hold, .. } => hold != Hold::Detached,
+            Entry::Ram { state, .. } => state != RamState::Detached,
             _ => false,
         };
-        if !mapped || domain.p2m.claim(superpage).is_err() {
+        if !mapped || !domain.p2m.claim(superpage) {
             return false;
         }
         self.host.machine(work);
@@ -100,7 +100,7 @@ impl<H: Host> Session<H> {
     }
 
     pub(crate) fn claim(&mut self, superpage: Superpage) -> bool {
-        self.domain().p2m.claim(superpage).is_ok()
+        self.domain().p2m.claim(superpage)
     }
 
     pub(crate) fn release(&mut self, superpage: Superpage) {

@@ -11,7 +11,7 @@ use crate::domain::Domain;
 use crate::event::Event;
 use crate::frame::{Gfn, Mfn, Order, PAGE_BYTES, SUPERPAGE_PAGES, Superpage};
 use crate::machine::{Host, Machine, Mapped, Unmapped};
-use crate::p2m::{Entry, Hold};
+use crate::p2m::{Entry, RamState};
 use crate::retained::PageBits;
 
 const PAGES: usize = SUPERPAGE_PAGES as usize;
@@ -86,7 +86,7 @@ impl<H: Host> Session<H> {
         };
         for index in 0..PAGES {
             match p2m.get(superpage.page(index)).0 {
-                Entry::Ram { mfn, hold: Hold::Free } => {
+                Entry::Ram { mfn, state: RamState::Mapped } => {
                     range.live.insert(index);
                     range.from[index] = mfn;
                 }
@@ -157,7 +157,7 @@ impl<H: Host> Session<H> {
         let Some(mapped) = mapped else {
             domain.statistics.busy += u64::from(unmapped != *live);
             for index in detached.iter() {
-                let entry = Entry::Ram { mfn: from[index], hold: Hold::Detached };
+                let entry = Entry::Ram { mfn: from[index], state: RamState::Detached };
                 domain.p2m.set_page(superpage.page(index), entry);
             }
             return false;

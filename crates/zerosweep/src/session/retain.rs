@@ -10,7 +10,7 @@ use super::Session;
 use crate::event::Event;
 use crate::frame::{Gfn, Mfn, Order, PAGE_BYTES, SUPERPAGE_PAGES, Superpage};
 use crate::machine::{Content, Host, Machine};
-use crate::p2m::{Entry, Hold};
+use crate::p2m::{Entry, RamState};
 
 impl<H: Host> Session<H> {
     /// Takes what the guest gives back of a whole superpage (claimed, order below 9) and leaves the
@@ -44,7 +44,7 @@ impl<H: Host> Session<H> {
     /// The first frame of a whole superpage whose frames may stay where they are.
     pub(super) fn free_frames(&mut self, superpage: Superpage) -> Option<Mfn> {
         match self.domain().p2m.whole(superpage) {
-            Some(Entry::Ram { mfn, hold: Hold::Free }) => Some(mfn),
+            Some(Entry::Ram { mfn, state: RamState::Mapped }) => Some(mfn),
             _ => None,
         }
     }
@@ -56,7 +56,7 @@ impl<H: Host> Session<H> {
         statistics.bytes_scanned += PAGE_BYTES;
         if was == Content::Unknown {
             statistics.bytes_cleared += PAGE_BYTES;
-            self.tell_live(gfn);
+            self.report_live(gfn);
         }
     }
 

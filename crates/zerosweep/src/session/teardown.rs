@@ -6,7 +6,7 @@ use super::{Progress, Session};
 use crate::domain::Life;
 use crate::frame::{Gfn, Mfn, Order, Superpage};
 use crate::machine::{Host, Machine, Unmapped};
-use crate::p2m::{Entry, Hold};
+use crate::p2m::{Entry, RamState};
 
 impl<H: Host> Session<H> {
     /// Takes down up to `superpages` superpages, then as many runs of the cache. No other operation
@@ -65,8 +65,8 @@ impl<H: Host> Session<H> {
             return false;
         }
         let gone = match self.domain().p2m.whole(superpage) {
-            Some(Entry::Ram { mfn, hold }) => {
-                self.take_down_run(superpage.first(), mfn, Order::SUPERPAGE, hold)
+            Some(Entry::Ram { mfn, state }) => {
+                self.take_down_run(superpage.first(), mfn, Order::SUPERPAGE, state)
             }
             Some(entry) => {
                 self.take_down_nothing(superpage, entry);
@@ -90,7 +90,7 @@ impl<H: Host> Session<H> {
         let domain = self.host.domain();
         match domain.p2m.get(gfn).0 {
             Entry::Invalid => true,
-            Entry::Ram { mfn, hold } => self.take_down_run(gfn, mfn, Order::PAGE, hold),
+            Entry::Ram { mfn, state } => self.take_down_run(gfn, mfn, Order::PAGE, state),
             entry => {
                 domain.entries -= u64::from(entry == Entry::Pod);
                 domain.p2m.set_page(gfn, Entry::Invalid);
@@ -99,8 +99,8 @@ impl<H: Host> Session<H> {
         }
     }
 
-    fn take_down_run(&mut self, gfn: Gfn, mfn: Mfn, order: Order, hold: Hold) -> bool {
-        let detached = hold == Hold::Detached;
+    fn take_down_run(&mut self, gfn: Gfn, mfn: Mfn, order: Order, state: RamState) -> bool {
+        let detached = state == RamState::Detached;
         if !detached && self.unmap_flushed(gfn, mfn, order) == Unmapped::Busy {
             return false;
         }

@@ -178,7 +178,8 @@ impl Guest {
             _ => (gfn, 1),
         };
         self.give_up(first, count);
-        self.wait(|shared| shared.session().discard(first, count));
+        // Within one superpage.
+        self.wait(|shared| shared.session().discard(first, count).map_err(|error| error.reason));
         self.gave_up(first, count, false);
     }
 

@@ -127,7 +127,7 @@ fn figures(name: &str, guest: &SoftwareGuest, missed: u64) -> String {
     guest.domain.audit().unwrap();
     let (domain, p2m) = (&guest.domain, guest.domain.p2m());
     let map: String =
-        (0..p2m.superpages()).map(|n| char::from(p2m.letter(Superpage::new(n)))).collect();
+        (0..p2m.superpages()).map(|n| char::from(p2m.state(Superpage::new(n)).letter())).collect();
     let mut text = format!("{name}, {}\n  missed {missed}\n  {map}\n", domain.policy());
     let debug = [
         format!("{:?}", domain.quantities()),

@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use zerosweep::{
-    Config, Consolidation, Event, Fault, Gfn, Hold, Host as _, InvalidTouch, Mfn, Order, Policy,
-    Progress, Session, Upkeep,
+    Config, Consolidation, Event, Fault, Gfn, Host as _, InvalidTouch, Mfn, Order, Policy,
+    Progress, RamState, Session, Upkeep,
 };
 use zerosweep_sim::{
     Failure, Recorder, SoftwareGuest, SoftwareMachine, TouchError, touch, touch_at_rest,
@@ -106,8 +106,8 @@ fn host_does(
         2 => session.populate_physmap(Gfn::new(page & !511), Order::SUPERPAGE).is_err(),
         3 => session.populate_physmap(gfn, small).is_err(),
         4 if chance(3).is_multiple_of(4) => session.set_special(gfn, small).is_err(),
-        5 if chance(3).is_multiple_of(8) => session.pin(gfn, Hold::Pinned).is_err(),
-        5 => session.pin(gfn, Hold::Free).is_err(),
+        5 if chance(3).is_multiple_of(8) => session.pin(gfn).is_err(),
+        5 => session.unpin(gfn).is_err(),
         6 => session.set_target((3 + chance(2) % 6) * 512 + chance(3) % 300).is_err(),
         7 => {
             let target = (3 + chance(2) % 6) * 512 + chance(3) % 300;

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use zerosweep::{
-    BuildError, Config, Consolidation, Domain, Entry, Fault, FaultError, Gfn, Hold, Host,
-    InvalidTouch, Mfn, Order, Progress, Quantities, Session, TargetError,
+    BuildError, Config, Consolidation, Domain, Entry, Fault, FaultError, Gfn, Host, InvalidTouch,
+    Mfn, Order, Progress, Quantities, RamState, Session, TargetError,
 };
 use zerosweep_sim::{Failure, Kept, SoftwareGuest, SoftwareMachine, TouchError};
 
@@ -449,14 +449,17 @@ impl Both {
         assert!(fresh <= taken);
     }
 
+    fn set_pinned(&mut self, gfn: Gfn, pin: bool) -> Result<(), BuildError> {
+        if pin { self.session().pin(gfn) } else { self.session().unpin(gfn) }
+    }
+
     fn pin(&mut self, page: u64, pin: bool) {
         let (gfn, index) = (Gfn::new(page), page as usize);
-        let hold = if pin { Hold::Pinned } else { Hold::Free };
         if self.range(page, 1).is_none() {
-            assert_eq!(self.session().pin(gfn, hold), Err(BuildError::OutOfRange));
+            assert_eq!(self.set_pinned(gfn, pin), Err(BuildError::OutOfRange));
             return;
         }
-        if self.session().pin(gfn, hold).is_err() {
+        if self.set_pinned(gfn, pin).is_err() {
             return;
         }
         let Entry::Ram { mfn, .. } = self.entry(index) else { panic!("pinned, but not ram") };
@@ -507,7 +510,11 @@ impl Both {
         }
         assert_eq!(q.guest(), inside, "INV-2: B");
         for (&page, &mfn) in &self.pinned {
-            assert_eq!(self.entry(page), Entry::Ram { mfn, hold: Hold::Pinned }, "INV-7: {page}");
+            assert_eq!(
+                self.entry(page),
+                Entry::Ram { mfn, state: RamState::Pinned },
+                "INV-7: {page}"
+            );
         }
         for (mfn, order) in domain.cache().iter() {
             for page in (0..order.pages()).map(|i| mfn.offset(i)) {
@@ -517,7 +524,7 @@ impl Both {
     }
 
     fn is_detached(&self, page: usize) -> bool {
-        let detached = |entry| matches!(entry, Entry::Ram { hold: Hold::Detached, .. });
+        let detached = |entry| matches!(entry, Entry::Ram { state: RamState::Detached, .. });
         let whole = self.guest.domain.p2m().whole(Gfn::new(page as u64).superpage());
         detached(self.entry(page)) || whole.is_some_and(detached)
     }

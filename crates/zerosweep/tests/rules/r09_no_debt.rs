@@ -1,6 +1,6 @@
 //! [R9](zerosweep::rules#r9).
 
-use zerosweep::{Config, Gate, Gfn, Hold, Order, Policy, Progress, Superpage};
+use zerosweep::{Config, Gate, Gfn, Order, Policy, Progress, RamState, Superpage};
 use zerosweep_sim::SoftwareGuest;
 
 use crate::support::{fill, guest};
@@ -33,7 +33,7 @@ fn r9_what_is_promised_and_backed_by_singles_needs_no_search() {
     }
     // Half of each superpage that it has; neither is whole, for one pinned page.
     for first in [0, 512] {
-        guest.session().pin(Gfn::new(first + 511), Hold::Pinned).unwrap();
+        guest.session().pin(Gfn::new(first + 511)).unwrap();
         for page in first..first + 256 {
             assert_eq!(guest.session().decrease(Gfn::new(page), Order::PAGE), Ok(1));
         }

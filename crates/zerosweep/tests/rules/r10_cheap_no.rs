@@ -29,7 +29,7 @@ fn r10_what_is_told_of_a_look_is_what_was_looked_at() {
         let _ = session.sweep_full(&mut 0, 1);
         let (mut looked, mut live) = (Vec::new(), Vec::new());
         for event in &session.host().events {
-            if let Event::Look { gfn, looked: l, live: v } = event {
+            if let Event::Checked { gfn, checked: l, live: v } = event {
                 looked.extend((0..64).filter(|bit| l >> bit & 1 == 1).map(|bit| gfn.raw() + bit));
                 live.extend((0..64).filter(|bit| v >> bit & 1 == 1).map(|bit| gfn.raw() + bit));
             }

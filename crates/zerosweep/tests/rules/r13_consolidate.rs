@@ -1,6 +1,6 @@
 //! [R13](zerosweep::rules#r13).
 
-use zerosweep::{Config, Consolidation, Entry, Gfn, Hold, Order, Policy, Progress, Superpage};
+use zerosweep::{Config, Consolidation, Entry, Gfn, Order, Policy, Progress, RamState, Superpage};
 use zerosweep_sim::{SoftwareGuest, SoftwareMachine};
 
 use crate::support::{fill, guest};
@@ -72,9 +72,9 @@ fn r13_consolidation_holds_no_more_superframes_than_it_must() {
 fn r13_pinned_pages_stay_and_a_range_that_is_all_live_is_a_superpage_again() {
     let mut guest = guest(8 * 512, 8 * 512, Policy::Zerosweep);
     fill(&mut guest, 0..1024, 7);
-    guest.session().pin(Gfn::new(5), Hold::Pinned).unwrap();
-    guest.session().pin(Gfn::new(600), Hold::Pinned).unwrap();
-    guest.session().pin(Gfn::new(600), Hold::Free).unwrap();
+    guest.session().pin(Gfn::new(5)).unwrap();
+    guest.session().pin(Gfn::new(600)).unwrap();
+    guest.session().unpin(Gfn::new(600)).unwrap();
     let pinned = guest.domain.p2m().get(Gfn::new(5)).0;
     let mut work = Consolidation::default();
     while guest.session().consolidate(&mut work, 100).unwrap() == Progress::More {}
@@ -92,7 +92,7 @@ fn r13_what_is_pinned_is_where_the_others_are_brought() {
     for page in (0..412).chain(512..824) {
         guest.session().decrease(Gfn::new(page), Order::PAGE).unwrap();
     }
-    guest.session().pin(Gfn::new(500), Hold::Pinned).unwrap();
+    guest.session().pin(Gfn::new(500)).unwrap();
     let (pinned, _) = guest.machine.translate(Gfn::new(500)).unwrap();
     let mut work = Consolidation::default();
     while guest.session().consolidate(&mut work, 3).unwrap() == Progress::More {}

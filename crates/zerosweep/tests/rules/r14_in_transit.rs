@@ -1,7 +1,8 @@
 //! [R14](zerosweep::rules#r14).
 
 use zerosweep::{
-    Config, Consolidation, Domain, Fault, Gfn, Host, Order, Policy, Progress, Session, Superpage,
+    Config, Consolidation, DecreaseError, DiscardError, Domain, Fault, Gfn, Host, Order, Policy,
+    Progress, Session, Superpage,
 };
 use zerosweep_sim::{SoftwareGuest, SoftwareMachine};
 
@@ -109,4 +110,54 @@ fn r14_only_faults_on_the_claimed_range_wait_while_pages_move() {
         assert!(work.moved() > 0);
     });
     assert!(broken > 0 && consolidated > 0, "{broken} and {consolidated} calls");
+}
+
+/// A host on which another virtual CPU gives up the content of two superpages while the machine works
+/// in the second.
+struct Reporting<'a> {
+    guest: &'a mut SoftwareGuest,
+    outcome: Option<Result<u64, DiscardError>>,
+}
+
+impl Host for Reporting<'_> {
+    type Machine = SoftwareMachine;
+
+    fn domain(&mut self) -> &mut Domain {
+        &mut self.guest.domain
+    }
+
+    fn machine<R>(&mut self, work: impl FnOnce(&mut SoftwareMachine) -> R) -> R {
+        if self.outcome.is_none() && self.guest.domain.p2m().in_transit(Superpage::new(1)) {
+            self.outcome = Some(self.guest.session().discard(Gfn::new(3), 1000));
+        }
+        work(&mut self.guest.machine)
+    }
+}
+
+#[test]
+fn r14_what_was_done_before_a_claimed_range_is_told_and_flushed() {
+    for policy in Policy::ALL {
+        let mut guest = SoftwareGuest::new(Config::new(2048, 2048, policy)).unwrap();
+        fill(&mut guest, 0..1024, 0);
+        fill(&mut guest, 3..400, 7);
+        let mut host = Reporting { guest: &mut guest, outcome: None };
+        let mut next = 1;
+        let _ = Session::new(&mut host).sweep_full(&mut next, 1);
+        let error = host.outcome.unwrap().unwrap_err();
+        assert_eq!(
+            (error.reason, error.next),
+            (DecreaseError::InTransit, Gfn::new(512)),
+            "{policy}"
+        );
+        // Ours clears pages where they are.
+        let discarded = if policy == Policy::Zerosweep { 0 } else { 509 };
+        assert_eq!(error.discarded, discarded, "{policy}");
+        assert!(
+            guest.machine.is_flushed(),
+            "{policy}: a CPU still reaches pages that were given up"
+        );
+        fill(&mut guest, 3..512, 9);
+        assert!(guest.session().discard(error.next, 491).is_ok(), "{policy}");
+        guest.domain.audit().unwrap();
+    }
 }

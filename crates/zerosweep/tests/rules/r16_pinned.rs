@@ -1,6 +1,6 @@
 //! [R16](zerosweep::rules#r16).
 
-use zerosweep::{Entry, FaultError, Gfn, Hold, Order, Policy};
+use zerosweep::{Entry, FaultError, Gfn, Order, Policy, RamState};
 use zerosweep_sim::TouchError;
 
 use crate::support::{fill, guest, order};
@@ -11,7 +11,7 @@ fn r16_special_and_pinned_pages_stay() {
         let mut guest = guest(4096, 1024, policy);
         guest.session().set_special(Gfn::new(40), order(2)).unwrap();
         fill(&mut guest, 512..1024, 0);
-        guest.session().pin(Gfn::new(600), Hold::Pinned).unwrap();
+        guest.session().pin(Gfn::new(600)).unwrap();
         let (mfn, _) = guest.machine.translate(Gfn::new(600)).unwrap();
         assert_eq!(guest.session().decrease(Gfn::new(32), order(4)), Ok(12));
         assert_eq!(guest.session().decrease(Gfn::new(600), Order::PAGE), Ok(0));

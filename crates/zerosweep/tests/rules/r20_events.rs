@@ -30,7 +30,7 @@ fn r20_events_tell_the_whole_story() {
 fn r20_looks_tell_what_checks_saw() {
     let looks = |events: Vec<Event>| {
         let look = |event| match event {
-            Event::Look { gfn, looked, live } => Some((gfn.raw(), looked, live)),
+            Event::Checked { gfn, checked, live } => Some((gfn.raw(), checked, live)),
             _ => None,
         };
         events.into_iter().filter_map(look).collect::<Vec<_>>()
