@@ -1,5 +1,6 @@
 //! Tells the program where cargo has just built the agent's library: beside the crates that it is
-//! linked from. `src/agent.rs` puts it in as a file, so that the program alone is enough to install.
+//! linked from. `src/agent.rs` puts it in as a file, so that the program alone is enough to
+//! install.
 
 use std::fs::File;
 use std::path::PathBuf;

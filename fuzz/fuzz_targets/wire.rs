@@ -3,28 +3,28 @@
 
 #[path = "../../crates/zerosweep-wire/tests/corpus/check.rs"]
 mod check;
-#[expect(dead_code, reason = "a part of the program is enough")]
-#[path = "../../crates/zerosweep-cli/src/lines.rs"]
-mod lines;
 
+use std::fs::DirBuilder;
 use std::io::{ErrorKind, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use libfuzzer_sys::fuzz_target;
+use zerosweep_client::lines::{LineError, LineStream};
 use zerosweep_wire::MAX_LINE_BYTES;
-
-use crate::lines::{LineError, LineStream};
 
 /// Long enough to be never over: everything is there before anything is read.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Where the client connects to.
 static LISTENER: LazyLock<(UnixListener, PathBuf)> = LazyLock::new(|| {
-    let name = format!("zerosweep-fuzz-{}.sock", std::process::id());
-    let path = std::env::temp_dir().join(name);
+    // The client trusts no socket in a directory that other users can write to.
+    let directory = std::env::temp_dir().join(format!("zerosweep-fuzz-{}", std::process::id()));
+    DirBuilder::new().mode(0o700).create(&directory).expect("a directory");
+    let path = directory.join("socket");
     (UnixListener::bind(&path).expect("a socket"), path)
 });
 

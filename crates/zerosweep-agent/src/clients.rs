@@ -1,4 +1,4 @@
-//! Who is connected to the control socket: not many at a time, and nobody locks others out.
+//! The connections to the control socket: their number is bounded, and no client locks others out.
 //!
 //! Each client has a seat. When all are taken, the client that has been silent the longest loses
 //! its seat to the newcomer: those that never asked anything first. One whose request is being

@@ -1,5 +1,5 @@
-//! The control socket: one thread that accepts, one for each client, and not many of them
-//! (`clients`): whoever connects and says nothing makes room for others.
+//! The control socket: one thread accepts, and each client has a thread. The number of clients is
+//! bounded (`clients`), and a silent one makes room for others.
 //!
 //! Access is by file permission alone. Nothing here is on a fault's way.
 
@@ -15,22 +15,22 @@ use zerosweep_wire::{
 };
 
 use crate::clients::{Client, Clients};
-use crate::{adopt, report};
+use crate::{qmp_tap, report, state};
 
-/// A client that says nothing for so long is let go.
+/// A client that is silent for longer is disconnected.
 const SILENCE: Duration = Duration::from_secs(60);
 
-/// Those that are served at the same time.
+/// The clients that are connected.
 static CLIENTS: Clients = Clients::new(32);
 
-/// Starts to listen. Without a socket the guest runs on; only nobody can ask about it.
+/// Starts to listen. Without a socket the guest runs on, but no tool can ask about it.
 pub(crate) fn start() {
-    let Some(config) = adopt::config() else { return };
+    let Some(config) = state::config() else { return };
     let Ok(listener) = UnixListener::bind(&config.socket) else { return };
     let private = std::fs::Permissions::from_mode(0o600);
     let _ = std::fs::set_permissions(&config.socket, private);
     let builder = std::thread::Builder::new().name("zs-control".into());
-    let _ = builder.spawn(move || adopt::guarded("zs-control", || accept(&listener, config)));
+    let _ = builder.spawn(move || state::guarded("zs-control", || accept(&listener, config)));
 }
 
 fn accept(listener: &UnixListener, config: &'static AgentConfig) {
@@ -43,7 +43,7 @@ fn accept(listener: &UnixListener, config: &'static AgentConfig) {
         };
         let Some(seat) = CLIENTS.admit(client) else { continue };
         let serve = move || {
-            adopt::guarded("zs-client", || {
+            state::guarded("zs-client", || {
                 zerosweep_linux::sys::raw::block_signals();
                 let _ = converse(&seat.client, config);
             });
@@ -101,8 +101,8 @@ fn refuse(kind: ErrorKind, message: String) -> Answer {
     Answer::Error(ErrorBody { kind, message })
 }
 
-/// Which threads may wait for memory: others than the VMM's would be none, and its main thread would
-/// freeze it.
+/// Checks the threads that are to wait for memory: they are threads of the VMM, but not its main
+/// thread, which would freeze the VMM.
 fn check_vcpus(
     thread_ids: &[u32],
     process: u32,
@@ -123,7 +123,7 @@ fn check_vcpus(
 }
 
 fn perform(operation: &Operation, config: &AgentConfig) -> Answer {
-    let memory = match adopt::guest() {
+    let memory = match state::guest() {
         Some(Ok(memory)) => memory,
         _ if *operation == Operation::Status => return report::answer(config),
         Some(Err(reason)) => return refuse(ErrorKind::NotManaging, reason.clone()),
@@ -154,7 +154,7 @@ fn perform(operation: &Operation, config: &AgentConfig) -> Answer {
                 );
                 return refuse(ErrorKind::BadValue, message);
             }
-            crate::follow::ballooned(memory, *actual_bytes);
+            qmp_tap::ballooned(memory, *actual_bytes);
         }
         Operation::Vcpus { thread_ids } => {
             let is_ours = zerosweep_linux::sys::raw::is_thread_of_ours;
@@ -168,7 +168,7 @@ fn perform(operation: &Operation, config: &AgentConfig) -> Answer {
                 let message = format!("a target of {target_bytes} bytes is not in whole pages");
                 return refuse(ErrorKind::BadValue, message);
             }
-            match crate::follow::overrule(memory, *target_bytes) {
+            match qmp_tap::overrule(memory, *target_bytes) {
                 Ok(()) => {}
                 Err(SetTargetError::Lifted(lifted)) => {
                     let message = format!("{lifted}: there is no target");

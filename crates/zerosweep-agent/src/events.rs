@@ -1,8 +1,7 @@
 //! A trace of what happens, if one is wanted.
 //!
-//! Whoever answers a fault leaves a note in a journal that has room for a bounded number of them; the
-//! thread `zs-events` writes the file. A file that cannot be written ends the recording and nothing
-//! else: `status` says why.
+//! A thread that answers a fault leaves a note in a bounded journal. The thread `zs-events` writes
+//! the file. A file that cannot be written ends the recording and nothing else: `status` says why.
 
 use std::fs::OpenOptions;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -57,9 +56,9 @@ pub(crate) fn end() {
     }
 }
 
-/// How it goes.
+/// The figures of the recording.
 pub(crate) fn figures() -> Option<Recorded> {
-    let file = crate::adopt::config()?.events.clone()?;
+    let file = crate::state::config()?.events.clone()?;
     Some(match RECORDING.get()? {
         Ok(recording) => {
             let figures = recording.figures();

@@ -1,16 +1,13 @@
 //! The C functions that take the place of the C library's in the VMM.
 //!
-//! Each looks at one atomic flag first and is nothing but the system call when this process manages
-//! no memory. Otherwise it asks [`crate::adopt`], which never panics outwards.
+//! Each reads one atomic flag first, and is only the system call when this process manages no
+//! memory. Otherwise it asks [`advice`], [`files`] or [`qmp_tap`], none of which panics.
 #![expect(unsafe_code, reason = "C functions with raw pointers, and system calls")]
 
 use core::ffi::{c_char, c_int, c_long, c_uint, c_ulong, c_void};
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
 
-use crate::adopt::{self, Advice, Decision};
-use crate::follow;
+use crate::advice::{self, Advice, Decision};
+use crate::{adopt, files, qmp_tap, state, sys};
 
 /// Runs when the library is loaded, before the VMM's `main`.
 #[used]
@@ -23,11 +20,6 @@ extern "C" fn at_load() {
     adopt::at_load();
 }
 
-fn errno(number: c_int) {
-    // SAFETY: the address of this thread's own variable.
-    unsafe { *libc::__errno_location() = number };
-}
-
 /// `madvise(2)`.
 ///
 /// # Safety
@@ -38,14 +30,14 @@ pub(crate) unsafe extern "C" fn madvise(start: *mut c_void, bytes: usize, advice
         // SAFETY: the caller's arguments, unchanged.
         unsafe { libc::syscall(libc::SYS_madvise, start, bytes, advice) as c_int }
     };
-    if adopt::is_inert() {
+    if state::is_inert() {
         return pass();
     }
-    match adopt::advised(start.addr(), bytes, Advice::new(advice)) {
+    match advice::on_madvise(start.addr(), bytes, Advice::new(advice)) {
         Decision::Pass => pass(),
         Decision::Done => 0,
         Decision::Refuse(number) => {
-            errno(number);
+            sys::set_errno(number);
             -1
         }
         Decision::PassThenAdopt => {
@@ -71,8 +63,8 @@ pub(crate) unsafe extern "C" fn mmap(
     file: c_int,
     offset: libc::off_t,
 ) -> *mut c_void {
-    if flags & libc::MAP_FIXED != 0 && !adopt::is_inert() {
-        adopt::gone(start.addr(), bytes, "guest RAM was mapped over");
+    if flags & libc::MAP_FIXED != 0 && !state::is_inert() {
+        advice::on_unmap(start.addr(), bytes, "guest RAM was mapped over");
     }
     // SAFETY: the caller's arguments, unchanged.
     let address =
@@ -103,8 +95,8 @@ pub(crate) unsafe extern "C" fn mmap64(
 /// As the system call.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn munmap(start: *mut c_void, bytes: usize) -> c_int {
-    if !adopt::is_inert() {
-        adopt::gone(start.addr(), bytes, "guest RAM was unmapped");
+    if !state::is_inert() {
+        advice::on_unmap(start.addr(), bytes, "guest RAM was unmapped");
     }
     // SAFETY: the caller's arguments, unchanged.
     unsafe { libc::syscall(libc::SYS_munmap, start, bytes) as c_int }
@@ -123,8 +115,8 @@ pub(crate) unsafe extern "C" fn mremap(
     flags: c_int,
     new_start: *mut c_void,
 ) -> *mut c_void {
-    if !adopt::is_inert() {
-        adopt::gone(start.addr(), bytes, "guest RAM was mapped elsewhere");
+    if !state::is_inert() {
+        advice::on_unmap(start.addr(), bytes, "guest RAM was mapped elsewhere");
     }
     // SAFETY: the caller's arguments, unchanged.
     let address =
@@ -132,7 +124,7 @@ pub(crate) unsafe extern "C" fn mremap(
     core::ptr::with_exposed_provenance_mut(address as usize)
 }
 
-/// `recvmsg(2)`: what another tool asks the guest's balloon for is read along ([`follow`]).
+/// `recvmsg(2)`: what another tool asks the guest's balloon for is read ([`qmp_tap`]).
 ///
 /// # Safety
 /// As the system call.
@@ -145,14 +137,14 @@ pub(crate) unsafe extern "C" fn recvmsg(
     // SAFETY: the caller's arguments, unchanged.
     let received = unsafe { libc::syscall(libc::SYS_recvmsg, socket, message, flags) };
     // SAFETY: the kernel has just filled the caller's message.
-    if received >= 0 && !adopt::is_inert() && unsafe { carries_files(message) } {
+    if received >= 0 && !state::is_inert() && unsafe { sys::carries_files(message) } {
         // Of the VMM's disks, perhaps, where another tool opens them.
-        adopt::look_at_files();
+        files::check_all();
     }
-    if received >= 0 && flags & libc::MSG_PEEK == 0 && !adopt::is_inert() && follow::is_wanted() {
-        // SAFETY: the kernel has just filled so many bytes of the caller's buffers, which are the
-        // caller's until this function returns.
-        follow::received(socket, || unsafe { gather(message, received as usize) });
+    if received >= 0 && flags & libc::MSG_PEEK == 0 && !state::is_inert() && qmp_tap::is_wanted() {
+        // SAFETY: the kernel has just filled `received` bytes of the caller's buffers, which are
+        // the caller's until this function returns.
+        qmp_tap::received(socket, || unsafe { sys::gather(message, received as usize) });
     }
     received as libc::ssize_t
 }
@@ -207,8 +199,8 @@ pub(crate) unsafe extern "C" fn openat(
 ) -> c_int {
     // SAFETY: the caller's arguments, unchanged.
     let fd = unsafe { libc::syscall(libc::SYS_openat, directory, path, flags, mode) } as c_int;
-    if fd >= 0 && !adopt::is_inert() {
-        adopt::opened(fd);
+    if fd >= 0 && !state::is_inert() {
+        files::on_open(fd);
     }
     fd
 }
@@ -254,12 +246,12 @@ pub(crate) unsafe extern "C" fn mbind(
     bits: c_ulong,
     flags: c_uint,
 ) -> c_long {
-    let is_guest = !adopt::is_inert() && adopt::is_guest_ram(start.addr(), bytes as usize);
+    let is_guest = !state::is_inert() && state::is_guest_ram(start.addr(), bytes as usize);
     let flags = if is_guest { flags & !(MPOL_MF_MOVE | MPOL_MF_MOVE_ALL) } else { flags };
     // SAFETY: the caller's arguments; fewer flags migrate fewer pages.
     let answer = unsafe { libc::syscall(libc::SYS_mbind, start, bytes, mode, nodes, bits, flags) };
     if answer == 0 && is_guest {
-        adopt::placed();
+        advice::on_mbind();
     }
     answer
 }
@@ -269,8 +261,9 @@ const MPOL_MF_MOVE: c_uint = 1 << 1;
 const MPOL_MF_MOVE_ALL: c_uint = 1 << 2;
 
 /// `sendmsg(2)`: refused with `MSG_ZEROCOPY` while memory is managed. The kernel sends the pages
-/// themselves then, later, and does not say so when they are moved, copied or cleared meanwhile. QEMU
-/// asks for it when a migration has `zero-copy-send`, and ends that migration; the guest goes on.
+/// themselves then, later, and does not say so when they are moved, copied or cleared meanwhile.
+/// QEMU asks for it when a migration has `zero-copy-send`, and ends that migration; the guest goes
+/// on.
 ///
 /// # Safety
 /// As the system call.
@@ -280,73 +273,12 @@ pub(crate) unsafe extern "C" fn sendmsg(
     message: *const libc::msghdr,
     flags: c_int,
 ) -> libc::ssize_t {
-    if flags & libc::MSG_ZEROCOPY != 0 && !adopt::is_inert() && adopt::is_managed() {
-        errno(libc::ENOBUFS);
+    if flags & libc::MSG_ZEROCOPY != 0 && !state::is_inert() && state::is_managed() {
+        sys::set_errno(libc::ENOBUFS);
         return -1;
     }
     // SAFETY: the caller's arguments, unchanged.
     unsafe { libc::syscall(libc::SYS_sendmsg, socket, message, flags) as libc::ssize_t }
-}
-
-/// Whether descriptors came with a message.
-///
-/// # Safety
-/// The kernel has filled the message.
-unsafe fn carries_files(message: *const libc::msghdr) -> bool {
-    // SAFETY: a valid message; the headers in it lie in its control buffer, as the kernel wrote it.
-    unsafe {
-        let mut header = libc::CMSG_FIRSTHDR(message);
-        while !header.is_null() {
-            let kind = ((*header).cmsg_level, (*header).cmsg_type);
-            if kind == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
-                return true;
-            }
-            header = libc::CMSG_NXTHDR(message, header);
-        }
-    }
-    false
-}
-
-/// The first `count` bytes of a message's buffers.
-///
-/// # Safety
-/// The message is valid, and its buffers hold so many bytes that nobody writes meanwhile.
-unsafe fn gather(message: *const libc::msghdr, count: usize) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(count);
-    // SAFETY: a valid message; its array of buffers has this many.
-    let buffers = unsafe {
-        let message = &*message;
-        match message.msg_iov.is_null() {
-            true => &[],
-            false => core::slice::from_raw_parts(message.msg_iov, message.msg_iovlen),
-        }
-    };
-    for buffer in buffers {
-        let length = buffer.iov_len.min(count - bytes.len());
-        if length > 0 {
-            // SAFETY: the kernel has filled this part of the buffer.
-            bytes.extend_from_slice(unsafe {
-                core::slice::from_raw_parts(buffer.iov_base.cast::<u8>(), length)
-            });
-        }
-    }
-    bytes
-}
-
-/// The path that a Unix socket is bound to, or was accepted at; `None` for any other.
-pub(crate) fn local_path(socket: c_int) -> Option<PathBuf> {
-    // SAFETY: all zeros is a valid value of this structure of numbers.
-    let mut address: libc::sockaddr_un = unsafe { core::mem::zeroed() };
-    let mut length = size_of::<libc::sockaddr_un>() as libc::socklen_t;
-    // SAFETY: address and length are ours for writing, and the length says how much room there is.
-    let answer =
-        unsafe { libc::syscall(libc::SYS_getsockname, socket, &raw mut address, &raw mut length) };
-    if answer != 0 || c_int::from(address.sun_family) != libc::AF_UNIX {
-        return None;
-    }
-    let path = address.sun_path.map(|byte| byte as u8);
-    let end = path.iter().position(|&byte| byte == 0).unwrap_or(path.len());
-    (end > 0).then(|| PathBuf::from(OsStr::from_bytes(&path[..end])))
 }
 
 /// `mlockall(2)`: refused while memory is managed, for it would populate all of it.
@@ -355,42 +287,10 @@ pub(crate) fn local_path(socket: c_int) -> Option<PathBuf> {
 /// As the system call.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn mlockall(flags: c_int) -> c_int {
-    if !adopt::is_inert() {
-        errno(libc::EPERM);
+    if !state::is_inert() {
+        sys::set_errno(libc::EPERM);
         return -1;
     }
     // SAFETY: the caller's argument, unchanged.
     unsafe { libc::syscall(libc::SYS_mlockall, flags) as c_int }
-}
-
-/// Has `child` called in each child that this process forks, and `exit` when it ends by `exit`.
-pub(crate) fn at_fork_and_exit(child: extern "C" fn(), exit: extern "C" fn()) {
-    // SAFETY: both functions live as long as the library, which is never unloaded.
-    unsafe {
-        libc::pthread_atfork(None, None, Some(child));
-        libc::atexit(exit);
-    }
-}
-
-/// Changes a variable of the environment that children of this process get; `None` takes it out.
-pub(crate) fn set_variable(name: &core::ffi::CStr, value: Option<&core::ffi::CStr>) {
-    // SAFETY: C strings; glibc copies both. Another thread that reads the environment at this very
-    // moment sees the old or the new value.
-    unsafe {
-        match value {
-            Some(value) => libc::setenv(name.as_ptr(), value.as_ptr(), 1),
-            None => libc::unsetenv(name.as_ptr()),
-        };
-    }
-}
-
-/// The range as a region.
-pub(crate) fn region(
-    start: usize,
-    bytes: usize,
-) -> Result<zerosweep_linux::Region, zerosweep_linux::SpanError> {
-    let start = zerosweep_linux::HostAddr::new(start);
-    // SAFETY: the VMM mapped it as guest RAM and has just said that its children shall not have it;
-    // it was checked to be private anonymous memory; `gone` is told before it goes.
-    unsafe { zerosweep_linux::Region::adopt(start, bytes as u64) }
 }

@@ -2,21 +2,27 @@
 //!
 //! ```text
 //! VMM: madvise(range, MADV_DONTFORK) ──► interpose ──► adopt ──► GuestMemory (zerosweep-linux)
-//!      madvise(page, MADV_DONTNEED)  ──► interpose ──────────► decrease: the balloon inflates
-//!      madvise(range, MADV_DONTNEED) ──► interpose ──────────► discard: a free page report
-//!      recvmsg(monitor)             ──► interpose ──► follow: the balloon's next size
-//!                       tools ◄──────► control (Unix socket) ─► status, target, audit
+//!      madvise(page, MADV_DONTNEED)  ──► interpose ──► advice ─► decrease: the balloon inflates
+//!      madvise(range, MADV_DONTNEED) ──► interpose ──► advice ─► discard: a free page report
+//!      recvmsg(monitor)              ──► interpose ──► qmp_tap: the balloon's next size
+//!                        tools ◄──────► control (Unix socket) ─► status, target, audit
 //! ```
+//!
+//! Each module uses only those below it:
 //!
 //! | module | what |
 //! | --- | --- |
 //! | `interpose` | the C functions that take the place of the C library's |
-//! | `adopt` | what happens to a VMM that is told to manage memory: recognise, take over, clean up |
+//! | `adopt` | recognises and takes over guest RAM; cleans up at exit |
 //! | `control` | the control socket |
-//! | `clients` | who is connected to it |
 //! | `report` | figures as messages |
+//! | `advice` | what the VMM's calls on memory do to guest RAM |
+//! | `files` | files that the VMM opens |
+//! | `qmp_tap` | reads what another tool asks the guest's balloon for; the target follows |
 //! | `events` | a trace of what happens, if one is wanted |
-//! | `follow` | the target follows what another tool asks the guest's balloon for |
+//! | `clients` | the connections to the control socket |
+//! | `state` | the phase, the configuration, the guest's memory |
+//! | `sys` | unsafe helpers |
 //!
 //! A process that finds no [configuration](zerosweep_wire::CONFIG_VARIABLE) in its environment is
 //! left alone: one atomic flag says so at each call. No panic crosses the C border; a failure of
@@ -31,12 +37,16 @@
 //! [INV-10]: zerosweep::rules#inv-10
 
 mod adopt;
+mod advice;
 mod clients;
 mod control;
 mod events;
-mod follow;
+mod files;
 mod interpose;
+mod qmp_tap;
 mod report;
+mod state;
+mod sys;
 
 #[global_allocator]
 static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;

@@ -9,7 +9,7 @@ use zerosweep_wire::{
     State, Status, Superpages,
 };
 
-use crate::adopt;
+use crate::{events, files, qmp_tap, state};
 
 /// The status as it is now.
 pub(crate) fn answer(config: &AgentConfig) -> Answer {
@@ -34,7 +34,7 @@ pub(crate) fn going_on(config: &AgentConfig, next: Option<u64>) -> Answer {
 
 fn status(config: &AgentConfig) -> Status {
     // What came in by a way that is not seen at once: inherited, or from another thread's hands.
-    adopt::look_at_files();
+    files::check_all();
     let mut status = Status {
         protocol: PROTOCOL,
         name: config.name.clone(),
@@ -54,11 +54,11 @@ fn status(config: &AgentConfig) -> Status {
         stalled_threads: 0,
         borrowed_pages: 0,
         balloon_request_bytes: None,
-        events: crate::events::figures(),
+        events: events::figures(),
         next: None,
         map: None,
     };
-    match adopt::guest() {
+    match state::guest() {
         None => {}
         Some(Err(reason)) => {
             status.state = State::Failed;
@@ -102,7 +102,7 @@ fn fill(status: &mut Status, memory: &GuestMemory) {
     status.stalled_threads = snapshot.stalled;
     status.borrowed_pages = snapshot.borrowed;
     status.reason = snapshot.lifted;
-    status.balloon_request_bytes = crate::follow::request_bytes();
+    status.balloon_request_bytes = qmp_tap::request_bytes();
 }
 
 fn counters(snapshot: &Snapshot) -> Counters {

@@ -9,9 +9,9 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
+use zerosweep_client::error::Failure;
 use zerosweep_lab::image::cache_dir;
 
-use crate::error::Failure;
 use crate::vmm::elf;
 
 /// The environment variable that names the library.

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use zerosweep_client::size::Size;
 use zerosweep_lab::xentrace::{Layout, Unknown};
 use zerosweep_wire::{OnExhaustion, ReturnMode};
 
 use crate::commands::experiment::arguments::ExperimentArguments;
-use crate::size::Size;
 
 /// Names of the policies, as the engine spells them.
 pub(crate) const POLICIES: [&str; 8] = [
@@ -109,7 +109,8 @@ pub(crate) struct RunArguments {
     /// Warn when the guest has given nothing back for so many seconds
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = parse_seconds)]
     pub(crate) wait_balloon: Duration,
-    /// After SIGTERM, kill a VMM that has not ended after so many seconds; another signal hastens it
+    /// After SIGTERM, kill a VMM that has not ended after so many seconds; another signal hastens
+    /// it
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = parse_seconds)]
     pub(crate) wait_end: Duration,
     /// How long the agent may take to answer, in seconds
@@ -202,26 +203,26 @@ pub(crate) struct ListArguments {
 
 /// Arguments of `serve`.
 #[derive(Args, Debug)]
-pub(crate) struct ServeArguments {
+pub struct ServeArguments {
     /// Where to listen
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:7300")]
     #[arg(value_parser = parse_listen)]
-    pub(crate) listen: SocketAddr,
+    pub listen: SocketAddr,
     /// Let other machines connect; reading needs the token too then
     #[arg(long)]
-    pub(crate) allow_remote: bool,
+    pub allow_remote: bool,
     /// A name of this host that browsers may use, as behind a proxy; can be repeated
     #[arg(long, value_name = "NAME")]
-    pub(crate) allow_host: Vec<String>,
+    pub allow_host: Vec<String>,
     /// Let nobody read without the token, also on this machine
     #[arg(long)]
-    pub(crate) private: bool,
+    pub private: bool,
     /// Take the token from a file instead of making one
     #[arg(long, value_name = "FILE")]
-    pub(crate) token_file: Option<PathBuf>,
+    pub token_file: Option<PathBuf>,
     /// Print the address as one JSON document
     #[arg(long)]
-    pub(crate) json: bool,
+    pub json: bool,
 }
 
 /// Arguments of `demo`.

@@ -9,11 +9,9 @@ mod doctor;
 mod documents;
 pub(crate) mod experiment;
 mod guest_image;
-mod look;
 mod ps;
 pub(crate) mod run;
 mod script;
-mod serve;
 mod set_target;
 mod status;
 mod trace;
@@ -24,15 +22,18 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use zerosweep_client::agent::Client;
+use zerosweep_client::error::Failure;
+use zerosweep_client::runtime::{self, HELLO_TIMEOUT};
+use zerosweep_client::work::Work;
 use zerosweep_wire::{Operation, Status};
 
+use crate::Serve;
 use crate::cli::{Arguments, Command};
-use crate::client::Client;
-use crate::error::Failure;
-use crate::runtime::{self, HELLO_TIMEOUT};
 
-/// Does what was asked; the exit status is 0 but for `run` and `audit`.
-pub(crate) fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
+/// Does what was asked; the exit status is 0 but for `run` and `audit`. `serve` is the server of
+/// the program that is linked with one.
+pub(crate) fn dispatch(arguments: Arguments, serve: Serve) -> Result<ExitCode, Failure> {
     match arguments.command {
         Command::Run(arguments) => run::execute(&arguments),
         Command::Status(arguments) => status::execute(&arguments),
@@ -41,9 +42,9 @@ pub(crate) fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Audit(arguments) => audit::execute(&arguments),
         Command::SetTarget(arguments) => set_target::execute(&arguments),
         Command::Balance(arguments) => balance::execute(&arguments),
-        Command::Sweep(arguments) => work::execute(work::Work::Sweep, &arguments),
-        Command::Consolidate(arguments) => work::execute(work::Work::Consolidate, &arguments),
-        Command::Serve(arguments) => serve::execute(&arguments),
+        Command::Sweep(arguments) => work::execute(Work::Sweep, &arguments),
+        Command::Consolidate(arguments) => work::execute(Work::Consolidate, &arguments),
+        Command::Serve(arguments) => serve(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Demo(arguments) => demo::execute(&arguments),
         Command::Experiment(arguments) => experiment::execute(&arguments),
         Command::Script(arguments) => script::execute(&arguments),

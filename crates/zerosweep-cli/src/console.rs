@@ -9,16 +9,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-
-use crate::printable::{printable, printable_lines};
+use zerosweep_client::output::eprint_line;
+use zerosweep_client::printable::printable;
 
 const WAITING: &str = "{spinner} {msg} ({elapsed})";
 const MOVING: &str = "{spinner} {msg} [{wide_bar}] {percent}% ({elapsed})";
-
-/// Writes one line to standard error, whether or not anybody reads it.
-pub(crate) fn complain(line: &str) {
-    let _ = writeln!(io::stderr().lock(), "zerosweep: {}", printable_lines(line));
-}
 
 /// Who else writes to the terminal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,8 +112,8 @@ impl Console {
         }
         match &live.bar {
             _ if live.closed => {}
-            Some(bar) => bar.suspend(|| complain(line)),
-            None => complain(line),
+            Some(bar) => bar.suspend(|| eprint_line(line)),
+            None => eprint_line(line),
         }
     }
 

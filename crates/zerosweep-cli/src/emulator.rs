@@ -16,14 +16,14 @@
 //! untouched. Of others, what `zerosweep run` refuses is refused, with the same words, before QEMU
 //! is started; libvirt shows them, and they are in `/var/log/libvirt/qemu/NAME.log`.
 //!
-//! **The target.** libvirt tells QEMU `<memory>` on the command line and `<currentMemory>` later: it
-//! starts QEMU stopped (`-S`), sends `balloon` with it over QMP, and lets the guest run (`cont`)
-//! after that. `virsh setmem` sends `balloon` again. QEMU has no word for what its balloon was asked
-//! for, and serves libvirt's socket to libvirt alone. So the agent inside QEMU reads along what
-//! comes in on that socket: the first request is the target before the guest has run at all, and a
-//! higher one raises the target before the balloon has heard of it. A lower one is followed by the
-//! companion, as the guest gives back. A target in the settings holds from the start, and the
-//! companion asks the balloon for it when the guest runs.
+//! **The target.** libvirt tells QEMU `<memory>` on the command line and `<currentMemory>` later:
+//! it starts QEMU stopped (`-S`), sends `balloon` with it over QMP, and lets the guest run (`cont`)
+//! after that. `virsh setmem` sends `balloon` again. QEMU has no word for what its balloon was
+//! asked for, and serves libvirt's socket to libvirt alone. So the agent inside QEMU reads along
+//! what comes in on that socket: the first request is the target before the guest has run at all,
+//! and a higher one raises the target before the balloon has heard of it. A lower one is followed
+//! by the companion, as the guest gives back. A target in the settings holds from the start, and
+//! the companion asks the balloon for it when the guest runs.
 //!
 //! Why a companion, and not more of the agent: it tells the agent which threads are virtual CPUs,
 //! checks guest RAM, tells troubles, and clears up after a QEMU that was killed, all of it with
@@ -39,14 +39,14 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
+use zerosweep_client::error::Failure;
+use zerosweep_client::output::eprint_line;
 use zerosweep_linux::probe::Probe;
 use zerosweep_wire::EventDetail;
 use zerosweep_wire::runtime as wire;
 
 use self::settings::{Manage, Settings};
 use crate::commands::run::plan::{ManagedBy, Plan, Wanted};
-use crate::console::complain;
-use crate::error::Failure;
 use crate::vmm::{args, queries};
 
 /// Becomes QEMU, or the companion of one.
@@ -84,7 +84,7 @@ fn become_managed(settings: &Settings, arguments: Vec<OsString>) -> Result<Infal
     let directory = directory();
     let plan = Plan::new(&wanted, &directory)?;
     check_machine()?;
-    plan.notes.iter().for_each(|note| complain(&format!("warning: {note}")));
+    plan.notes.iter().for_each(|note| eprint_line(&format!("warning: {note}")));
     companion::start(&plan)?;
     Err(become_program(&mut plan.command()?))
 }
@@ -107,9 +107,10 @@ fn directory_for(is_set: bool, uid: u32, is_there: impl Fn(&Path) -> bool) -> Pa
     }
     // A session's libvirt passes no XDG_RUNTIME_DIR on; its user's tools have one all the same.
     let session = PathBuf::from(format!("/run/user/{uid}"));
-    match uid != 0 && is_there(&session) {
-        true => session.join("zerosweep"),
-        false => PathBuf::from(wire::SERVICE_DIRECTORY),
+    if uid != 0 && is_there(&session) {
+        session.join("zerosweep")
+    } else {
+        PathBuf::from(wire::SERVICE_DIRECTORY)
     }
 }
 
@@ -117,16 +118,15 @@ fn directory_for(is_set: bool, uid: u32, is_there: impl Fn(&Path) -> bool) -> Pa
 fn check_machine() -> Result<(), Failure> {
     let probe = Probe::run();
     let Some(check) = probe.first_failure() else { return Ok(()) };
-    let libvirt = match check.name.contains("userfaultfd") {
-        false => "",
-        true => {
-            ". Under libvirt: write \"/dev/userfaultfd\" into cgroup_device_acl in \
+    let libvirt = if check.name.contains("userfaultfd") {
+        ". Under libvirt: write \"/dev/userfaultfd\" into cgroup_device_acl in \
              /etc/libvirt/qemu.conf (with the devices that the comment there lists), write \
              KERNEL==\"userfaultfd\", GROUP=\"kvm\", MODE=\"0660\" into \
              /etc/udev/rules.d/70-userfaultfd.rules, then `udevadm control --reload; udevadm trigger \
              /dev/userfaultfd; systemctl restart libvirtd`; or set user = \"root\" there \
              (docs/libvirt.md)"
-        }
+    } else {
+        ""
     };
     Err(Failure::work(format!("this guest cannot be managed here: {check}{libvirt}")))
 }

@@ -1,51 +1,43 @@
-//! The programs `zerosweep`, which runs unmodified VMMs on populate-on-demand memory and looks after
-//! the guests, and `zerosweep-qemu`, which libvirt runs in QEMU's place.
+//! The programs `zerosweep`, which runs unmodified VMMs on populate-on-demand memory and looks
+//! after the guests, and `zerosweep-qemu`, which libvirt runs in QEMU's place.
 //!
 //! ```text
 //! cli        what can be asked for
 //! commands   one file a command; `run` has a directory
 //! emulator   `zerosweep-qemu`: becomes QEMU, and leaves a companion beside it
 //! vmm        the VMM's program file and command line, understood before anything is started
-//! client     asks the agent inside a VMM          \  both over
-//! qmp        asks QEMU                            /  lines
-//! runtime    sockets, locks and the directory they are in
-//! trust      whose directory and whose socket it is
-//! own_file   files that decide what is run: whose they are
-//! printable  what comes from outside, as it may be shown
+//! agent      the agent's library, as a file
+//! map        the superpage map on a terminal
 //! console    what a person sees of a long piece of work (standard error)
-//! output     what a command answers (standard output)
 //! ```
+//!
+//! Guests are asked through `zerosweep-client`. The server of `zerosweep serve` is in
+//! `zerosweep-serve`. Only the program `zerosweep` links that crate and hands it to this library
+//! ([`Serve`]): libvirt runs `zerosweep-qemu` for every guest, and no web server belongs in it.
 
 mod agent;
 mod cli;
-mod client;
 mod commands;
 mod console;
 mod emulator;
-mod error;
-mod lines;
 mod map;
-mod output;
-mod own_file;
-mod printable;
-mod qmp;
-mod runtime;
-mod size;
-#[cfg(test)]
-mod test_support;
-mod trust;
 mod vmm;
 
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use zerosweep_client::error::Failure;
+use zerosweep_client::output::eprint_line;
 
-use error::Failure;
+pub use cli::ServeArguments;
 
-/// The program `zerosweep`; its exit status.
+/// What `zerosweep serve` runs.
+pub type Serve = fn(&ServeArguments) -> Result<(), Failure>;
+
+/// The program `zerosweep` with a server for `zerosweep serve`; its exit status.
 #[must_use]
-pub fn zerosweep() -> ExitCode {
-    commands::dispatch(cli::Arguments::parse()).unwrap_or_else(told)
+pub fn zerosweep(serve: Serve) -> ExitCode {
+    commands::dispatch(cli::Arguments::parse(), serve).unwrap_or_else(told)
 }
 
 /// The program `zerosweep-qemu`: returns only when there is no QEMU to become.
@@ -55,6 +47,6 @@ pub fn zerosweep_qemu() -> ExitCode {
 }
 
 fn told(failure: Failure) -> ExitCode {
-    console::complain(&format!("error: {failure}"));
+    eprint_line(&format!("error: {failure}"));
     failure.exit_code()
 }

@@ -5,9 +5,10 @@
 //! | [`create_private`]: recordings, traces | links of this user and of root | this user | refused |
 //! | [`Destination`]: reports, documents | the same | as the umask says | written to, unless nobody reads |
 //!
-//! In a directory that others can write to, such as `/tmp`, a name may be another's link to a file of
-//! this user's, or another's file: neither is written to. Nothing here waits for a pipe's other end.
-//! Whoever can write to a directory further up can put another one in its place: that is not seen.
+//! In a directory that others can write to, such as `/tmp`, a name may be another's link to a file
+//! of this user's, or another's file: neither is written to. Nothing here waits for a pipe's other
+//! end. Whoever can write to a directory further up can put another one in its place: that is not
+//! seen.
 
 use std::ffi::OsStr;
 use std::fs::{File, Permissions};
@@ -132,8 +133,8 @@ fn directory_of(path: &Path) -> &Path {
     }
 }
 
-/// Opens for writing, without waiting and without another's links; also says where links led to. What
-/// is not there is made if `missing` says with which mode.
+/// Opens for writing, without waiting and without another's links; also says where links led to.
+/// What is not there is made if `missing` says with which mode.
 fn open(path: &Path, missing: Option<Mode>) -> io::Result<(OwnedFd, PathBuf)> {
     let how = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let mut path = path.to_owned();

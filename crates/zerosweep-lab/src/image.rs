@@ -7,15 +7,15 @@
 //! zerosweep-guest ─ find_init ┘
 //! ```
 //!
-//! Everything is kept under [`cache_dir`]: kernels unpacked from packages in `kernel/`, built images
-//! in `guest/`. [`GuestImage::find`] gives the image built last, and builds it again when the init
-//! has changed since.
+//! Everything is kept under [`cache_dir`]: kernels unpacked from packages in `kernel/`, built
+//! images in `guest/`. [`GuestImage::find`] gives the image built last, and builds it again when
+//! the init has changed since.
 //!
 //! Neighbours: `zerosweep guest-image` and `cargo xtask setup` build images; the `qemu-…` guests of
 //! the experiments and the tests on real guests boot them.
 //!
-//! Known holes: x86-64 only has been tried. A kernel with a built-in balloon driver (Ubuntu's) works,
-//! but inflates before the guest can scrub.
+//! Known holes: x86-64 only has been tried. A kernel with a built-in balloon driver (Ubuntu's)
+//! works, but inflates before the guest can scrub.
 
 use std::env;
 use std::fs;
@@ -172,7 +172,7 @@ mod tests {
     /// The smallest file that passes for a static program: an ELF header without segments.
     fn static_program(last: u8) -> Vec<u8> {
         let mut program = vec![0; 64];
-        program[..6].copy_from_slice(&[0x7f, b'E', b'L', b'F', 2, 1]);
+        program[..7].copy_from_slice(&[0x7f, b'E', b'L', b'F', 2, 1, 1]);
         program.push(last);
         program
     }

@@ -28,4 +28,5 @@ pub mod result;
 pub mod run;
 pub mod script;
 pub mod timeline;
+mod unpack;
 pub mod xentrace;

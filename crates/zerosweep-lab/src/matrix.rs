@@ -158,8 +158,8 @@ impl<G: Clone + Display, P: Copy + Display> Matrix<G, P> {
     }
 }
 
-/// What the trace of a run is called: `GUEST.POLICY.MACHINE.SEED.bin`, with a dash for what does not
-/// belong into the name of a file.
+/// What the trace of a run is called: `GUEST.POLICY.MACHINE.SEED.bin`, with a dash for what does
+/// not belong into the name of a file.
 #[must_use]
 pub fn trace_name(guest: &impl Display, policy: impl Display, stage: Stage, seed: u64) -> String {
     let name = format!("{guest}.{policy}.{}.{seed}.bin", stage.name());
@@ -274,9 +274,12 @@ fn run_one<G: Display, P: Display>(
     stop: &AtomicBool,
     runner: Runner<'_, G, P>,
 ) -> Result<Run> {
-    let mut watch = |_: &[u8]| match stop.load(Ordering::Relaxed) {
-        true => ControlFlow::Break(()),
-        false => ControlFlow::Continue(()),
+    let mut watch = |_: &[u8]| {
+        if stop.load(Ordering::Relaxed) {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
     };
     if watch(&[]).is_break() {
         return Err(Interrupted.into());

@@ -4,6 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::timeline::Sample;
 
+/// The policy's name in a run of QEMU without zerosweep.
+pub(crate) const PLAIN: &str = "plain";
+
 /// Version of the documents.
 pub const SCHEMA: u32 = 1;
 
@@ -180,10 +183,10 @@ impl Run {
         self.machine == "qemu"
     }
 
-    /// Whether it is QEMU without zerosweep: then nothing of an engine is known.
+    /// Whether it is QEMU without zerosweep: then there are no figures of an engine.
     #[must_use]
     pub fn is_plain(&self) -> bool {
-        self.policy == crate::real_guest::Rival::PLAIN
+        self.policy == PLAIN
     }
 
     /// How it ended, for people.
@@ -202,9 +205,9 @@ impl Run {
         }
     }
 
-    /// Where it ran, for people: to be put behind the guest's name.
+    /// Where it ran, as words to put after the guest's name.
     #[must_use]
-    pub fn place(&self) -> &'static str {
+    pub fn location(&self) -> &'static str {
         match self.machine.as_str() {
             "linux" => "on real memory",
             "qemu" => match self.accelerator.as_deref() {

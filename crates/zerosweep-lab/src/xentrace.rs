@@ -12,8 +12,9 @@
 //! they take. Windows of several CPUs come in the order in which they were written, not in that of
 //! time. A record without a time stamp has its CPU's last one.
 //!
-//! [`Writer`] writes one. [`Source`] is where one comes from, [`Reader`] takes a trace apart in constant memory, [`Event`] is what populate on demand says in
-//! it, [`Summary`] counts, [`Course`] says how it went, and [`guess`] finds out which of two layouts its records have.
+//! [`Writer`] writes one. [`Source`] is where one comes from, [`Reader`] takes a trace apart in
+//! constant memory, [`Event`] is what populate on demand says in it, [`Summary`] counts, [`Course`]
+//! says how it went, and [`guess`] finds out which of two layouts its records have.
 
 mod course;
 mod event;

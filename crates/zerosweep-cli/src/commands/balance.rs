@@ -7,9 +7,10 @@
 //! do       down: the balloon first, then the target; up: the other way round  observe
 //! ```
 //!
-//! Rounds follow one another until Ctrl-C. Nothing is kept outside this process: when it ends, or is
-//! killed, the targets stay as they are, and the next one begins from what it finds. A guest that
-//! comes takes part from the next round on, with the target it has; what one that goes had is free.
+//! Rounds follow one another until Ctrl-C. Nothing is kept outside this process: when it ends, or
+//! is killed, the targets stay as they are, and the next one begins from what it finds. A guest
+//! that comes takes part from the next round on, with the target it has; what one that goes had is
+//! free.
 
 mod decide;
 mod need;
@@ -25,15 +26,14 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
+use zerosweep_client::error::Failure;
+use zerosweep_client::output::{self, eprint_line};
+use zerosweep_client::size::Size;
 
 use self::decide::{Decision, TooSmall, Why, decide};
 use self::observe::{Known, Looked};
 use self::policy::Policy;
 use crate::cli::BalanceArguments;
-use crate::console::complain;
-use crate::error::Failure;
-use crate::output;
-use crate::size::Size;
 
 /// How often a sleep looks whether it is to end.
 const NAP: Duration = Duration::from_millis(100);
@@ -61,7 +61,7 @@ pub(super) fn execute(arguments: &BalanceArguments) -> Result<ExitCode, Failure>
             if number == 1 {
                 return Err(Failure::usage(message));
             }
-            complain(&format!("warning: {message}; nothing is changed meanwhile"));
+            eprint_line(&format!("warning: {message}; nothing is changed meanwhile"));
         }
         if arguments.dry_run || arguments.once {
             break;
@@ -70,7 +70,7 @@ pub(super) fn execute(arguments: &BalanceArguments) -> Result<ExitCode, Failure>
             std::thread::sleep(NAP);
         }
         if stop.load(Ordering::SeqCst) {
-            complain("the guests keep the targets that they have now");
+            eprint_line("the guests keep the targets that they have now");
             break;
         }
     }
@@ -114,7 +114,7 @@ fn round(
     if !arguments.dry_run {
         for (guest, decision) in guests.iter().zip(&decisions) {
             if let Err(error) = observe::act(guest, decision, known) {
-                complain(&format!("warning: guest {}: {error}", guest.name));
+                eprint_line(&format!("warning: guest {}: {error}", guest.name));
             }
         }
     }

@@ -11,6 +11,9 @@ use std::ops::ControlFlow;
 use std::process::ExitCode;
 
 use zerosweep::Policy;
+use zerosweep_client::error::Failure;
+use zerosweep_client::output;
+use zerosweep_client::size::{PAGE_BYTES, Size};
 use zerosweep_lab::cost::CostModel;
 use zerosweep_lab::guest::{DEFAULT_SEED, Guest};
 use zerosweep_lab::result::{HostFacts, Outcome, Report, Run, SCHEMA, TimeKind};
@@ -18,10 +21,7 @@ use zerosweep_lab::run::{Experiment, on_linux, on_software};
 use zerosweep_linux::AdoptError;
 
 use crate::cli::{DemoArguments, DemoGuest};
-use crate::error::Failure;
 use crate::map::LiveMap;
-use crate::output;
-use crate::size::{PAGE_BYTES, Size};
 
 const POLICIES: [Policy; 3] = [Policy::None, Policy::Xen2016, Policy::Zerosweep];
 const GUEST: &str = "scrub:dirty_percent=5,clustered";

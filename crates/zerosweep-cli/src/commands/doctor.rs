@@ -8,12 +8,12 @@ use std::fs::OpenOptions;
 use std::process::{Command, ExitCode};
 
 use serde::Serialize;
+use zerosweep_client::error::Failure;
+use zerosweep_client::output;
 use zerosweep_lab::image::GuestImage;
 use zerosweep_linux::probe::{Check, Probe, Status};
 
 use crate::cli::ListArguments;
-use crate::error::Failure;
-use crate::output;
 use crate::vmm::host::Host;
 
 /// Prints every finding.
@@ -103,13 +103,14 @@ fn nested_guests(host: &Host) -> Finding {
 
 fn vhost_net(host: &Host) -> Finding {
     let name = "vhost-net";
-    match host.vhost_sends_by_reference {
-        true => Finding::warn(
+    if host.vhost_sends_by_reference {
+        Finding::warn(
             name,
             "experimental_zcopytx=1 sends guest pages by reference; `vhost=on` is refused",
             "modprobe -r vhost_net; modprobe vhost_net experimental_zcopytx=0",
-        ),
-        false => Finding::ok(name, "copies what it sends, or is not loaded"),
+        )
+    } else {
+        Finding::ok(name, "copies what it sends, or is not loaded")
     }
 }
 
@@ -158,9 +159,10 @@ fn render(findings: &[Finding], can_run: bool) -> String {
             let _ = writeln!(text, "      mend: {mend}");
         }
     }
-    let verdict = match can_run {
-        true => "guests can run on populate-on-demand memory here",
-        false => "guests cannot run on populate-on-demand memory here yet: mend what says fail",
+    let verdict = if can_run {
+        "guests can run on populate-on-demand memory here"
+    } else {
+        "guests cannot run on populate-on-demand memory here yet: mend what says fail"
     };
     let _ = writeln!(text, "\n{verdict}");
     text

@@ -3,10 +3,10 @@
 use std::process::ExitCode;
 
 use clap::CommandFactory as _;
+use zerosweep_client::error::Failure;
+use zerosweep_client::output;
 
 use crate::cli::{Arguments, CompletionsArguments, ManArguments};
-use crate::error::Failure;
-use crate::output;
 
 /// Prints the completions.
 pub(super) fn completions(arguments: &CompletionsArguments) -> Result<ExitCode, Failure> {

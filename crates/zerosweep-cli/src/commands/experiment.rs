@@ -15,14 +15,14 @@ mod work;
 use std::fmt::Display;
 use std::process::ExitCode;
 
+use zerosweep_client::error::Failure;
+use zerosweep_client::output;
 use zerosweep_lab::matrix::{Runner, longest_first, paired};
 use zerosweep_lab::result::{Report, SCHEMA};
 
 use self::arguments::{ExperimentAction, ExperimentArguments, Machine, MergeArguments};
 use self::documents::Destination;
 use self::work::{Order, Work};
-use crate::error::Failure;
-use crate::output;
 
 /// Runs the experiments, or joins documents of such runs.
 pub(super) fn execute(arguments: &ExperimentArguments) -> Result<ExitCode, Failure> {

@@ -3,11 +3,11 @@
 use std::process::ExitCode;
 
 use serde_json::json;
+use zerosweep_client::error::Failure;
+use zerosweep_client::output;
 use zerosweep_lab::image::{self, GuestImage, Image, Kernel};
 
 use crate::cli::ImageArguments;
-use crate::error::Failure;
-use crate::output;
 
 /// Builds the image and says where it is.
 pub(super) fn execute(arguments: &ImageArguments) -> Result<ExitCode, Failure> {

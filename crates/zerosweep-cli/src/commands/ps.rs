@@ -3,44 +3,19 @@
 
 use std::process::ExitCode;
 
-use serde::Serialize;
+use zerosweep_client::agent::{Client, ClientError};
+use zerosweep_client::error::Failure;
+use zerosweep_client::list::{Guest, List};
+use zerosweep_client::output;
+use zerosweep_client::runtime::{self, GuestFiles, HELLO_TIMEOUT};
+use zerosweep_client::size::{Size, pages, signed_pages};
 use zerosweep_wire::{Operation, Status, runtime as wire};
 
 use crate::cli::ListArguments;
-use crate::client::{Client, ClientError};
-use crate::error::Failure;
-use crate::runtime::{self, GuestFiles, HELLO_TIMEOUT};
-use crate::size::{Size, pages, signed_pages};
-use crate::{commands::status::state_word, output};
+use crate::commands::status::state_word;
 
 /// Longest name in the table; `--json` has them whole.
 const NAME_COLUMNS: usize = 18;
-
-/// What `--json` prints.
-#[derive(Debug, Serialize)]
-pub(super) struct List {
-    schema: u32,
-    guests: Vec<Guest>,
-}
-
-impl List {
-    pub(super) fn new(guests: Vec<Guest>) -> Self {
-        Self { schema: 1, guests }
-    }
-}
-
-/// One guest.
-#[derive(Debug, Serialize)]
-pub(super) struct Guest {
-    pub(super) name: String,
-    /// The guest's figures, if its agent answers.
-    pub(super) status: Option<Status>,
-    /// Why it does not.
-    pub(super) error: Option<String>,
-    /// Whose agent it is, where that is neither this user nor root: the figures are his word.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) agent_uid: Option<u32>,
-}
 
 /// Prints all guests and removes what dead ones left.
 pub(super) fn execute(arguments: &ListArguments) -> Result<ExitCode, Failure> {
@@ -58,9 +33,10 @@ pub(super) fn execute(arguments: &ListArguments) -> Result<ExitCode, Failure> {
         }
     }
     wire::directories().iter().for_each(|directory| runtime::remove_free_locks(directory));
-    match arguments.json {
-        true => output::json(&List::new(guests))?,
-        false => output::text(&render(&guests))?,
+    if arguments.json {
+        output::json(&List::new(guests))?
+    } else {
+        output::text(&render(&guests))?
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -112,16 +88,17 @@ pub(super) fn by_the_word_of(user: u32) -> String {
 }
 
 fn shortened(name: &str) -> String {
-    match name.len() > NAME_COLUMNS {
-        true => format!("{}…", name.chars().take(NAME_COLUMNS - 1).collect::<String>()),
-        false => name.to_owned(),
+    if name.len() > NAME_COLUMNS {
+        format!("{}…", name.chars().take(NAME_COLUMNS - 1).collect::<String>())
+    } else {
+        name.to_owned()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::test_support::sample_status;
+    use zerosweep_client::test_support::sample_status;
 
     #[test]
     fn the_table_fits_on_80_columns() {

@@ -35,6 +35,9 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use zerosweep_client::error::Failure;
+use zerosweep_client::output::eprint_line;
+use zerosweep_client::runtime::{self, Claim};
 use zerosweep_lab::files;
 use zerosweep_wire::runtime as wire;
 
@@ -45,9 +48,7 @@ use self::process::{TerminalMode, Vmm};
 use self::signals::Running;
 use self::supervise::{Process as _, Supervisor};
 use crate::cli::RunArguments;
-use crate::console::{Console, Verbosity, complain};
-use crate::error::Failure;
-use crate::runtime::{self, Claim};
+use crate::console::{Console, Verbosity};
 use crate::vmm::queries;
 
 /// How often the VMM is looked at when no signal says that it changed.
@@ -90,7 +91,8 @@ pub(crate) fn execute(arguments: &RunArguments) -> Result<ExitCode, Failure> {
     ended.map(exit_code)
 }
 
-/// Starts the VMM and looks after it until it ends; once more, if only our own device was in its way.
+/// Starts the VMM and looks after it until it ends; once more, if only our own device was in its
+/// way.
 fn live(
     mut plan: Plan,
     arguments: &RunArguments,
@@ -197,12 +199,12 @@ fn wait(
         match (ended, event) {
             (Some(status), Event::Failed(reason)) => {
                 console.clear();
-                complain(&format!("warning: {reason}"));
+                eprint_line(&format!("warning: {reason}"));
                 return Ok(status);
             }
             (None, Event::Failed(reason)) => {
                 console.close();
-                complain(&format!("error: {reason}; stopping the VMM (pid {})", vmm.pid));
+                eprint_line(&format!("error: {reason}; stopping the VMM (pid {})", vmm.pid));
                 vmm.stop(STOP_TIMEOUT);
                 return Err(Failure::work("the guest was stopped"));
             }
@@ -217,8 +219,8 @@ fn only_asks(arguments: &RunArguments) -> bool {
     arguments.vmm.get(1..).is_some_and(queries::only_asks)
 }
 
-/// A VMM that ended by itself before its guest was managed. Where it says no word of its own, or says
-/// that all went well, this does.
+/// A VMM that ended by itself before its guest was managed. Where it says no word of its own, or
+/// says that all went well, this does.
 fn never_managed(
     plan: &Plan,
     status: ExitStatus,

@@ -6,12 +6,12 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use zerosweep::Policy;
+use zerosweep_client::error::Failure;
+use zerosweep_client::output;
+use zerosweep_client::size::PAGE_BYTES;
 use zerosweep_lab::script::{Runner, Script};
 
 use crate::cli::ScriptArguments;
-use crate::error::Failure;
-use crate::output;
-use crate::size::PAGE_BYTES;
 
 /// Does all steps. An error in one is an answer: the exit status is 0 all the same.
 pub(super) fn execute(arguments: &ScriptArguments) -> Result<ExitCode, Failure> {
@@ -27,9 +27,8 @@ pub(super) fn execute(arguments: &ScriptArguments) -> Result<ExitCode, Failure> 
         .map_err(|error| Failure::usage(format!("{}: {error}", file.display())))?;
     let (max_pages, target_pages) = (max_mem.0 / PAGE_BYTES, target.0 / PAGE_BYTES);
     let runner = Runner::new(&script, max_pages, target_pages, policy);
-    let mut runner = runner.map_err(|error| match error.is_usage() {
-        true => Failure::usage(error),
-        false => Failure::work(error),
+    let mut runner = runner.map_err(|error| {
+        if error.is_usage() { Failure::usage(error) } else { Failure::work(error) }
     })?;
     for &step in &script.steps {
         output::json_line(&runner.run(step))?;
@@ -38,9 +37,10 @@ pub(super) fn execute(arguments: &ScriptArguments) -> Result<ExitCode, Failure> 
 }
 
 fn read(file: &Path) -> Result<String, Failure> {
-    let text = match file.as_os_str() == "-" {
-        true => io::read_to_string(io::stdin()),
-        false => fs::read_to_string(file),
+    let text = if file.as_os_str() == "-" {
+        io::read_to_string(io::stdin())
+    } else {
+        fs::read_to_string(file)
     };
     text.map_err(|error| Failure::usage(format!("cannot read {}: {error}", file.display())))
 }

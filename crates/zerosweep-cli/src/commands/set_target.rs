@@ -6,114 +6,32 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use zerosweep_client::agent::Client;
+use zerosweep_client::error::Failure;
+use zerosweep_client::output;
+use zerosweep_client::qmp::Qmp;
+use zerosweep_client::runtime;
+use zerosweep_client::size::{PAGE_BYTES, Size, pages};
+use zerosweep_client::target::{self, Change};
 use zerosweep_wire::{Operation, Status};
 
 use super::ask;
 use crate::cli::TargetArguments;
-use crate::client::{Client, ClientError};
 use crate::console::{Console, Terminal, Verbosity};
-use crate::error::Failure;
-use crate::output;
-use crate::qmp::{Qmp, QmpError};
-use crate::runtime::{self, GuestFiles};
-use crate::size::{PAGE_BYTES, Size, pages};
 
-/// Longest wait for one answer of QEMU.
-const QMP_TIMEOUT: Duration = Duration::from_secs(2);
 /// Between two looks at the guest.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
-
-/// Why a target was not set, or not by both.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum TargetError {
-    /// Nothing was changed: it cannot be a target of this guest.
-    #[error(
-        "a target of {size} cannot be: guest {name} has {max}, and a target is above 0, at most \
-         that, and a multiple of 4K"
-    )]
-    Value {
-        /// The guest.
-        name: String,
-        /// What was asked for.
-        size: Size,
-        /// What the guest was told that it has.
-        max: Size,
-    },
-    /// Nothing was changed, as far as is known: its agent did not do it.
-    #[error("guest {name}: {error}")]
-    Agent {
-        /// The guest.
-        name: String,
-        /// The agent's answer, or the lack of one.
-        error: ClientError,
-    },
-    /// The engine has the target; QEMU did not take it.
-    #[error(
-        "guest {name} has the target {size} now, but its balloon cannot be asked to follow: {error}"
-    )]
-    Balloon {
-        /// The guest.
-        name: String,
-        /// Its target now.
-        size: Size,
-        /// QEMU's answer, or the lack of one.
-        error: QmpError,
-    },
-}
-
-impl From<TargetError> for Failure {
-    fn from(error: TargetError) -> Self {
-        match error {
-            TargetError::Value { .. } => Self::usage(error),
-            TargetError::Agent { .. } | TargetError::Balloon { .. } => Self::work(error),
-        }
-    }
-}
-
-/// A target that both have.
-#[derive(Debug)]
-pub(super) struct Change {
-    /// The guest's figures after it.
-    pub(super) after: Status,
-    /// The way to the balloon.
-    qmp: Qmp,
-}
-
-/// Sets the target of the guest `name`: the engine's, then its balloon's.
-pub(super) fn set(
-    client: &mut Client,
-    files: &GuestFiles,
-    name: &str,
-    size: Size,
-) -> Result<Change, TargetError> {
-    let agent = |error| TargetError::Agent { name: name.to_owned(), error };
-    let before = client.request(Operation::Status).map_err(agent)?;
-    let max = Size(before.max_mem_bytes);
-    if !size.is_whole_pages() || size.0 == 0 || size > max {
-        return Err(TargetError::Value { name: name.to_owned(), size, max });
-    }
-    let set = Operation::SetTarget { target_bytes: size.0 };
-    let after = client.request(set).map_err(agent)?;
-    let qmp = Qmp::connect(&files.qmp, QMP_TIMEOUT)
-        .and_then(|mut qmp| {
-            qmp.set_balloon(size.0)?;
-            Ok(qmp)
-        })
-        .map_err(|error| TargetError::Balloon { name: name.to_owned(), size, error })?;
-    Ok(Change { after, qmp })
-}
 
 /// Sets the target.
 pub(super) fn execute(arguments: &TargetArguments) -> Result<ExitCode, Failure> {
     let (name, size) = (arguments.guest.name.as_str(), arguments.size);
     let mut client = super::connect(name)?;
     let files = runtime::find(name)?;
-    let Change { after, mut qmp } = set(&mut client, &files, name, size)?;
-    let status = match arguments.no_wait {
-        true => after,
-        false => {
-            Following { client: &mut client, qmp: &mut qmp, name, size }.wait(arguments.wait)?
-        }
+    let Change { after, mut qmp } = target::set(&mut client, &files, name, size)?;
+    let status = if arguments.no_wait {
+        after
+    } else {
+        Following { client: &mut client, qmp: &mut qmp, name, size }.wait(arguments.wait)?
     };
     if arguments.guest.json {
         output::json(&status)?;

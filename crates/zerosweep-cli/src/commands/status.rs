@@ -4,21 +4,22 @@ use std::fmt::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use zerosweep_client::error::Failure;
+use zerosweep_client::output;
+use zerosweep_client::size::{Size, pages, signed_pages};
 use zerosweep_wire::{OnExhaustion, Operation, ReturnMode, State, Status};
 
 use super::ps::by_the_word_of;
 use crate::cli::GuestArguments;
-use crate::error::Failure;
-use crate::output;
-use crate::size::{Size, pages, signed_pages};
 
 /// Prints the figures.
 pub(super) fn execute(arguments: &GuestArguments) -> Result<ExitCode, Failure> {
     let mut client = super::connect(&arguments.name)?;
     let status = super::ask(&mut client, &arguments.name, Operation::Status)?;
-    match arguments.json {
-        true => output::json(&status)?,
-        false => output::text(&render(&status, client.other_user()))?,
+    if arguments.json {
+        output::json(&status)?
+    } else {
+        output::text(&render(&status, client.other_user()))?
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -198,7 +199,7 @@ mod tests {
     use zerosweep_wire::Recorded;
 
     use super::*;
-    use crate::test_support::sample_status;
+    use zerosweep_client::test_support::sample_status;
 
     #[test]
     fn the_table_fits_on_80_columns() {

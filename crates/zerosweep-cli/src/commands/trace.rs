@@ -1,7 +1,7 @@
 //! `zerosweep trace`: traces of real Xen hosts.
 //!
-//! A trace that is cut or damaged is read up to there: what was read is shown, where it broke is told
-//! on standard error, and the exit status is 1.
+//! A trace that is cut or damaged is read up to there: what was read is shown, where it broke is
+//! told on standard error, and the exit status is 1.
 
 mod read;
 mod replay;
@@ -10,10 +10,10 @@ mod report;
 use std::path::Path;
 use std::process::ExitCode;
 
+use zerosweep_client::error::Failure;
 use zerosweep_lab::xentrace::{self, Broken, Guess, Layout, Reader, Source, Summary};
 
 use crate::cli::{TraceCommand, TraceFile};
-use crate::error::Failure;
 
 /// Does what was asked.
 pub(super) fn execute(command: &TraceCommand) -> Result<ExitCode, Failure> {

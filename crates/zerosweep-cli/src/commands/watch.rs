@@ -1,7 +1,7 @@
-//! `zerosweep watch NAME`: a guest's superpage map and figures, anew each second.
+//! `zerosweep watch NAME`: a guest's superpage map and figures, every second.
 //!
 //! On a terminal the screen is drawn over and over, and is as it was when the watching ends. In a
-//! pipe there is a line for each look, and with `--json` a document.
+//! pipe there is a line for each poll, and with `--json` a document.
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;
@@ -11,15 +11,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::look::{AGENT_TIMEOUT, Seen, What, look};
+use zerosweep_client::agent::{ClientError, Link};
+use zerosweep_client::error::Failure;
+use zerosweep_client::poll::{AGENT_TIMEOUT, Detail, Sample, poll};
+use zerosweep_client::size::{Size, pages, signed_pages};
+use zerosweep_client::{output, runtime};
+
 use super::status::state_word;
 use crate::cli::WatchArguments;
-use crate::client::{ClientError, Link};
-use crate::error::Failure;
 use crate::map::{self, LEGEND};
-use crate::output;
-use crate::runtime;
-use crate::size::{Size, pages, signed_pages};
 
 /// The terminal that everything must fit on, where none can be asked.
 const SMALL: (usize, usize) = (80, 24);
@@ -44,7 +44,7 @@ pub(super) fn execute(arguments: &WatchArguments) -> Result<ExitCode, Failure> {
     let mut looks = 0;
     while !stop.load(Ordering::SeqCst) {
         let began = Instant::now();
-        let look = match Look::take(&mut link, last.as_ref(), view.what()) {
+        let look = match Look::take(&mut link, last.as_ref(), view.detail()) {
             Ok(look) => look,
             // The guest has ended, as guests do.
             Err(error) if error.is_gone() => {
@@ -70,21 +70,21 @@ pub(super) fn execute(arguments: &WatchArguments) -> Result<ExitCode, Failure> {
 /// What one look at the guest says.
 struct Look {
     at: Instant,
-    seen: Seen,
+    sample: Sample,
     faults_per_second: f64,
 }
 
 impl Look {
-    fn take(link: &mut Link, last: Option<&Self>, what: What) -> Result<Self, ClientError> {
+    fn take(link: &mut Link, last: Option<&Self>, detail: Detail) -> Result<Self, ClientError> {
         let at = Instant::now();
-        let seen = look(link, what)?;
-        let faults = |seen: &Seen| seen.status.counters.faults;
+        let sample = poll(link, detail)?;
+        let faults = |sample: &Sample| sample.status.counters.faults;
         let rate = |last: &Self| {
-            let new = faults(&seen).saturating_sub(faults(&last.seen));
+            let new = faults(&sample).saturating_sub(faults(&last.sample));
             new as f64 / at.duration_since(last.at).as_secs_f64().max(1e-3)
         };
         let faults_per_second = last.map_or(0.0, rate);
-        Ok(Self { at, seen, faults_per_second })
+        Ok(Self { at, sample, faults_per_second })
     }
 }
 
@@ -97,17 +97,19 @@ enum View {
 
 impl View {
     fn new(arguments: &WatchArguments) -> Self {
-        match arguments.json {
-            true => Self::Json,
-            false if io::stdout().is_terminal() => Self::Screen(Screen::new(arguments.interval)),
-            false => Self::Lines(0),
+        if arguments.json {
+            Self::Json
+        } else if io::stdout().is_terminal() {
+            Self::Screen(Screen::new(arguments.interval))
+        } else {
+            Self::Lines(0)
         }
     }
 
-    fn what(&self) -> What {
+    fn detail(&self) -> Detail {
         match self {
-            Self::Screen(_) => What::Map,
-            Self::Lines(_) | Self::Json => What::Figures,
+            Self::Screen(_) => Detail::Map,
+            Self::Lines(_) | Self::Json => Detail::Figures,
         }
     }
 
@@ -119,7 +121,7 @@ impl View {
                 *shown += 1;
                 output::text(&format!("{heading}{}", line(look)))
             }
-            Self::Json => output::json_line(&look.seen.status),
+            Self::Json => output::json_line(&look.sample.status),
         }
     }
 }
@@ -129,7 +131,7 @@ const HEADING: &str =
 
 /// A look on a line of 80 columns.
 fn line(look: &Look) -> String {
-    let Look { seen: Seen { status, .. }, faults_per_second, .. } = look;
+    let Look { sample: Sample { status, .. }, faults_per_second, .. } = look;
     let figures = &status.pages;
     format!(
         "{:>7}{:>7}{:>8}{:>8}{:>7}{:>8}{:>8}{:>6}{:>7}{faults_per_second:>8.0}{:>6}\n",
@@ -194,17 +196,17 @@ impl Picture {
         if self.held.len() == HISTORY {
             self.held.pop_front();
         }
-        self.held.push_back(look.seen.status.pages.total);
+        self.held.push_back(look.sample.status.pages.total);
     }
 
     /// Lines that fit.
     fn lines(&self, look: &Look, columns: usize, rows: usize) -> Vec<String> {
-        let status = &look.seen.status;
+        let status = &look.sample.status;
         let plain = |line: String| line.chars().take(columns).collect::<String>();
         let mut lines: Vec<_> = self.figures(look).into_iter().map(plain).collect();
         let cells = [128, 64, 32].into_iter().find(|&cells| cells + 2 <= columns).unwrap_or(16);
         let most = rows.saturating_sub(OTHER_LINES).max(1);
-        let letters = look.seen.letters.as_deref().unwrap_or_default().as_bytes();
+        let letters = look.sample.letters.as_deref().unwrap_or_default().as_bytes();
         let map = map::rows(letters, cells, most, self.colours);
         lines.extend(map.into_iter().map(|row| format!("  {row}")));
         lines.push(plain(format!("  {LEGEND}")));
@@ -215,7 +217,7 @@ impl Picture {
     }
 
     fn figures(&self, look: &Look) -> Vec<String> {
-        let status = &look.seen.status;
+        let status = &look.sample.status;
         let figures = &status.pages;
         let latency = &status.fault_latency;
         let time = |ns| format!("{:.1?}", Duration::from_nanos(ns));
@@ -291,14 +293,14 @@ fn sparks(values: &VecDeque<u64>, max: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::test_support::sample_status;
+    use zerosweep_client::test_support::sample_status;
 
     fn look(superpages: usize) -> Look {
         let mut status = sample_status("a-guest-with-a-name");
         status.superpages.in_guest_by_kernel = Some(288);
         let letters: String = "Wrbp.".chars().cycle().take(superpages).collect();
-        let seen = Seen { at_ms: 0, status, letters: Some(letters.into()), agent_uid: None };
-        Look { at: Instant::now(), seen, faults_per_second: 12_345.6 }
+        let sample = Sample { at_ms: 0, status, letters: Some(letters.into()), agent_uid: None };
+        Look { at: Instant::now(), sample, faults_per_second: 12_345.6 }
     }
 
     fn picture() -> Picture {

@@ -22,14 +22,15 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{PidfdFlags, Signal};
+use zerosweep_client::error::Failure;
+use zerosweep_client::output::eprint_line;
+use zerosweep_client::runtime::{self, Claim, GuestFiles};
 use zerosweep_wire::AgentConfig;
 
 use crate::commands::run::plan::Plan;
 use crate::commands::run::supervise::{Process, Supervisor};
 use crate::commands::run::{Event, STOP_TIMEOUT};
-use crate::console::{Console, Terminal, Verbosity, complain};
-use crate::error::Failure;
-use crate::runtime::{self, Claim, GuestFiles};
+use crate::console::{Console, Terminal, Verbosity};
 
 /// First arguments; QEMU would take such a word for a disk image.
 const LAUNCHER: &str = "zerosweep-launcher";
@@ -108,7 +109,7 @@ fn attend(config: &str, agent: &Path) -> Result<ExitCode, Failure> {
     let Ok((files, claim)) = claimed else { return Ok(ExitCode::from(1)) };
 
     let console = Arc::new(Console::new(Verbosity::Normal, Terminal::Ours));
-    let vmm = Arc::new(Beside);
+    let vmm = Arc::new(DetachedVmm);
     let (sender, events) = mpsc::channel();
     let supervisor = Supervisor {
         config,
@@ -123,7 +124,7 @@ fn attend(config: &str, agent: &Path) -> Result<ExitCode, Failure> {
     std::thread::Builder::new()
         .name("vmm".into())
         .spawn(move || {
-            Beside.wait();
+            DetachedVmm.wait();
             let _ = sender.send(Event::VmmChanged);
         })
         .map_err(|error| Failure::work(format!("cannot start a thread: {error}")))?;
@@ -142,17 +143,17 @@ fn claim(config: &AgentConfig) -> Result<(GuestFiles, Claim), Failure> {
 }
 
 /// Waits for QEMU's end, or ends it when the guest cannot be managed.
-fn wait(vmm: &Beside, events: &Receiver<Event>) {
+fn wait(vmm: &DetachedVmm, events: &Receiver<Event>) {
     while let Ok(Event::Failed(reason)) = events.recv() {
-        complain(&format!("error: {reason}; stopping QEMU"));
+        eprint_line(&format!("error: {reason}; stopping QEMU"));
         vmm.stop(STOP_TIMEOUT);
     }
 }
 
 /// The process at standard input.
-struct Beside;
+struct DetachedVmm;
 
-impl Beside {
+impl DetachedVmm {
     fn poll(&self, limit: Option<&Timespec>) -> bool {
         let stdin = io::stdin();
         let mut process = [PollFd::from_borrowed_fd(stdin.as_fd(), PollFlags::IN)];
@@ -165,7 +166,7 @@ impl Beside {
     }
 }
 
-impl Process for Beside {
+impl Process for DetachedVmm {
     fn is_running(&self) -> bool {
         !self.poll(Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))
     }

@@ -11,8 +11,8 @@
 //!
 //! The file is root's or the user's own, and nobody else can write to it: it says what is run.
 //!
-//! A variable (libvirt: `<qemu:env>`) counts before the file's table `[guest.NAME]`, that before the
-//! file's own keys, those before the defaults of `zerosweep run`. libvirt probes QEMU without a
+//! A variable (libvirt: `<qemu:env>`) counts before the file's table `[guest.NAME]`, that before
+//! the file's own keys, those before the defaults of `zerosweep run`. libvirt probes QEMU without a
 //! domain's variables, so another QEMU than this machine's belongs into the file.
 
 use std::collections::BTreeMap;
@@ -23,12 +23,12 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 use serde::Deserialize;
 use toml::Spanned;
+use zerosweep_client::error::Failure;
+use zerosweep_client::own_file::{OwnFile, Refusal};
+use zerosweep_client::size::Size;
 use zerosweep_wire::{OnExhaustion, ReturnMode};
 
 use crate::cli::{Exhaustion, POLICIES, Return};
-use crate::error::Failure;
-use crate::own_file::{OwnFile, Refusal};
-use crate::size::Size;
 
 /// The file, and the variable that names another one.
 const FILE: &str = "/etc/zerosweep/qemu.toml";

@@ -85,8 +85,8 @@ pub(crate) fn analyse(
 
 /// The guest's name by `-name`, also on a command line that cannot be managed.
 pub(crate) fn name(arguments: &[OsString]) -> Option<String> {
-    let options = split(arguments).into_iter().rev();
-    { options }.find_map(|option| (option.name == "name").then(|| guest_in(option.value()))?)
+    let mut options = split(arguments).into_iter().rev();
+    options.find_map(|option| (option.name == "name").then(|| guest_in(option.value()))?)
 }
 
 /// The name in the argument of `-name`.
@@ -255,9 +255,10 @@ fn global(value: &str) -> Result<(), Refusal> {
     };
     let is_zero_copy =
         name.starts_with("migration.") && name.replace('_', "-").contains("zero-copy-send");
-    match is_zero_copy && properties.is_on(switch) {
-        true => Err(Refusal::ZeroCopy(format!("-global {value}"))),
-        false => Ok(()),
+    if is_zero_copy && properties.is_on(switch) {
+        Err(Refusal::ZeroCopy(format!("-global {value}")))
+    } else {
+        Ok(())
     }
 }
 

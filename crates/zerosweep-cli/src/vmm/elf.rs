@@ -63,7 +63,8 @@ pub(crate) enum LibraryError {
     /// Not as the format says.
     #[error("is cut off or broken: {0}")]
     Broken(object::Error),
-    /// Its end is missing: the loader maps it all the same, and whoever touches that dies of SIGBUS.
+    /// Its end is missing: the loader maps it all the same, and whoever touches that dies of
+    /// SIGBUS.
     #[error("is cut off: it has {length} bytes, and its headers speak of {needed}")]
     Cut {
         /// As long as it is.
@@ -119,10 +120,7 @@ pub(crate) fn check_library(path: &Path) -> Result<(), LibraryError> {
         .map(|segment| segment.p_offset(endian).saturating_add(segment.p_filesz(endian)))
         .max()
         .unwrap_or(0);
-    match needed > length {
-        true => Err(LibraryError::Cut { length, needed }),
-        false => Ok(()),
-    }
+    if needed > length { Err(LibraryError::Cut { length, needed }) } else { Ok(()) }
 }
 
 /// Checks the VMM's program file.
@@ -164,9 +162,10 @@ fn check_elf<'data>(data: impl ReadRef<'data>) -> Result<(), PreloadError> {
     }
     let segments = header.program_headers(endian, data).map_err(PreloadError::Broken)?;
     // A static-pie program has a dynamic section, but nobody to interpret it.
-    match segments.iter().any(|segment| segment.p_type(endian) == elf::PT_INTERP) {
-        true => Ok(()),
-        false => Err(PreloadError::Static),
+    if segments.iter().any(|segment| segment.p_type(endian) == elf::PT_INTERP) {
+        Ok(())
+    } else {
+        Err(PreloadError::Static)
     }
 }
 
@@ -181,9 +180,10 @@ fn header<'data>(
     }
     let header = FileHeader64::<Endianness>::parse(data).map_err(HeaderError::Broken)?;
     let endian = header.endian().map_err(HeaderError::Broken)?;
-    match this_machine().is_some_and(|machine| header.e_machine(endian) != machine) {
-        true => Err(HeaderError::OtherMachine),
-        false => Ok((header, endian)),
+    if this_machine().is_some_and(|machine| header.e_machine(endian) != machine) {
+        Err(HeaderError::OtherMachine)
+    } else {
+        Ok((header, endian))
     }
 }
 

@@ -33,8 +33,8 @@ fn file_system_of(path: &Path) -> Option<FileSystem> {
 const PINS_NESTED: KernelVersion = KernelVersion::new(6, 13);
 
 impl Host {
-    /// The CPU feature that lets a guest run guests, and the kernel, if that only keeps references to
-    /// such a guest's pages.
+    /// The CPU feature that lets a guest run guests, and the kernel, if that only keeps references
+    /// to such a guest's pages.
     pub(crate) fn nested_by_reference(&self) -> Option<(&'static str, KernelVersion)> {
         Some((self.nested?, self.kernel.filter(|&kernel| kernel < PINS_NESTED)?))
     }

@@ -40,11 +40,11 @@ fn sockets(arguments: &[OsString]) -> Vec<Socket> {
         options.iter().filter(move |option| option.name == name).map(|option| option.value())
     };
     let chardev = |id: &str| {
-        let devices = values("chardev").map(|value| Properties::parse(value, "backend"));
+        let mut devices = values("chardev").map(|value| Properties::parse(value, "backend"));
         let is_it = |device: &Properties| {
             device.get("backend") == Some("socket") && device.get("id") == Some(id)
         };
-        { devices }.find(is_it).as_ref().and_then(Socket::new)
+        devices.find(is_it).as_ref().and_then(Socket::new)
     };
     let monitors = values("mon").map(|value| Properties::parse(value, "chardev"));
     let control = monitors.filter(|monitor| monitor.get("mode") == Some("control"));

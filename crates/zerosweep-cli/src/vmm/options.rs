@@ -2,9 +2,9 @@
 //! (or JSON) in the arguments.
 //!
 //! QEMU's own `-help` does not say reliably which options take an argument (7.2 prints
-//! `-async-teardown enable asynchronous teardown`), so there are tables. An option that is in neither
-//! table, such as one of a later QEMU, never takes a word that begins with a dash: what must be
-//! refused cannot hide behind it.
+//! `-async-teardown enable asynchronous teardown`), so there are tables. An option that is in
+//! neither table, such as one of a later QEMU, never takes a word that begins with a dash: what
+//! must be refused cannot hide behind it.
 
 use std::ffi::OsString;
 

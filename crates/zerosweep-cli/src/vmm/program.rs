@@ -36,9 +36,10 @@ pub(crate) fn find(name: &OsStr, path: Option<&OsStr>) -> Result<PathBuf, Progra
     let mut in_the_way = None;
     // An empty element is the working directory: "" joined with a name is the name.
     for directory in std::env::split_paths(path.unwrap_or(OsStr::new(DEFAULT_PATH))) {
-        let file = match directory.as_os_str().is_empty() {
-            true => Path::new(".").join(name),
-            false => directory.join(name),
+        let file = if directory.as_os_str().is_empty() {
+            Path::new(".").join(name)
+        } else {
+            directory.join(name)
         };
         match check(&file) {
             Found::Program => return Ok(file),

@@ -1,5 +1,5 @@
-//! `zerosweep run` and `zerosweep-qemu` before any VMM is started: how its command line is read, what
-//! is refused with all reasons, and what is added to it.
+//! `zerosweep run` and `zerosweep-qemu` before any VMM is started: how its command line is read,
+//! what is refused with all reasons, and what is added to it.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
@@ -57,8 +57,8 @@ fn nothing_that_must_be_refused_hides_behind_an_option_that_is_not_known() {
     }
 }
 
-/// A VMM of `body` that is given a second for its agent to answer. The C library stands for an agent
-/// that is in it.
+/// A VMM of `body` that is given a second for its agent to answer. The C library stands for an
+/// agent that is in it.
 fn never_managed(body: &str, agent: Option<&std::path::Path>) -> String {
     let place = Place::new();
     let fake = place.script("fake-qemu", body);
@@ -210,8 +210,8 @@ fn asynchronous_page_faults_are_left_out_under_kvm() {
     }
 }
 
-/// Properties of a QEMU's first virtual CPU: of one that `zerosweep run` starts with this line, without
-/// a guest.
+/// Properties of a QEMU's first virtual CPU: of one that `zerosweep run` starts with this line,
+/// without a guest.
 fn cpu_properties(line: &str, names: &[&str]) -> Vec<Value> {
     let place = Place::new();
     let words = ["run", "--name", "vm", "--target", "32M", "--", "qemu-system-x86_64", "-m", "64"];

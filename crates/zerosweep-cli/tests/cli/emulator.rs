@@ -1,4 +1,5 @@
-//! `zerosweep-qemu` with fake VMMs: what is passed on untouched, what is refused, and the companion.
+//! `zerosweep-qemu` with fake VMMs: what is passed on untouched, what is refused, and the
+//! companion.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
@@ -46,6 +47,17 @@ fn what_only_asks_is_passed_on_untouched() {
         assert_eq!(stdout(&output), format!("{words}preload=\nconfig=\n"));
         assert!(!place.runtime().exists());
     }
+}
+
+/// libvirt runs it for every guest.
+#[test]
+fn it_has_no_web_server_in_it() {
+    let serves = |program: &str| {
+        let program = std::fs::read(program).unwrap();
+        memchr::memmem::find(&program, b"/api/openapi.json").is_some()
+    };
+    assert!(serves(env!("CARGO_BIN_EXE_zerosweep")), "the other program has one");
+    assert!(!serves(env!("CARGO_BIN_EXE_zerosweep-qemu")));
 }
 
 #[test]

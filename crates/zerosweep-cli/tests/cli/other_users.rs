@@ -1,7 +1,7 @@
 //! What another user of the host can do with a directory, a socket or a file, and what is believed.
 //!
-//! The other user is a thread of the test: Linux keeps user ids by thread, and tells whoever connects
-//! those of the thread that began to listen.
+//! The other user is a thread of the test: Linux keeps user ids by thread, and tells whoever
+//! connects those of the thread that began to listen.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -235,7 +235,8 @@ fn root_follows_no_link_of_another_users_directory() {
     assert!(ended.expect("ps ends").success());
 }
 
-/// A directory like `/tmp`, with this user's file outside of it, and links to that of another user's.
+/// A directory like `/tmp`, with this user's file outside of it, and links to that of another
+/// user's.
 struct Shared {
     place: Place,
     victim: std::path::PathBuf,

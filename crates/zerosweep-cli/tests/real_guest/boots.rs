@@ -90,9 +90,10 @@ fn without_zerosweep_the_same_guest_takes_everything() {
 /// So much may be left when a pause looks like the end.
 const PAUSE_KIB: f64 = 8192.0;
 
-/// The pattern that a guest of one CPU fills its memory with; one of two has half of it. The guest has
-/// some 240 MiB with 300. Its kernel keeps 44 MiB of them free, and each CPU has lists of freed pages,
-/// 46 MiB in all, that another one gets nothing from: with 96 MiB a guest of two ran out of memory.
+/// The pattern that a guest of one CPU fills its memory with; one of two has half of it. The guest
+/// has some 240 MiB with 300. Its kernel keeps 44 MiB of them free, and each CPU has lists of freed
+/// pages, 46 MiB in all, that another one gets nothing from: with 96 MiB a guest of two ran out of
+/// memory.
 const FILL_MIB: u64 = 64;
 
 fn check(variant: &str, cpus: u64, append: &str) {

@@ -85,8 +85,6 @@ fn compare(place: &Place, file: &Path, status: &Status) {
     assert!(done.populates_2m > 100 && done.pages_given_back > 100_000, "{done:?}");
 }
 
-/// A file that cannot be written to is told before the VMM is started; one that cannot be written on
-/// costs the trace, and not the guest.
 /// A file system with room for 64 KiB.
 struct SmallDisk(std::path::PathBuf);
 
@@ -106,6 +104,8 @@ impl Drop for SmallDisk {
     }
 }
 
+/// A file that cannot be written to is reported before the VMM is started. One that cannot be
+/// written on costs the trace, and not the guest.
 #[test]
 #[ignore = "needs QEMU, a guest image, userfaultfd and root: cargo xtask test sets them up"]
 fn a_full_disk_costs_the_trace_and_not_the_guest() {

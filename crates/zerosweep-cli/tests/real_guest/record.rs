@@ -6,8 +6,8 @@ use serde_json::Value;
 
 use super::harness::{Guest, Place, Spec};
 
-/// A boot with `init_on_free` that is ballooned down and ends by itself: under the policy that it ran
-/// under, the replay has the populates of the recording.
+/// A boot with `init_on_free` that is ballooned down and ends by itself: under the policy that it
+/// ran under, the replay has the populates of the recording.
 #[test]
 #[ignore = "needs QEMU, a guest image and userfaultfd: cargo xtask test sets them up"]
 fn a_recording_is_done_again_as_it_was() {

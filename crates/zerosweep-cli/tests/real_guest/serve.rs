@@ -1,4 +1,5 @@
-//! `zerosweep serve` with a real guest: its target is changed by clicks in the page, and it follows.
+//! `zerosweep serve` with a real guest: its target is changed by clicks in the page, and it
+//! follows.
 
 use super::browser::{Browser, Scheme};
 use super::harness::{Guest, MEBIBYTE, PATIENCE, Place, Spec, stderr, wait_until};

@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
+use object::LittleEndian;
+use object::elf::{FileHeader64, PT_INTERP, ProgramHeader64};
+use object::read::elf::{FileHeader as _, ProgramHeader as _};
 
 /// Names a built `zerosweep-guest`.
 const VARIABLE: &str = "ZEROSWEEP_GUEST_INIT";
@@ -100,23 +103,13 @@ pub(super) fn require_static(path: &Path, program: &[u8]) -> Result<()> {
 
 /// Whether this is a little-endian 64-bit ELF file without a program interpreter.
 fn is_static(program: &[u8]) -> bool {
-    const PT_INTERP: u64 = 3;
-    let field = |offset: u64, bytes: usize| -> Option<u64> {
-        let start = usize::try_from(offset).ok()?;
-        let mut word = [0; 8];
-        word[..bytes].copy_from_slice(program.get(start..start.checked_add(bytes)?)?);
-        Some(u64::from_le_bytes(word))
+    let segments = || {
+        let header = FileHeader64::<LittleEndian>::parse(program)?;
+        header.program_headers(header.endian()?, program)
     };
-    let has_interpreter = || -> Option<bool> {
-        let (table, entry_bytes, entries) = (field(32, 8)?, field(54, 2)?, field(56, 2)?);
-        for entry in 0..entries {
-            if field(table.checked_add(entry * entry_bytes)?, 4)? == PT_INTERP {
-                return Some(true);
-            }
-        }
-        Some(false)
-    };
-    program.starts_with(b"\x7fELF\x02\x01") && has_interpreter() == Some(false)
+    let is_interpreter =
+        |segment: &ProgramHeader64<LittleEndian>| segment.p_type(LittleEndian) == PT_INTERP;
+    segments().is_ok_and(|segments| !segments.iter().any(is_interpreter))
 }
 
 /// A hash of the contents (FNV-1a): tells one build of the init from the next.
@@ -136,12 +129,15 @@ mod tests {
         assert!(!is_static(b"#!/bin/sh\n"));
         assert!(!is_static(b"\x7fELF\x02\x01"));
         let mut program = vec![0; 64 + 56];
-        program[..6].copy_from_slice(b"\x7fELF\x02\x01");
+        program[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
         (program[32], program[54], program[56]) = (64, 56, 1);
         program[64] = 1;
         assert!(is_static(&program));
         program[64] = 3;
         assert!(!is_static(&program));
+        (program[64], program[5]) = (1, 2);
+        assert!(!is_static(&program), "the other order of bytes");
+        program[5] = 1;
         program[64] = 1;
         program[56] = 2;
         assert!(!is_static(&program), "a table that ends early");

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::io::{Cursor, Read as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -9,6 +10,7 @@ use anyhow::{Context, Result, bail};
 
 use super::cache_dir;
 use super::initramfs::Module;
+use crate::unpack;
 
 /// The modules that a guest needs for its balloon.
 pub(super) const MODULES: [&str; 6] = [
@@ -209,27 +211,24 @@ fn unpack(package: &Path, directory: &Path) -> Result<()> {
     Ok(())
 }
 
+/// A module's file, unpacked if it is packed.
 fn read_module(path: &Path) -> Result<Vec<u8>> {
-    let program = match path.extension().and_then(OsStr::to_str) {
-        Some("xz") => "xz",
-        Some("zst") => "zstd",
-        Some("gz") => "gzip",
-        _ => return fs::read(path).with_context(|| format!("reading {}", path.display())),
-    };
-    let output =
-        Command::new(program).arg("-dc").arg(path).stdin(Stdio::null()).output().with_context(
-            || format!("{} needs the program {program}: install it", path.display()),
-        )?;
-    if !output.status.success() {
-        let why = String::from_utf8_lossy(&output.stderr);
-        bail!("{program} -dc {}: {}", path.display(), why.trim_end());
-    }
-    Ok(output.stdout)
+    let bytes = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+    let Some(unpack) = unpack::by_beginning(&bytes) else { return Ok(bytes) };
+    let mut module = Vec::new();
+    unpack(Box::new(Cursor::new(bytes)))
+        .read_to_end(&mut module)
+        .with_context(|| format!("unpacking {}", path.display()))?;
+    Ok(module)
 }
 
 #[cfg(test)]
 mod tests {
     use std::env;
+    use std::io::Write as _;
+
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
 
     use super::*;
 
@@ -257,10 +256,16 @@ mod tests {
         fs::write(&module, b"balloon").unwrap();
         assert_eq!(kernel.modules().unwrap(), [("virtio_balloon", b"balloon".to_vec())]);
 
-        if Command::new("gzip").arg(&module).status().is_ok_and(|status| status.success()) {
-            assert!(!module.exists());
-            assert_eq!(kernel.modules().unwrap(), [("virtio_balloon", b"balloon".to_vec())]);
-        }
+        fs::remove_file(&module).unwrap();
+        let packed = fs::File::create(module.with_extension("ko.gz")).unwrap();
+        let mut packed = GzEncoder::new(packed, Compression::default());
+        packed.write_all(b"balloon").unwrap();
+        packed.finish().unwrap();
+        assert_eq!(kernel.modules().unwrap(), [("virtio_balloon", b"balloon".to_vec())]);
+
+        fs::write(module.with_extension("ko.gz"), b"\x1f\x8b\x08").unwrap();
+        let error = kernel.modules().unwrap_err();
+        assert!(error.to_string().contains("virtio_balloon.ko.gz"), "{error:#}");
         fs::remove_dir_all(&root).unwrap();
     }
 

@@ -216,10 +216,12 @@ fn sum(smaps: &str, held: &mut Held) -> Option<u64> {
             let is_in = |known: &Option<Range<u64>>| {
                 known.as_ref().is_some_and(|k| k.start <= range.start && range.end <= k.end)
             };
-            owner = Some(match () {
-                () if is_in(&held.guest) => Owner::Guest,
-                () if is_in(&held.pool) => Owner::Pool,
-                () => Owner::Vmm,
+            owner = Some(if is_in(&held.guest) {
+                Owner::Guest
+            } else if is_in(&held.pool) {
+                Owner::Pool
+            } else {
+                Owner::Vmm
             });
         } else if owner == Some(Owner::Vmm) {
             own_kib += field_kib(line, "Anonymous:").unwrap_or(0);

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use zerosweep::Policy;
 
 use crate::matrix::POLICIES;
+use crate::result::PLAIN;
 
 /// A policy, or QEMU without zerosweep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,7 +17,7 @@ pub enum Rival {
     Policy(Policy),
 }
 
-/// Nothing that a guest could run under.
+/// An unknown rival.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?}: {why}, and under QEMU also plain")]
 pub struct RivalError {
@@ -25,8 +26,8 @@ pub struct RivalError {
 }
 
 impl Rival {
-    /// How QEMU without zerosweep is written.
-    pub const PLAIN: &'static str = "plain";
+    /// The name of QEMU without zerosweep.
+    pub const PLAIN: &'static str = PLAIN;
 
     /// The rivals of `all`: plain QEMU first.
     #[must_use]

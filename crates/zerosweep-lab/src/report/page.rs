@@ -80,7 +80,7 @@ fn section(page: &mut String, group: &Group<'_>) {
         size(first.target_bytes),
         size(first.max_mem_bytes),
         first.vcpus,
-        first.place(),
+        first.location(),
         kind(first)
     );
     table(page, group);

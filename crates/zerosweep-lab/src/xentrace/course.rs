@@ -2,8 +2,8 @@
 //!
 //! A trace is read twice. The first time finds from when to when it goes and which superpages there
 //! are ([`Extent`]); the second time keeps what each page is, and writes a column whenever one is
-//! over ([`Course`]). Records come in the order in which Xen's buffers were emptied: they are put in
-//! order by their time stamps, as far as [`REORDERED`] of them reach.
+//! over ([`Course`]). Records come in the order in which Xen's buffers were emptied: they are put
+//! in order by their time stamps, as far as [`REORDERED`] of them reach.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap, HashMap};

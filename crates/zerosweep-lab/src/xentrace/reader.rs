@@ -50,7 +50,8 @@ pub struct Broken {
     pub reason: Reason,
 }
 
-/// Classes of Xen's events (`public/trace.h`): bits 27:16 of an event's number, of which one is set.
+/// Classes of Xen's events (`public/trace.h`): bits 27:16 of an event's number, of which one is
+/// set.
 const CLASSES: u32 = 0x08ff;
 
 /// What is wrong with a trace.
@@ -275,7 +276,8 @@ impl Header {
     }
 }
 
-/// Whether these bytes can be the beginning of a trace, of which as much as a record may be missing.
+/// Whether these bytes can be the beginning of a trace, of which as much as a record may be
+/// missing.
 pub(super) fn may_begin_a_trace(bytes: &[u8]) -> bool {
     bytes.len() < 4 || (0..=LONGEST).step_by(4).any(|start| has_records(bytes, start))
 }

@@ -18,8 +18,8 @@
 //!   does so unseen.
 //!
 //! A recording of ours ([`Event::Look`]) says what zero checks saw: then a page was that from its
-//! touch on, and if a later check saw something else, the guest wrote to it just before that one. So
-//! under the policy of the recording the same checks see the same again.
+//! touch on, and if a later check saw something else, the guest wrote to it just before that one.
+//! So under the policy of the recording the same checks see the same again.
 
 use std::io::Read;
 
@@ -64,8 +64,8 @@ pub struct Recording {
     /// What the guest holds at the end if its balloon reached its target: what is promised and what
     /// has a frame. `None` if it has given nothing back.
     pub final_pages: Option<u64>,
-    /// Whether a touch brings a page back that was given back, as under QEMU; Xen's guests have to ask
-    /// first.
+    /// Whether a touch brings a page back that was given back, as under QEMU; Xen's guests have to
+    /// ask first.
     pub(super) takes_back: bool,
     pub(super) steps: Vec<Step>,
 }

@@ -1,8 +1,8 @@
 //! What each policy would have done with a guest's side of a trace.
 //!
-//! Of a trace the guest's part is taken ([`Recording`]): the pages that it touched, the pages that it
-//! gave back, and what was in them in between. That is done again on the software machine under a
-//! policy; what was done then is left out.
+//! Of a trace the guest's part is taken ([`Recording`]): the pages that it touched, the pages that
+//! it gave back, and what was in them in between. That is done again on the software machine under
+//! a policy; what was done then is left out.
 
 use serde::Serialize;
 use zerosweep::{

@@ -1,42 +1,27 @@
 //! Where a trace comes from: a file or a pipe, packed or not.
 //!
-//! A trace is gone through several times. What comes through a pipe is therefore kept, as it comes, in
-//! a file without a name in the directory for such (`TMPDIR`).
+//! A trace is gone through several times. What comes through a pipe is therefore kept, as it comes,
+//! in a file without a name in the directory for such (`TMPDIR`).
 
 use std::fs::File;
-use std::io::{self, BufRead as _, BufReader, Cursor, Read, Seek as _, SeekFrom};
+use std::io::{self, Cursor, Read, Seek as _, SeekFrom};
 use std::os::fd::AsFd as _;
 use std::path::Path;
 
-use flate2::read::MultiGzDecoder;
-use lzma_rust2::XzReader;
-use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
-use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
-
 use super::Reader;
 use super::reader::{CONVINCING, LONGEST, may_begin_a_trace};
+use crate::unpack::{self, Input, MAGIC_BYTES};
 
 /// Standard input's name.
 const STANDARD_INPUT: &str = "-";
 /// A file that is packed so often is a trap.
 const MOST_LAYERS: usize = 4;
-/// Longest of the words that packed files begin with.
-const MAGIC: u64 = 6;
 /// As much of a trace tells it from other files.
 const SAMPLE: u64 = ((CONVINCING + 1) * LONGEST) as u64;
 /// As much of a packed trace has that much in it.
 const FIRST: u64 = 64 << 10;
-/// What unpacking may need of memory, in KiB.
-const MOST_MEMORY_KIB: u32 = 1 << 20;
 
-/// Packings that are read, by their first bytes.
-const READ: [(&[u8], Unpack); 3] = [
-    (b"\x1f\x8b", |source| Box::new(MultiGzDecoder::new(source))),
-    (b"\xfd7zXZ\0", |source| Box::new(XzReader::new_mem_limit(source, true, MOST_MEMORY_KIB))),
-    (b"\x28\xb5\x2f\xfd", |source| Box::new(Frames::new(source))),
-];
-
-/// Packings that are not, and the command that unpacks each.
+/// Packings that are not read, and the command that unpacks each.
 const NAMED: [(&[u8], &str, &str); 6] = [
     (b"BZh", "bzip2", "bzip2 -dc FILE"),
     (b"PK\x03\x04", "zip", "unzip -p FILE"),
@@ -45,9 +30,6 @@ const NAMED: [(&[u8], &str, &str); 6] = [
     (b"LZIP", "lzip", "lzip -dc FILE"),
     (b"\x89LZO", "lzop", "lzop -dc FILE"),
 ];
-
-type Input = Box<dyn Read>;
-type Unpack = fn(Input) -> Input;
 
 /// A trace that can be read from its beginning again and again, one reader at a time.
 #[derive(Debug)]
@@ -114,7 +96,7 @@ fn not_kept(error: io::Error) -> io::Error {
 fn unpacked(mut source: Input) -> io::Result<Input> {
     for _ in 0..MOST_LAYERS {
         let mut begin = Vec::new();
-        let read = source.by_ref().take(MAGIC).read_to_end(&mut begin);
+        let read = source.by_ref().take(MAGIC_BYTES).read_to_end(&mut begin);
         let begins = |magic: &[u8]| begin.starts_with(magic);
         if let Some((_, packer, command)) = NAMED.iter().find(|(magic, ..)| begins(magic)) {
             return Err(io::Error::new(
@@ -124,7 +106,7 @@ fn unpacked(mut source: Input) -> io::Result<Input> {
                 ),
             ));
         }
-        let unpack = READ.iter().find(|(magic, _)| begins(magic)).map(|&(_, unpack)| unpack);
+        let unpack = unpack::by_beginning(&begin);
         let rest = put_back(begin, read, source);
         let Some(unpack) = unpack else { return Ok(rest) };
         source = unpack(rest);
@@ -132,7 +114,8 @@ fn unpacked(mut source: Input) -> io::Result<Input> {
     Err(io::Error::new(io::ErrorKind::Unsupported, "it is packed many times over"))
 }
 
-/// The source as before its beginning was read. What is wrong with that is told when it is read again.
+/// The source as before its beginning was read. What is wrong with that is told when it is read
+/// again.
 fn put_back(begin: Vec<u8>, read: io::Result<usize>, rest: Input) -> Input {
     match read {
         Ok(_) => Box::new(Cursor::new(begin).chain(rest)),
@@ -147,64 +130,4 @@ impl Read for Failing {
     fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
         self.0.take().map_or(Ok(0), Err)
     }
-}
-
-/// The frames of a file that `zstd` has packed, one after the other.
-struct Frames {
-    source: BufReader<Input>,
-    decoder: FrameDecoder,
-    /// Whether the decoder is within a frame.
-    within: bool,
-}
-
-impl Frames {
-    fn new(source: Input) -> Self {
-        Self { source: BufReader::new(source), decoder: FrameDecoder::new(), within: false }
-    }
-
-    /// Goes to the next frame that has data; false at the end of the file.
-    fn begin(&mut self) -> io::Result<bool> {
-        while !self.source.fill_buf()?.is_empty() {
-            match self.decoder.reset(&mut self.source) {
-                Ok(()) => return Ok(true),
-                Err(FrameDecoderError::ReadFrameHeaderError(ReadFrameHeaderError::SkipFrame {
-                    length,
-                    ..
-                })) => {
-                    io::copy(&mut self.source.by_ref().take(length.into()), &mut io::sink())?;
-                }
-                Err(error) => return Err(damaged(error)),
-            }
-        }
-        Ok(false)
-    }
-}
-
-impl Read for Frames {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        loop {
-            self.within = self.within || self.begin()?;
-            if !self.within {
-                return Ok(0);
-            }
-            while self.decoder.can_collect() == 0 && !self.decoder.is_finished() {
-                self.decoder
-                    .decode_blocks(&mut self.source, BlockDecodingStrategy::UptoBlocks(1))
-                    .map_err(damaged)?;
-            }
-            let bytes = self.decoder.read(buffer)?;
-            if bytes > 0 || buffer.is_empty() {
-                return Ok(bytes);
-            }
-            let promised = self.decoder.get_checksum_from_data();
-            if promised.is_some() && promised != self.decoder.get_calculated_checksum() {
-                return Err(damaged("the checksum is another one"));
-            }
-            self.within = false;
-        }
-    }
-}
-
-fn damaged(error: impl std::fmt::Display) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("zstd: {error}"))
 }

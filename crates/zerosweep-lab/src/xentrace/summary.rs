@@ -54,8 +54,8 @@ impl Serialize for ByOrder {
 pub struct Looks {
     /// Records; each is of at most 64 pages.
     pub records: u64,
-    /// Pages that were zero, and could not be reclaimed nevertheless. Of those that were, the records
-    /// of reclaims tell.
+    /// Pages that were zero, and could not be reclaimed nevertheless. Of those that were, the
+    /// records of reclaims tell.
     pub pages_zero: u64,
     /// Pages that were not.
     pub pages_live: u64,

@@ -81,8 +81,8 @@ fn populates(replay: &Replay) -> (u64, u64) {
     (replay.populates_2m, replay.populates_4k)
 }
 
-/// A boot: memory is dirtied, most of it freed and cleared (one page of `dirty` stays as it is), then
-/// given back from the end on.
+/// A boot: memory is dirtied, most of it freed and cleared (one page of `dirty` stays as it is),
+/// then given back from the end on.
 fn boot(policy: Policy, clears: bool, dirty: u64) -> (Vec<u8>, Statistics, bool) {
     let mut guest = Recorded::new(policy);
     let mut frames = true;
@@ -120,8 +120,8 @@ fn a_guest_is_done_again_exactly_under_its_own_policy() {
             let case = format!("{policy}, clears {clears}, one page in {dirty}");
             let again = populates(&replay);
             if !frames && again != said {
-                // The touch that got no frame is not in the recording; the older policies are out of
-                // frames one touch earlier.
+                // The touch that got no frame is not in the recording; the older policies are out
+                // of frames one touch earlier.
                 assert_eq!(again, (said.0, said.1 - 1), "{case}");
                 assert_eq!(replay.exhausted_after, Some(recording.steps() - 1), "{case}");
                 continue;
@@ -136,7 +136,8 @@ fn a_guest_is_done_again_exactly_under_its_own_policy() {
     assert!(completed >= 6, "only {completed} boots came to their end");
 }
 
-/// What a check saw to be dirty, and was reclaimed later, is cleared in between when it is done again.
+/// What a check saw to be dirty, and was reclaimed later, is cleared in between when it is done
+/// again.
 #[test]
 fn what_was_cleared_between_two_looks_is_cleared_again() {
     let mut guest = Recorded::new(Policy::Zerosweep);
@@ -178,8 +179,8 @@ fn step() -> impl Strategy<Value = Step> {
 proptest! {
     #![proptest_config(contextualize_config(ProptestConfig::with_cases(40)))]
 
-    /// Whatever a guest did, it can be done again under every policy, and under `none`, which looks at
-    /// nothing and keeps nothing back, exactly.
+    /// Whatever a guest did, it can be done again under every policy, and under `none`, which looks
+    /// at nothing and keeps nothing back, exactly.
     #[test]
     fn whatever_was_recorded_can_be_done_again(
         policy in proptest::sample::select(Policy::ALL.to_vec()),

@@ -116,8 +116,8 @@ const WORTH_PACKING: usize = 32;
 /// and the headers of its stored blocks.
 const MEMBER_BYTES: usize = 64;
 
-/// Packs a trace of `steps` and reads it: packed, it is the same but for the times; and wherever it is
-/// cut, all windows before can be read.
+/// Packs a trace of `steps` and reads it: packed, it is the same but for the times; and wherever it
+/// is cut, all windows before can be read.
 fn pack_and_read(
     steps: &[(u64, Note)],
     flush_every: usize,

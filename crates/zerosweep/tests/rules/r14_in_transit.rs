@@ -129,6 +129,7 @@ impl Host for Reporting<'_> {
     fn machine<R>(&mut self, work: impl FnOnce(&mut SoftwareMachine) -> R) -> R {
         if self.outcome.is_none() && self.guest.domain.p2m().in_transit(Superpage::new(1)) {
             self.outcome = Some(self.guest.session().discard(Gfn::new(3), 1000));
+            assert!(self.guest.machine.is_flushed(), "a CPU still reaches what was given up");
         }
         work(&mut self.guest.machine)
     }
@@ -140,6 +141,8 @@ fn r14_what_was_done_before_a_claimed_range_is_told_and_flushed() {
         let mut guest = SoftwareGuest::new(Config::new(2048, 2048, policy)).unwrap();
         fill(&mut guest, 0..1024, 0);
         fill(&mut guest, 3..400, 7);
+        // Ours would clear the pages of a whole superpage where they are.
+        guest.session().pin(Gfn::new(1)).unwrap();
         let mut host = Reporting { guest: &mut guest, outcome: None };
         let mut next = 1;
         let _ = Session::new(&mut host).sweep_full(&mut next, 1);
@@ -149,13 +152,7 @@ fn r14_what_was_done_before_a_claimed_range_is_told_and_flushed() {
             (DecreaseError::InTransit, Gfn::new(512)),
             "{policy}"
         );
-        // Ours clears pages where they are.
-        let discarded = if policy == Policy::Zerosweep { 0 } else { 509 };
-        assert_eq!(error.discarded, discarded, "{policy}");
-        assert!(
-            guest.machine.is_flushed(),
-            "{policy}: a CPU still reaches pages that were given up"
-        );
+        assert_eq!(error.discarded, 509, "{policy}");
         fill(&mut guest, 3..512, 9);
         assert!(guest.session().discard(error.next, 491).is_ok(), "{policy}");
         guest.domain.audit().unwrap();

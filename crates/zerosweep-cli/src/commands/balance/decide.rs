@@ -118,13 +118,11 @@ pub(super) fn decide(total_bytes: u64, guests: &[Seen]) -> Result<Vec<Decision>,
         .map(|(guest, &ideal)| {
             let within =
                 (guest.limits.min_bytes..=guest.limits.max_bytes).contains(&guest.target_bytes);
-            let band = match is_tight {
-                true => 0,
-                false => (guest.target_bytes / BAND_DIVISOR).max(QUANTUM),
-            };
-            match within && guest.target_bytes.abs_diff(ideal) <= band {
-                true => guest.target_bytes,
-                false => ideal,
+            let band = if is_tight { 0 } else { (guest.target_bytes / BAND_DIVISOR).max(QUANTUM) };
+            if within && guest.target_bytes.abs_diff(ideal) <= band {
+                guest.target_bytes
+            } else {
+                ideal
             }
         })
         .collect();
@@ -161,25 +159,22 @@ fn one(guest: &Seen, ideal_bytes: u64, wanted: u64, grant: u64) -> Decision {
 /// Where each guest is to go, whatever it has now.
 fn ideals(total_bytes: u64, guests: &[Seen]) -> Result<Vec<u64>, TooSmall> {
     let is_fixed = |guest: &Seen| guest.following != Following::Yes;
-    let least = |guest: &Seen| match is_fixed(guest) {
-        true => guest.committed(),
-        false => guest.limits.min_bytes,
-    };
+    let least =
+        |guest: &Seen| if is_fixed(guest) { guest.committed() } else { guest.limits.min_bytes };
     let least_bytes = guests.iter().map(least).fold(0, u64::saturating_add);
     let Some(mut rest) = total_bytes.checked_sub(least_bytes) else {
         // Guests that do not follow are no reason to end: the others go to their minima.
         let minima: u64 = guests.iter().map(|guest| guest.limits.min_bytes).sum();
-        return match minima > total_bytes {
-            true => Err(TooSmall { least_bytes: minima }),
-            false => Ok(guests.iter().map(|guest| guest.limits.min_bytes).collect()),
+        return if minima > total_bytes {
+            Err(TooSmall { least_bytes: minima })
+        } else {
+            Ok(guests.iter().map(|guest| guest.limits.min_bytes).collect())
         };
     };
     let mut ideals: Vec<u64> = guests.iter().map(|guest| guest.limits.min_bytes).collect();
     for upper in [Seen::desire, |guest: &Seen| guest.limits.max_bytes] {
-        let room = |(guest, &ideal): (&Seen, &u64)| match is_fixed(guest) {
-            true => 0,
-            false => upper(guest) - ideal,
-        };
+        let room =
+            |(guest, &ideal): (&Seen, &u64)| if is_fixed(guest) { 0 } else { upper(guest) - ideal };
         let rooms: Vec<u64> = guests.iter().zip(&ideals).map(room).collect();
         let filled = fill(rest, &rooms, guests);
         rest -= filled.iter().sum::<u64>();
@@ -207,7 +202,8 @@ fn grants(free: u64, guests: &[Seen], wanted: &[u64]) -> Vec<u64> {
     first.iter().zip(then).map(|(first, then)| first + then).collect()
 }
 
-/// Pours `bytes` into `rooms` at the same level per share, in whole quanta; never more than there is.
+/// Pours `bytes` into `rooms` at the same level per share, in whole quanta; never more than there
+/// is.
 fn fill(bytes: u64, rooms: &[u64], guests: &[Seen]) -> Vec<u64> {
     let poured = |level: u64| {
         rooms.iter().zip(guests).map(move |(&room, guest)| {

@@ -7,10 +7,9 @@
 
 use std::time::Duration;
 
+use zerosweep_client::qmp::GuestStats;
+use zerosweep_client::size::{PAGE_BYTES, Size};
 use zerosweep_wire::Status;
-
-use crate::qmp::GuestStats;
-use crate::size::{PAGE_BYTES, Size};
 
 /// On top of what is used: a quarter of it, and this.
 const SPARE_BYTES: u64 = 48 << 20;
@@ -48,8 +47,8 @@ pub(super) struct Need {
     pub(super) how: String,
 }
 
-/// Whether a guest's word fits what its balloon has left it: else it is older than the balloon's last
-/// move. What a kernel does not count into its total is its own part, small and fixed.
+/// Whether a guest's word fits what its balloon has left it: else it is older than the balloon's
+/// last move. What a kernel does not count into its total is its own part, small and fixed.
 pub(super) fn is_of_now(stats: &GuestStats, actual_bytes: u64, max_mem_bytes: u64) -> bool {
     let own = actual_bytes.checked_sub(stats.total_bytes);
     stats.available_bytes <= stats.total_bytes
@@ -113,7 +112,7 @@ fn used(sample: &Sample<'_>) -> (u64, String) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::test_support::sample_status;
+    use zerosweep_client::test_support::sample_status;
 
     const MIB: u64 = 1 << 20;
     const ROUND: Duration = Duration::from_secs(2);

@@ -3,16 +3,16 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use zerosweep_client::agent::{Client, ClientError};
+use zerosweep_client::error::Failure;
+use zerosweep_client::qmp::{GuestStats, Qmp, QmpError};
+use zerosweep_client::runtime::{self, GuestFiles, HELLO_TIMEOUT};
+use zerosweep_client::size::{PAGE_BYTES, Size};
 use zerosweep_wire::{Operation, State, Status};
 
 use super::decide::{Decision, Following, QUANTUM, Seen};
 use super::need::{self, Before, Sample};
 use super::policy::Policy;
-use crate::client::{Client, ClientError};
-use crate::error::Failure;
-use crate::qmp::{GuestStats, Qmp, QmpError};
-use crate::runtime::{self, GuestFiles, HELLO_TIMEOUT};
-use crate::size::{PAGE_BYTES, Size};
 
 /// Longest wait for one answer of QEMU.
 const QMP_TIMEOUT: Duration = Duration::from_secs(2);
@@ -150,10 +150,7 @@ impl Known {
         if actual_bytes < request.actual_bytes {
             (request.actual_bytes, request.moved) = (actual_bytes, Instant::now());
         }
-        match request.moved.elapsed() > PATIENCE {
-            true => Following::Late,
-            false => Following::Yes,
-        }
+        if request.moved.elapsed() > PATIENCE { Following::Late } else { Following::Yes }
     }
 
     fn ask(&mut self, bytes: u64, actual_bytes: u64) {
@@ -196,9 +193,10 @@ pub(super) fn act(
     }
     // Up, the guest finds the memory when its balloon lets go of it; down, it has given it back
     // before it may hold no more.
-    match target_bytes > guest.seen.target_bytes {
-        true => set_target().and_then(|()| ask()),
-        false => ask().and_then(|()| set_target()),
+    if target_bytes > guest.seen.target_bytes {
+        set_target().and_then(|()| ask())
+    } else {
+        ask().and_then(|()| set_target())
     }
 }
 

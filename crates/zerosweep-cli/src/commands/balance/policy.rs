@@ -15,11 +15,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Deserialize;
+use zerosweep_client::error::Failure;
+use zerosweep_client::size::Size;
 
 use super::decide::{Limits, QUANTUM};
 use crate::cli::BalanceArguments;
-use crate::error::Failure;
-use crate::size::Size;
 
 /// The least that a guest gets of which nothing is said.
 const DEFAULT_MIN: u64 = 256 << 20;
@@ -144,9 +144,10 @@ impl Wish {
 fn read(path: &Path) -> Result<File, Failure> {
     let wrong = |why: String| Failure::usage(format!("{}: {why}", path.display()));
     let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
-    match text.trim_start().starts_with('{') {
-        true => serde_json::from_str(&text).map_err(|error| wrong(error.to_string())),
-        false => toml::from_str(&text).map_err(|error| wrong(error.to_string().trim_end().into())),
+    if text.trim_start().starts_with('{') {
+        serde_json::from_str(&text).map_err(|error| wrong(error.to_string()))
+    } else {
+        toml::from_str(&text).map_err(|error| wrong(error.to_string().trim_end().into()))
     }
 }
 

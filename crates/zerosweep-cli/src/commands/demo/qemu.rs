@@ -7,15 +7,15 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use zerosweep_client::error::Failure;
+use zerosweep_client::output;
+use zerosweep_client::size::Size;
 use zerosweep_lab::image::GuestImage;
 use zerosweep_lab::result::{HostFacts, SCHEMA};
 use zerosweep_wire::{Operation, Status};
 
 use super::{Narrator, sizes};
 use crate::cli::DemoArguments;
-use crate::error::Failure;
-use crate::output;
-use crate::size::Size;
 
 const VMM: &str = "qemu-system-x86_64";
 /// How long a guest may take in all.
@@ -57,9 +57,10 @@ pub(super) fn execute(arguments: &DemoArguments) -> Result<ExitCode, Failure> {
     ));
     let mut guests = Vec::new();
     for managed in [false, true] {
-        let title = match managed {
-            false => format!("{VMM} alone"),
-            true => format!("zerosweep run --target {target} -- {VMM}"),
+        let title = if managed {
+            format!("zerosweep run --target {target} -- {VMM}")
+        } else {
+            format!("{VMM} alone")
         };
         say.line(&title);
         let guest = Guest::start(&image, max_mem, target, managed)?;

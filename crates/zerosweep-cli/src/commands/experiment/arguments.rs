@@ -3,10 +3,9 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
+use zerosweep_client::size::Size;
 use zerosweep_lab::guest::DEFAULT_SEED;
 use zerosweep_lab::matrix::{Shard, Stage};
-
-use crate::size::Size;
 
 /// Arguments of `experiment`.
 #[derive(Args, Debug)]

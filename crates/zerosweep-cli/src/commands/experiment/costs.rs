@@ -3,13 +3,13 @@
 use std::path::Path;
 use std::process::ExitCode;
 
+use zerosweep_client::error::Failure;
+use zerosweep_client::output;
 use zerosweep_lab::calibrate::calibrate;
 use zerosweep_lab::cost::CostModel;
 
 use super::arguments::ExperimentArguments;
 use super::documents::Destination;
-use crate::error::Failure;
-use crate::output;
 
 /// Measures this machine, prints the model and saves it with `--out`.
 pub(super) fn execute(arguments: &ExperimentArguments) -> Result<ExitCode, Failure> {

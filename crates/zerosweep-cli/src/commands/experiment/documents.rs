@@ -4,10 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use zerosweep_client::error::Failure;
 use zerosweep_lab::files;
 use zerosweep_lab::result::{HostFacts, Report, Run, SCHEMA};
-
-use crate::error::Failure;
 
 /// Reads a document; anything wrong with it is wrong usage.
 pub(super) fn read(path: &Path) -> Result<Report, Failure> {

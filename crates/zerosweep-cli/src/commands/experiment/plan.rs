@@ -3,6 +3,8 @@
 use std::fmt::Display;
 use std::str::FromStr;
 
+use zerosweep_client::error::Failure;
+use zerosweep_client::size::Size;
 use zerosweep_lab::cost::CostModel;
 use zerosweep_lab::guest::{Guest, parse_list};
 use zerosweep_lab::matrix::{Matrix, POLICIES, Stage};
@@ -11,8 +13,6 @@ use zerosweep_lab::result::HostFacts;
 
 use super::arguments::{ExperimentArguments, Machine};
 use super::costs;
-use crate::error::Failure;
-use crate::size::Size;
 
 /// Sizes when none are given: what the guest is told, and what it may hold.
 const OF_MODELS: (Size, Size) = (Size(4 << 30), Size(1 << 30));

@@ -20,6 +20,7 @@ use std::process::{Command, Stdio};
 use std::sync::Once;
 
 use anyhow::Result;
+use zerosweep_client::error::Failure;
 use zerosweep_lab::image::GuestImage;
 use zerosweep_lab::real_guest::{RealExperiment, Rival};
 use zerosweep_lab::result::Run;
@@ -29,7 +30,6 @@ use zerosweep_linux::probe::{Probe, Status};
 use self::life::Life;
 use self::vm::Vm;
 use super::arguments::Accelerator;
-use crate::error::Failure;
 
 /// The VMM.
 const VMM: &str = "qemu-system-x86_64";

@@ -2,16 +2,15 @@
 
 use std::fmt::Write as _;
 
+use zerosweep_client::size::Size;
 use zerosweep_lab::result::{Outcome, Run, TimeKind};
-
-use crate::size::Size;
 
 /// The runs, by guest, with what the figures mean below.
 pub(super) fn table(runs: &[Run]) -> String {
     let mut text = String::new();
     let mut last = None;
     for run in runs {
-        let about = (run.guest.as_str(), run.place(), run.max_mem_bytes, run.target_bytes);
+        let about = (run.guest.as_str(), run.location(), run.max_mem_bytes, run.target_bytes);
         if last != Some(about) {
             heading(&mut text, run, last.is_some());
             last = Some(about);
@@ -56,11 +55,12 @@ fn heading(text: &mut String, run: &Run, more: bool) {
         run.guest,
         Size(run.target_bytes),
         Size(run.max_mem_bytes),
-        run.place()
+        run.location()
     );
-    let heads = match run.is_real_guest() {
-        false => ["boot s", "balloon s", "free 2M", "live on", "scanned"],
-        true => ["boot s", "balloon s", "most held", "at end", "in 2M"],
+    let heads = if run.is_real_guest() {
+        ["boot s", "balloon s", "most held", "at end", "in 2M"]
+    } else {
+        ["boot s", "balloon s", "free 2M", "live on", "scanned"]
     };
     line(text, "policy", heads);
 }
@@ -79,21 +79,22 @@ fn row(text: &mut String, run: &Run) {
     let [boot, balloon] = [run.boot_seconds, run.balloon_seconds].map(|s| format!("{s:.2}"));
     let live = format!("{:.1}%", run.live_on_superpages * 100.0);
     let size = |bytes: u64| Size(bytes).rounded();
-    let cells = match run.is_real_guest() {
-        false => [
-            boot,
-            balloon,
-            format!("{}/{}", run.superpages_free(), or_dash(run.limit_superpages_free, |n| n)),
-            live,
-            format!("{} ({})", size(run.bytes_scanned), or_dash(run.limit_bytes_scanned, size)),
-        ],
-        true => [
+    let cells = if run.is_real_guest() {
+        [
             boot,
             balloon,
             size(run.peak_total_bytes),
             size(run.end_total_bytes),
             format!("{} ({live})", run.superpages_in_guest),
-        ],
+        ]
+    } else {
+        [
+            boot,
+            balloon,
+            format!("{}/{}", run.superpages_free(), or_dash(run.limit_superpages_free, |n| n)),
+            live,
+            format!("{} ({})", size(run.bytes_scanned), or_dash(run.limit_bytes_scanned, size)),
+        ]
     };
     line(text, &run.policy, cells);
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::anyhow;
+use zerosweep_client::error::Failure;
 use zerosweep_lab::matrix::{Matrix, Runner, Shard, Stage, is_run_of, run_all};
 use zerosweep_lab::result::{HostFacts, Report, Run};
 use zerosweep_lab::run::{Experiment, Interrupted};
@@ -13,7 +14,6 @@ use super::arguments::ExperimentArguments;
 use super::documents::{self, Destination};
 use super::plan;
 use super::progress::Progress;
-use crate::error::Failure;
 
 /// The order in which experiments are run.
 pub(super) type Order<G, P> = fn(&[Experiment<G, P>]) -> Vec<usize>;

@@ -1,15 +1,15 @@
 //! Why an agent does not answer, as far as the kernel shows it from outside.
 //!
 //! The agent listens once it has found guest RAM. Until then only `/proc` says whether it is in the
-//! VMM at all, and what the VMM has marked as memory of a guest (`MADV_DONTFORK`, which QEMU gives to
-//! each RAM block).
+//! VMM at all, and what the VMM has marked as memory of a guest (`MADV_DONTFORK`, which QEMU gives
+//! to each RAM block).
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
-use crate::size::Size;
+use zerosweep_client::size::Size;
 
 /// Processes that are looked at: a VMM that a script started is a child of the script.
 const MOST_PROCESSES: usize = 64;

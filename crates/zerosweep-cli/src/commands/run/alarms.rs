@@ -1,8 +1,7 @@
 //! What of a guest's figures a person should know at once; each trouble is told once.
 
+use zerosweep_client::size::pages;
 use zerosweep_wire::{State, Status};
-
-use crate::size::pages;
 
 /// Remembers what has been told.
 #[derive(Debug, Default)]
@@ -74,7 +73,7 @@ fn rises(told: &mut bool, now: bool) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::test_support::sample_status;
+    use zerosweep_client::test_support::sample_status;
 
     #[test]
     fn each_trouble_is_told_once_and_again_when_it_comes_back() {

@@ -12,12 +12,12 @@
 
 use std::time::{Duration, Instant};
 
+use zerosweep_client::qmp::{Qmp, QmpError};
+use zerosweep_client::runtime::GuestFiles;
+use zerosweep_client::size::Size;
 use zerosweep_wire::{AgentConfig, BeforeStart, Status};
 
 use crate::console::Console;
-use crate::qmp::{Qmp, QmpError};
-use crate::runtime::GuestFiles;
-use crate::size::Size;
 
 /// Longest wait for one answer of QEMU.
 const QMP_TIMEOUT: Duration = Duration::from_secs(2);
@@ -26,7 +26,7 @@ const QUIET: Duration = Duration::from_secs(10);
 
 /// Who asks the balloon, and when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Course {
+pub(super) enum BalloonMode {
     /// It is asked at once.
     Asked,
     /// It is asked when the guest runs.
@@ -35,7 +35,7 @@ pub(super) enum Course {
     Followed,
 }
 
-impl Course {
+impl BalloonMode {
     /// What the agent was told.
     pub(super) fn of(config: &AgentConfig) -> Self {
         match config.follow.as_ref().map(|follow| follow.before_start) {
@@ -65,7 +65,7 @@ enum Phase {
 
 /// Whether the agent has heard of the vCPU threads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Told {
+pub(super) enum Delivery {
     /// It has, or will not.
     Settled,
     /// It did not answer.
@@ -120,7 +120,11 @@ impl<'a> Balloon<'a> {
     }
 
     /// Goes one step towards `target_bytes`; hands the vCPU threads to `tell_vcpus`.
-    pub(super) fn step(&mut self, target_bytes: u64, tell_vcpus: impl FnOnce(Vec<u32>) -> Told) {
+    pub(super) fn step(
+        &mut self,
+        target_bytes: u64,
+        tell_vcpus: impl FnOnce(Vec<u32>) -> Delivery,
+    ) {
         let outcome = match self.phase {
             Phase::Introduce => self.introduce(target_bytes, tell_vcpus),
             Phase::Start => self.start(target_bytes),
@@ -139,20 +143,20 @@ impl<'a> Balloon<'a> {
     fn introduce(
         &mut self,
         target_bytes: u64,
-        tell_vcpus: impl FnOnce(Vec<u32>) -> Told,
+        tell_vcpus: impl FnOnce(Vec<u32>) -> Delivery,
     ) -> Result<(), QmpError> {
         let mut qmp = Qmp::connect(&self.files.qmp, QMP_TIMEOUT)?;
         let told = tell_vcpus(qmp.vcpu_threads()?);
         if !std::mem::replace(&mut self.ram_checked, true) {
             self.check_ram(&mut qmp);
         }
-        if Course::of(self.config) == Course::Asked {
+        if BalloonMode::of(self.config) == BalloonMode::Asked {
             qmp.set_balloon(target_bytes)?;
         }
-        if told == Told::Settled {
-            self.phase = match Course::of(self.config) {
-                Course::Asked => Phase::Follow,
-                Course::AskedOnceItRuns | Course::Followed => Phase::Start,
+        if told == Delivery::Settled {
+            self.phase = match BalloonMode::of(self.config) {
+                BalloonMode::Asked => Phase::Follow,
+                BalloonMode::AskedOnceItRuns | BalloonMode::Followed => Phase::Start,
             };
             self.moved = Instant::now();
         }
@@ -166,9 +170,9 @@ impl<'a> Balloon<'a> {
             return Ok(());
         }
         self.moved = Instant::now();
-        self.phase = match Course::of(self.config) {
-            Course::Followed => Phase::Done,
-            Course::Asked | Course::AskedOnceItRuns => {
+        self.phase = match BalloonMode::of(self.config) {
+            BalloonMode::Followed => Phase::Done,
+            BalloonMode::Asked | BalloonMode::AskedOnceItRuns => {
                 qmp.set_balloon(target_bytes)?;
                 Phase::Follow
             }
@@ -178,7 +182,7 @@ impl<'a> Balloon<'a> {
 
     /// Whether the guest runs with the target that it had before anything was asked for.
     pub(super) fn runs_unasked(&self, status: &Status) -> bool {
-        Course::of(self.config) == Course::Followed
+        BalloonMode::of(self.config) == BalloonMode::Followed
             && self.is_done()
             && status.balloon_request_bytes.is_none()
             && status.target_bytes == self.config.target_bytes
@@ -242,17 +246,19 @@ impl<'a> Balloon<'a> {
         let seconds = self.wait.as_secs_f64();
         let name = &self.config.name;
         let (actual, target) = (Size(self.actual_bytes).rounded(), Size(target_bytes).rounded());
-        self.warn(&match self.actual_bytes >= self.config.max_mem_bytes {
-            true => format!(
+        let trouble = if self.actual_bytes >= self.config.max_mem_bytes {
+            format!(
                 "nothing was given back for {seconds} s. Is the guest's balloon driver loaded (Linux: \
                  lsmod | grep virtio_balloon; Windows: the Balloon device and service of \
                  virtio-win)? `zerosweep status {name}` shows how much it can still touch"
-            ),
-            false => format!(
+            )
+        } else {
+            format!(
                 "ballooning has stopped at {actual} for {seconds} s (target {target}): the \
                  guest's own programs may need the rest. `zerosweep status {name}` shows what it owes"
-            ),
-        });
+            )
+        };
+        self.warn(&trouble);
     }
 
     /// QEMU's own no is final; a connection that fails is tried again.

@@ -4,8 +4,9 @@ use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs;
 
+use zerosweep_client::size::Size;
+
 use super::plan::{BALLOON, Plan};
-use crate::size::Size;
 
 /// What is known of an end.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -7,6 +7,9 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use zerosweep_client::error::Failure;
+use zerosweep_client::runtime::GuestFiles;
+use zerosweep_client::size::{PAGE_BYTES, Size};
 use zerosweep_wire::{
     AgentConfig, BeforeStart, CONFIG_VARIABLE, EventDetail, Follow, OnExhaustion, PROTOCOL,
     ReturnMode,
@@ -15,9 +18,6 @@ use zerosweep_wire::{
 use crate::agent;
 use crate::cli::RunArguments;
 use crate::console::Terminal;
-use crate::error::Failure;
-use crate::runtime::GuestFiles;
-use crate::size::{PAGE_BYTES, Size};
 use crate::vmm::args::{self, Analysis, DEFAULT_RAM_BYTES, RAM_ALIGNMENT_BYTES, Ram};
 use crate::vmm::host::Host;
 use crate::vmm::{elf, monitors, options, program};

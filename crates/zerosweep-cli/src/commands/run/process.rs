@@ -4,8 +4,9 @@
 //! must outlive a tool that is killed. The lock around the child makes sure that a signal is
 //! never sent to a process number that was given to somebody else.
 //!
-//! Behind a script that does not `exec` its VMM, the VMM is a process of its own. The agent says which.
-//! It is a part of what was started: the script may die of a signal that the VMM has not heard of.
+//! Behind a script that does not `exec` its VMM, the VMM is a process of its own. The agent says
+//! which. It is a part of what was started: the script may die of a signal that the VMM has not
+//! heard of.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -16,12 +17,12 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use rustix::termios::{OptionalActions, Termios};
+use zerosweep_client::error::Failure;
 
 use super::absence::family;
 use super::plan::Plan;
 use super::supervise::Process;
 use super::words::Words;
-use crate::error::Failure;
 
 /// A VMM that was started: a program, or a script with a VMM behind it.
 #[derive(Debug)]

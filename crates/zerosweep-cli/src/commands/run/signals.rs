@@ -1,7 +1,7 @@
 //! Signals that this process receives are the VMM's.
 //!
-//! The terminal sends Ctrl-C to the whole process group, so the VMM may get it twice; QEMU does
-//! not mind. However many come, this process stays until the VMM has ended; after SIGTERM, it sees to
+//! The terminal sends Ctrl-C to the whole process group, so the VMM may get it twice; QEMU does not
+//! mind. However many come, this process stays until the VMM has ended; after SIGTERM, it sees to
 //! it that the VMM does (`ending`). SIGTSTP and SIGCONT keep their meaning.
 
 use std::sync::mpsc::Sender;
@@ -10,11 +10,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rustix::process::Signal;
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
+use zerosweep_client::error::Failure;
 
 use super::Event;
 use super::process::Vmm;
 use super::supervise::Process as _;
-use crate::error::Failure;
 
 const PASSED_ON: [i32; 4] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM];
 

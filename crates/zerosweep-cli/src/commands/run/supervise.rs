@@ -13,17 +13,17 @@ use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use zerosweep_client::agent::{Client, ClientError, Link};
+use zerosweep_client::error::Failure;
+use zerosweep_client::runtime::GuestFiles;
+use zerosweep_client::size::Size;
 use zerosweep_wire::{AgentConfig, Operation, State, Status};
 
 use super::Event;
 use super::absence::Absence;
 use super::alarms::Alarms;
-use super::balloon::{self, Balloon, Course, Told};
-use crate::client::{Client, ClientError, Link};
+use super::balloon::{self, Balloon, BalloonMode, Delivery};
 use crate::console::Console;
-use crate::error::Failure;
-use crate::runtime::GuestFiles;
-use crate::size::Size;
 
 /// Longest wait for one answer of the agent.
 const AGENT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -185,9 +185,9 @@ impl<P: Process> Supervisor<P> {
 
     fn tell_managed(&self, status: &Status) {
         let (target, max) = (Size(status.target_bytes), Size(status.max_mem_bytes));
-        let has = match Course::of(&self.config) {
-            Course::Followed => format!("has what its balloon is asked for, of {max}"),
-            Course::Asked | Course::AskedOnceItRuns => format!("has {target} of {max}"),
+        let has = match BalloonMode::of(&self.config) {
+            BalloonMode::Followed => format!("has what its balloon is asked for, of {max}"),
+            BalloonMode::Asked | BalloonMode::AskedOnceItRuns => format!("has {target} of {max}"),
         };
         self.console.note(&format!(
             "guest {} (pid {}) {has}, policy {}",
@@ -287,12 +287,12 @@ impl<P: Process> Supervisor<P> {
         }
     }
 
-    fn tell_vcpus(&self, link: &mut AgentLink, thread_ids: Vec<u32>) -> Told {
+    fn tell_vcpus(&self, link: &mut AgentLink, thread_ids: Vec<u32>) -> Delivery {
         let count = thread_ids.len();
         match link.link.request(Operation::Vcpus { thread_ids }) {
             Ok(_) => {
                 self.console.verbose(&format!("the agent knows {count} vCPU threads"));
-                Told::Settled
+                Delivery::Settled
             }
             Err(ClientError::Refused(body)) => {
                 self.console.warn(&format!(
@@ -300,10 +300,10 @@ impl<P: Process> Supervisor<P> {
                      where it should wait",
                     self.config.name, body.message
                 ));
-                Told::Settled
+                Delivery::Settled
             }
             // An agent that stays silent is told by `look`.
-            Err(_) => Told::Again,
+            Err(_) => Delivery::Again,
         }
     }
 }

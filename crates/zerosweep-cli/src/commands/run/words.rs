@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 /// How much is kept.
 const KEPT: usize = 16 << 10;
 const PIPE_BYTES: usize = 1 << 20;
-/// How long nothing must come from a VMM that has ended: a process that it started may hold the pipe
-/// open for ever.
+/// How long nothing must come from a VMM that has ended: a process that it started may hold the
+/// pipe open for ever.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 /// How long whoever reads our own standard error may take for what is left.
 const READER: Duration = Duration::from_secs(10);

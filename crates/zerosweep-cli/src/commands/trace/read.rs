@@ -4,14 +4,13 @@ use std::fmt::Write as _;
 use std::process::ExitCode;
 
 use serde::Serialize;
+use zerosweep_client::error::Failure;
+use zerosweep_client::output::{self, eprint_line};
+use zerosweep_client::size::pages;
 use zerosweep_lab::xentrace::{ByOrder, DomainSummary, Guess, Layout, Summary};
 
 use super::{NOTHING, Trace};
 use crate::cli::TraceReadArguments;
-use crate::console;
-use crate::error::Failure;
-use crate::output;
-use crate::size::pages;
 
 /// What `--json` prints.
 #[derive(Serialize)]
@@ -47,7 +46,7 @@ pub(super) fn execute(arguments: &TraceReadArguments) -> Result<ExitCode, Failur
         output::text(&render(&summary, &guess))?;
     }
     let Some(broken) = broken else { return Ok(ExitCode::SUCCESS) };
-    console::complain(&format!(
+    eprint_line(&format!(
         "error: {} cannot be read on: {broken}; what comes before it is shown",
         trace.name()
     ));
@@ -83,9 +82,10 @@ fn table(domain: &DomainSummary) -> String {
     let counted = |counts: &ByOrder| {
         let orders: Vec<_> =
             counts.orders().map(|(order, count)| format!("{count} of order {order}")).collect();
-        match orders.is_empty() {
-            true => "0".to_owned(),
-            false => format!("{} ({})", counts.all(), orders.join(", ")),
+        if orders.is_empty() {
+            "0".to_owned()
+        } else {
+            format!("{} ({})", counts.all(), orders.join(", "))
         }
     };
     row("populates", counted(&domain.populates));

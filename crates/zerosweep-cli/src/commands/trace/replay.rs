@@ -5,13 +5,13 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 use zerosweep::Policy;
+use zerosweep_client::error::Failure;
+use zerosweep_client::output;
+use zerosweep_client::size::{PAGE_BYTES, Size};
 use zerosweep_lab::xentrace::{DomainSummary, Recording, Replay, Unknown};
 
 use super::Trace;
 use crate::cli::TraceReplayArguments;
-use crate::error::Failure;
-use crate::output;
-use crate::size::{PAGE_BYTES, Size};
 
 /// What `--json` prints.
 #[derive(Serialize)]

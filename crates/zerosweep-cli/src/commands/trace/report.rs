@@ -2,14 +2,14 @@
 
 use std::process::ExitCode;
 
+use zerosweep_client::error::Failure;
+use zerosweep_client::output::eprint_line;
 use zerosweep_lab::report::{TraceReport, trace_html};
 use zerosweep_lab::xentrace::{Course, Extent};
 
 use super::Trace;
 use crate::cli::TraceReportArguments;
 use crate::commands::experiment::documents::Destination;
-use crate::console;
-use crate::error::Failure;
 
 /// Reads and draws.
 pub(super) fn execute(arguments: &TraceReportArguments) -> Result<ExitCode, Failure> {
@@ -41,7 +41,7 @@ pub(super) fn execute(arguments: &TraceReportArguments) -> Result<ExitCode, Fail
         course: &course,
     }))?;
     let Some(broken) = broken else { return Ok(ExitCode::SUCCESS) };
-    console::complain(&format!(
+    eprint_line(&format!(
         "error: {} cannot be read on: {broken}; what comes before it is drawn",
         trace.name()
     ));

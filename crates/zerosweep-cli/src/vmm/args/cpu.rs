@@ -4,8 +4,8 @@ use super::refusal::Refusal;
 use crate::vmm::host::Host;
 use crate::vmm::options::{Properties, VmmOption};
 
-/// A guest that can halt until its page is there does not occupy a kernel thread for it; and it must
-/// wait like any other for a frame. Since QEMU 5.2 there are two of these.
+/// A guest that can halt until its page is there does not occupy a kernel thread for it; and it
+/// must wait like any other for a frame. Since QEMU 5.2 there are two of these.
 const ASYNCHRONOUS_FAULTS: [&str; 2] = ["kvm-asyncpf", "kvm-asyncpf-int"];
 
 /// What is said of the CPU.

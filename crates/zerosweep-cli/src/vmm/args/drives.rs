@@ -1,12 +1,12 @@
 //! Disks whose I/O reaches guest pages in a way that a move does not see, or that pins them.
 //!
-//! Direct I/O (`cache=none` and the like) has the kernel read and write guest pages themselves. Local
-//! file systems pin them meanwhile, which a move sees; some others only keep references
-//! ([`zerosweep_linux::references`]). Images that an image is based on are opened in the
-//! same way, so qcow2 files are asked for theirs.
+//! Direct I/O (`cache=none` and the like) has the kernel read and write guest pages themselves.
+//! Local file systems pin them meanwhile, which a move sees; some others only keep references
+//! ([`zerosweep_linux::references`]). Images that an image is based on are opened in the same way,
+//! so qcow2 files are asked for theirs.
 //!
-//! Known holes: disks that are plugged in later through QMP are not seen, nor are further files that
-//! only the image itself names (extents of VMDK, a data file of qcow2).
+//! Known holes: disks that are plugged in later through QMP are not seen, nor are further files
+//! that only the image itself names (extents of VMDK, a data file of qcow2).
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};

@@ -28,8 +28,8 @@ fn image() -> &'static GuestImage {
     IMAGE.get_or_init(|| GuestImage::find().unwrap_or_else(|error| panic!("{error:#}")))
 }
 
-/// The program under test: the one of the same build as this test, or the one that is named, such as
-/// that of the release build.
+/// The program under test: the one of the same build as this test, or the one that is named, such
+/// as that of the release build.
 fn program() -> PathBuf {
     std::env::var_os("ZEROSWEEP_PROGRAM")
         .map_or_else(|| env!("CARGO_BIN_EXE_zerosweep").into(), PathBuf::from)

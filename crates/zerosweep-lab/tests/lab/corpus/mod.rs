@@ -1,4 +1,5 @@
-//! What the fuzz targets `xentrace` and `script` (`fuzz/`) found worth keeping, and what is near it.
+//! What the fuzz targets `xentrace` and `script` (`fuzz/`) found worth keeping, and what is near
+//! it.
 
 #[path = "../../../../../fuzz/corpus.rs"]
 mod files;

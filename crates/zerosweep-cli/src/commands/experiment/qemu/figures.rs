@@ -1,13 +1,13 @@
 //! What was seen of a real guest, as a [`Run`].
 
 use anyhow::{Result, anyhow};
+use zerosweep_client::size::PAGE_BYTES;
 use zerosweep_lab::real_guest::{Held, RealExperiment};
 use zerosweep_lab::result::{Outcome, Run, TimeKind};
 use zerosweep_wire::{Counters, Status};
 
 use super::super::arguments::Accelerator;
 use super::life::Story;
-use crate::size::PAGE_BYTES;
 
 const SUPERPAGE_BYTES: u64 = 2 << 20;
 const SUPERPAGE_PAGES: u64 = SUPERPAGE_BYTES / PAGE_BYTES;

@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal};
+use zerosweep_client::agent::Client;
+use zerosweep_client::qmp::{Qmp, QmpError};
 use zerosweep_lab::real_guest::{Account, Console, Held, RealExperiment, Sampler};
 use zerosweep_wire::{Operation, Status};
 
 use super::directory::Directory;
 use super::{Qemu, VMM};
-use crate::client::Client;
-use crate::qmp::{Qmp, QmpError};
 
 /// Longest wait for one answer of QEMU.
 const QMP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -181,9 +181,10 @@ fn kill(process: u32, signal: Signal) {
 
 /// `zerosweep run`, up to the VMM's own arguments.
 fn managed(qemu: &Qemu, experiment: &RealExperiment, name: &str, vmm: &Path) -> Command {
-    let target = match experiment.guest.is_told_late() {
-        true => experiment.max_mem_bytes,
-        false => experiment.target_bytes,
+    let target = if experiment.guest.is_told_late() {
+        experiment.max_mem_bytes
+    } else {
+        experiment.target_bytes
     };
     let mut command = Command::new(&qemu.program);
     command.args(["run", "--name", name, "--target", &target.to_string(), "--policy"]);
