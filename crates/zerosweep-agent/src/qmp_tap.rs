@@ -91,8 +91,8 @@ fn obey(follower: &mut Follower, follow: &Follow, command: Command, memory: &Gue
         .is_some_and(|pages| memory.begin_target(pages * PAGE_BYTES).is_ok())
 }
 
-/// The balloon has left the guest `actual_bytes`. The target goes down to that; the maintenance
-/// thread does the work.
+/// The balloon has left the guest `actual_bytes`. The target goes down to that; the upkeep thread
+/// does the work.
 pub(crate) fn ballooned(memory: &GuestMemory, actual_bytes: u64) {
     let follower = follower();
     let target = memory.quantities().target;

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use zerosweep::{AuditError, Gfn, Order, Quantities, SUPERPAGE_PAGES, TargetError};
+use zerosweep::{AuditError, DecreaseError, Gfn, Order, Quantities, TargetError};
 
 use crate::addr::{HostAddr, PAGE_BYTES};
 use crate::domain::SharedDomain;
@@ -109,23 +109,23 @@ impl GuestMemory {
     /// do if the range ends past the end of the memory.
     ///
     /// # Errors
-    /// [`Lifted`]; superpages before the one that the call waited for are discarded.
+    /// [`Lifted`]; pages before those that the call waited for are discarded.
     pub fn discard(&self, gfn: Gfn, pages: u64) -> Result<u64, Lifted> {
-        let end = gfn.offset(pages);
-        let is_within = end.raw() <= self.guest().bytes() / PAGE_BYTES;
+        // After a wait the discard goes on where it stopped.
+        let (mut gfn, mut pages, mut discarded) = (gfn, pages, 0);
         operation::run(&self.domain, |session| {
-            // One superpage at a time: a wait in the middle does not lose the count so far.
-            let (mut at, mut discarded) = (gfn, 0);
-            while is_within && at < end {
-                let next = at.superpage().first().offset(SUPERPAGE_PAGES).min(end);
-                let pages = next.raw() - at.raw();
-                discarded += retry_in_transit(session, |session| {
-                    // Within a superpage all is done, or nothing.
-                    session.discard(at, pages).map_err(|error| error.reason)
-                })?;
-                at = next;
-            }
-            Ok(discarded)
+            retry_in_transit(session, |session| match session.discard(gfn, pages) {
+                Ok(rest) => Ok(discarded + rest),
+                Err(error) => {
+                    discarded += error.discarded;
+                    pages -= error.next.raw() - gfn.raw();
+                    gfn = error.next;
+                    match error.reason {
+                        DecreaseError::InTransit => Err(DecreaseError::InTransit),
+                        DecreaseError::OutOfRange | DecreaseError::Dying => Ok(discarded),
+                    }
+                }
+            })
         })?
     }
 

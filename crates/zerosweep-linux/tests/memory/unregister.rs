@@ -24,7 +24,7 @@ fn no_thread_waits_after_an_unregister() {
         let (region, round, done) = &*other;
         for number in 1..=ROUNDS {
             while round.load(Ordering::Acquire) < number {
-                std::hint::spin_loop();
+                std::thread::yield_now();
             }
             let page = number % SUPERPAGE_PAGES;
             region.all().store_word(page * PAGE_BYTES, number).unwrap();
