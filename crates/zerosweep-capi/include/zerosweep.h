@@ -95,9 +95,9 @@ enum zs_status
     ZS_STATUS_AUDIT_FAILED = -21,
     // The call came from within a function of zs_machine, or from an event.
     ZS_STATUS_REENTRANT = -22,
-    // A function of zs_machine gave an answer that cannot be, or the engine found a defect in
-    // itself. The domain is of no use any more: all calls but zs_failure() and
-    // zs_domain_destroy() return this. zs_failure() says more.
+    // A function of zs_machine gave an invalid answer, or the engine found a defect in itself. The
+    // domain cannot be used any more: all calls except zs_failure() and zs_domain_destroy() return
+    // this. zs_failure() says more.
     ZS_STATUS_BROKEN = -23,
 };
 #ifndef __cplusplus
@@ -148,7 +148,7 @@ typedef uint32_t zs_mapped;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
-// What came of zs_machine.unmap.
+// The result of zs_machine.unmap.
 enum zs_unmapped
 #if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
   : uint32_t
@@ -197,8 +197,8 @@ enum zs_invalid_touch
  {
     // An error of the guest's, as under Xen: ZS_STATUS_UNMAPPED.
     ZS_INVALID_TOUCH_REFUSE = 0,
-    // The guest takes the page back without a word, as under QEMU: it is promised and populated at
-    // once.
+    // The guest may use the page again without saying so, as under QEMU: the page is promised and
+    // populated at once.
     ZS_INVALID_TOUCH_INCREASE = 1,
 };
 #ifndef __cplusplus
@@ -319,7 +319,7 @@ typedef struct zs_event {
 typedef struct zs_config {
     // sizeof(zs_config).
     size_t size;
-    // Pages that the guest is told of: gfns 0 to max_pages.
+    // Pages that the guest is told that it has: gfns 0 to max_pages - 1.
     uint64_t max_pages;
     // Pages that the domain may hold: 1 to max_pages.
     uint64_t target;
@@ -358,8 +358,7 @@ typedef struct zs_config {
 // library's but the one that ZS_MACHINE_CALLS_SERIAL asks for. The range that they work on is
 // claimed meanwhile: who touches it waits, in zs_fault().
 //
-// An answer that cannot be, such as a frame that is not aligned, breaks the domain:
-// ZS_STATUS_BROKEN.
+// An invalid answer, such as a frame that is not aligned, breaks the domain: ZS_STATUS_BROKEN.
 typedef struct zs_machine {
     // sizeof(zs_machine).
     size_t size;
@@ -403,7 +402,7 @@ typedef struct zs_machine {
     // May be NULL: nothing is done. A superpage that is all zero goes to the cache: until it is
     // mapped again nobody looks at it, and the machine may take back what stands behind it.
     void (*park)(void *opaque, uint64_t mfn);
-    // May be NULL: nothing is done. A frame that zs_offline() named is nobody's from now on; it
+    // May be NULL: nothing is done. A frame that zs_offline() named leaves the domain for good. It
     // must never be given out again.
     void (*retire)(void *opaque, uint64_t mfn);
 } zs_machine;
@@ -422,7 +421,7 @@ typedef struct zs_range {
 typedef struct zs_quantities {
     // sizeof(zs_quantities), by the caller.
     size_t size;
-    // Pages that the guest was told of.
+    // Pages that the guest is told that it has.
     uint64_t max;
     // Pages that the domain may hold.
     uint64_t target;
@@ -605,8 +604,8 @@ zs_status zs_fault_borrowing(struct zs_domain *domain, uint64_t gfn, struct zs_r
 // pages given back, a higher target, a sweep. EXHAUSTED if none came for `timeout_ms`;
 // UINT64_MAX: waits for ever. Not for a thread that others need in order to bring frames.
 //
-// What the guest made zero by itself nobody is told of: call zs_allow_sweep() about once a second
-// while somebody waits.
+// Nothing reports the pages that the guest itself made zero. Call zs_allow_sweep() about once a
+// second while a thread waits, so that they are found.
 zs_status zs_fault_wait(struct zs_domain *domain,
                         uint64_t gfn,
                         uint64_t timeout_ms,
@@ -649,8 +648,9 @@ zs_status zs_wants_upkeep(struct zs_domain *domain, uint32_t idle);
 // `idle`: as for zs_wants_upkeep(). For ZS_UPKEEP_BY_CALLER.
 zs_status zs_upkeep(struct zs_domain *domain, uint64_t steps, uint32_t idle);
 
-// Goes on with a consolidation, or begins one if `anew` is not 0, for up to `superpages` ranges:
-// single pages are copied together, so that whole superpages come free. MORE until the end.
+// Goes on with a consolidation, or begins one if `anew` is not 0, for up to `superpages` ranges.
+// A consolidation moves single pages together, so that whole superpages become free. MORE until
+// the end.
 // `moved`, unless it is NULL, says how many pages this consolidation has moved. A domain has one
 // consolidation; a second thread waits for the first one's step.
 //
@@ -660,8 +660,8 @@ zs_status zs_consolidate(struct zs_domain *domain,
                          uint64_t superpages,
                          uint64_t *moved);
 
-// A frame is broken: it leaves the cache for good, zs_machine.retire is told, and another is taken
-// from the host if one is needed.
+// Takes a broken frame out of the cache for good and calls zs_machine.retire with it. Takes
+// another frame from the host if one is needed.
 //
 // Errors: NOT_CACHED (the guest has it, or the host), OUT_OF_MEMORY: nothing is changed.
 // OUT_OF_FRAMES: it is gone, but the host had no other.

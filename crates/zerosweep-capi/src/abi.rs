@@ -49,7 +49,7 @@ pub enum zs_mapped {
     Failed = 2,
 }
 
-/// What came of zs_machine.unmap.
+/// The result of zs_machine.unmap.
 #[repr(u32)]
 #[derive(Clone, Copy)]
 pub enum zs_unmapped {
@@ -78,8 +78,8 @@ pub enum zs_machine_calls {
 pub enum zs_invalid_touch {
     /// An error of the guest's, as under Xen: ZS_STATUS_UNMAPPED.
     Refuse = 0,
-    /// The guest takes the page back without a word, as under QEMU: it is promised and populated at
-    /// once.
+    /// The guest may use the page again without saying so, as under QEMU: the page is promised and
+    /// populated at once.
     Increase = 1,
 }
 
@@ -157,8 +157,7 @@ pub struct zs_event {
 /// library's but the one that ZS_MACHINE_CALLS_SERIAL asks for. The range that they work on is
 /// claimed meanwhile: who touches it waits, in zs_fault().
 ///
-/// An answer that cannot be, such as a frame that is not aligned, breaks the domain:
-/// ZS_STATUS_BROKEN.
+/// An invalid answer, such as a frame that is not aligned, breaks the domain: ZS_STATUS_BROKEN.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct zs_machine {
@@ -236,7 +235,7 @@ pub struct zs_machine {
     /// mapped again nobody looks at it, and the machine may take back what stands behind it.
     pub park: Option<unsafe extern "C" fn(opaque: *mut c_void, mfn: u64)>,
 
-    /// May be NULL: nothing is done. A frame that zs_offline() named is nobody's from now on; it
+    /// May be NULL: nothing is done. A frame that zs_offline() named leaves the domain for good. It
     /// must never be given out again.
     pub retire: Option<unsafe extern "C" fn(opaque: *mut c_void, mfn: u64)>,
 }
@@ -247,7 +246,7 @@ pub struct zs_machine {
 pub struct zs_config {
     /// sizeof(zs_config).
     pub size: usize,
-    /// Pages that the guest is told of: gfns 0 to max_pages.
+    /// Pages that the guest is told that it has: gfns 0 to max_pages - 1.
     pub max_pages: u64,
     /// Pages that the domain may hold: 1 to max_pages.
     pub target: u64,
@@ -294,7 +293,7 @@ pub struct zs_range {
 pub struct zs_quantities {
     /// sizeof(zs_quantities), by the caller.
     pub size: usize,
-    /// Pages that the guest was told of.
+    /// Pages that the guest is told that it has.
     pub max: u64,
     /// Pages that the domain may hold.
     pub target: u64,

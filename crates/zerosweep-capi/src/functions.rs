@@ -251,8 +251,8 @@ pub extern "C" fn zs_fault_borrowing(
 /// pages given back, a higher target, a sweep. EXHAUSTED if none came for `timeout_ms`;
 /// UINT64_MAX: waits for ever. Not for a thread that others need in order to bring frames.
 ///
-/// What the guest made zero by itself nobody is told of: call zs_allow_sweep() about once a second
-/// while somebody waits.
+/// Nothing reports the pages that the guest itself made zero. Call zs_allow_sweep() about once a
+/// second while a thread waits, so that they are found.
 #[unsafe(no_mangle)]
 pub extern "C" fn zs_fault_wait(
     domain: Option<NonNull<zs_domain>>,
@@ -397,8 +397,9 @@ pub extern "C" fn zs_upkeep(
     on(domain, |domain| Ok(progress(domain.session().upkeep(steps, idle != 0))))
 }
 
-/// Goes on with a consolidation, or begins one if `anew` is not 0, for up to `superpages` ranges:
-/// single pages are copied together, so that whole superpages come free. MORE until the end.
+/// Goes on with a consolidation, or begins one if `anew` is not 0, for up to `superpages` ranges.
+/// A consolidation moves single pages together, so that whole superpages become free. MORE until
+/// the end.
 /// `moved`, unless it is NULL, says how many pages this consolidation has moved. A domain has one
 /// consolidation; a second thread waits for the first one's step.
 ///
@@ -417,8 +418,8 @@ pub extern "C" fn zs_consolidate(
     })
 }
 
-/// A frame is broken: it leaves the cache for good, zs_machine.retire is told, and another is taken
-/// from the host if one is needed.
+/// Takes a broken frame out of the cache for good and calls zs_machine.retire with it. Takes
+/// another frame from the host if one is needed.
 ///
 /// Errors: NOT_CACHED (the guest has it, or the host), OUT_OF_MEMORY: nothing is changed.
 /// OUT_OF_FRAMES: it is gone, but the host had no other.

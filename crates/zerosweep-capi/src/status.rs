@@ -63,9 +63,9 @@ pub enum zs_status {
     AuditFailed = -21,
     /// The call came from within a function of zs_machine, or from an event.
     Reentrant = -22,
-    /// A function of zs_machine gave an answer that cannot be, or the engine found a defect in
-    /// itself. The domain is of no use any more: all calls but zs_failure() and
-    /// zs_domain_destroy() return this. zs_failure() says more.
+    /// A function of zs_machine gave an invalid answer, or the engine found a defect in itself. The
+    /// domain cannot be used any more: all calls except zs_failure() and zs_domain_destroy() return
+    /// this. zs_failure() says more.
     Broken = -23,
 }
 
@@ -118,7 +118,7 @@ impl zs_status {
                   rfc-2011:gate=always, xen-2012, xen-2016, zerosweep"
             }
             Self::Machine => c"a function of zs_machine is NULL that must not be",
-            Self::MaxPages => c"so many pages of guest memory cannot be",
+            Self::MaxPages => c"max_pages is 0, or too large",
             Self::Target => c"the target is 0, or above max_pages",
             Self::Order => c"the order is above 18",
             Self::OutOfRange => c"the range ends beyond the guest's memory",
@@ -192,7 +192,7 @@ impl From<FaultError> for zs_status {
     }
 }
 
-/// An operation's error: another one is at work in the range, or what a caller is told.
+/// An operation's error: another operation works in the range, or a status for the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
     InTransit,

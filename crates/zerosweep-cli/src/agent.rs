@@ -27,7 +27,7 @@ static BUILT_IN: &[u8] = include_bytes!(env!("ZEROSWEEP_AGENT_FILE"));
 pub(crate) fn find() -> Result<PathBuf, Failure> {
     let program = std::env::current_exe().unwrap_or_default();
     let path = find_for(std::env::var_os(VARIABLE), &program, &cache_dir())?;
-    // The loader would have the VMM die of it, without a word.
+    // With a broken library the VMM would die in the loader, and nothing would say why.
     elf::check_library(&path).map_err(|error| {
         Failure::work(format!(
             "the agent library {} {error}; take {VARIABLE} out of the environment for the one that \
@@ -98,7 +98,7 @@ fn unpack(cache: &Path) -> Result<PathBuf, Failure> {
     Ok(path)
 }
 
-/// Whoever owns the directory says what the VMM loads.
+/// Refuses a directory of another user: its owner decides what the VMM loads.
 fn is_ours(directory: &Path) -> io::Result<()> {
     let owner = fs::symlink_metadata(directory)?.uid();
     if owner == rustix::process::geteuid().as_raw() {

@@ -45,7 +45,7 @@ pub(crate) enum Command {
     Status(GuestArguments),
     /// List the running guests
     Ps(ListArguments),
-    /// Watch a guest: its superpage map and figures, anew each second
+    /// Watch a guest: its superpage map and figures, updated each second
     Watch(WatchArguments),
     /// Set what a guest may hold, and have its balloon follow
     SetTarget(TargetArguments),
@@ -99,18 +99,17 @@ pub(crate) struct RunArguments {
     /// When cached memory goes back to the host
     #[arg(long = "return", value_name = "WHEN", value_enum, default_value_t)]
     pub(crate) return_mode: Return,
-    /// Record what happens to the guest's memory, as a trace of Xen's; FILE is written anew
+    /// Record what happens to the guest's memory, as a trace of Xen's; FILE is overwritten
     #[arg(long, value_name = "FILE")]
     pub(crate) events: Option<PathBuf>,
     /// Record the guest's side, and what zero checks see of its pages, for trace replay; packed by
-    /// gzip; FILE is written anew
+    /// gzip; FILE is overwritten
     #[arg(long, value_name = "FILE", conflicts_with = "events")]
     pub(crate) record: Option<PathBuf>,
-    /// Warn when the guest has given nothing back for so many seconds
+    /// Warn when the guest has given nothing back for this many seconds
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = parse_seconds)]
     pub(crate) wait_balloon: Duration,
-    /// After SIGTERM, kill a VMM that has not ended after so many seconds; another signal hastens
-    /// it
+    /// Kill a VMM that has not ended this many seconds after SIGTERM; a second signal kills it soon
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = parse_seconds)]
     pub(crate) wait_end: Duration,
     /// How long the agent may take to answer, in seconds
@@ -143,7 +142,7 @@ pub(crate) struct WatchArguments {
     /// Seconds between two looks
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = parse_interval)]
     pub(crate) interval: Duration,
-    /// Look so many times, then end [default: until the guest ends or Ctrl-C]
+    /// Show the guest N times, then end [default: until the guest ends or Ctrl-C]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) count: Option<u64>,
     /// Print one JSON document a line
@@ -159,7 +158,7 @@ pub(crate) struct TargetArguments {
     /// What it may hold, as 512M or 2G
     #[arg(value_name = "SIZE", value_parser = Size::parse)]
     pub(crate) size: Size,
-    /// Give up waiting for the balloon when it has not moved for so many seconds
+    /// Give up waiting for the balloon when it has not moved for this many seconds
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = parse_seconds)]
     pub(crate) wait: Duration,
     /// Do not wait until the balloon has followed

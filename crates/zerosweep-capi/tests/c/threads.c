@@ -292,7 +292,7 @@ static void only_faults_on_the_range_wait(void)
     vm_end(&vm);
 }
 
-/* Whoever waits for a domain that breaks is let go. */
+/* A thread that waits for a domain returns when the domain breaks. */
 static void nobody_waits_for_a_broken_domain(void)
 {
     struct vm vm;

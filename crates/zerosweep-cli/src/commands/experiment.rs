@@ -46,7 +46,7 @@ pub(super) fn execute(arguments: &ExperimentArguments) -> Result<ExitCode, Failu
     })
 }
 
-/// Does the work and shows what came of it, also when it was ended early.
+/// Does the work and shows the results, also when it was ended early.
 fn carry_out<G: Clone + Display + Send + Sync, P: Copy + Display + Send + Sync>(
     arguments: &ExperimentArguments,
     mut work: Work<G, P>,

@@ -115,7 +115,7 @@ fn an_agent_library_that_is_cut_off_is_told_before_the_vmm_is_started() {
     }
 }
 
-/// Whoever has QEMU's socket can do anything with the guest: it has a lock of its own.
+/// QEMU's socket gives full control of the guest, so it has a lock of its own.
 #[test]
 fn the_sockets_of_a_guest_are_its_users_own() {
     use std::os::unix::fs::PermissionsExt as _;

@@ -11,7 +11,7 @@ const TARGET_BYTES: u64 = 300 << 20;
 const RATIO_MAX: f64 = 1.10;
 const PAIRS: usize = 3;
 const PAIRS_AGAIN: usize = 9;
-/// Ballooning is looked at for so many seconds.
+/// How long ballooning is observed, in seconds.
 const INFLATE_MAX: f64 = 6.0;
 
 #[test]

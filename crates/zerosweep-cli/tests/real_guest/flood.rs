@@ -18,9 +18,9 @@ const TARGET: u64 = 76_800;
 const SILENT: usize = 500;
 /// `zerosweep status` takes some ten milliseconds; never longer than this.
 const ANSWER: Duration = Duration::from_secs(5);
-/// The VMM may hold so much more afterwards: what its own allocators keep.
+/// What the VMM may hold more afterwards, in bytes: its own allocators keep some.
 const GROWTH: u64 = 16 * MEBIBYTE;
-/// So many descriptors may be other than before: QEMU's own come and go.
+/// How many descriptors may differ from before: QEMU opens and closes its own.
 const FEW: usize = 4;
 
 #[test]

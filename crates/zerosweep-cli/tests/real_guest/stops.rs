@@ -1,5 +1,5 @@
-//! Whoever is stopped for a while (`SIGSTOP`, a debugger, a laptop's lid): the guest and all others
-//! go on, and afterwards all is as before.
+//! One process is stopped for a while (`SIGSTOP`, a debugger, a laptop's lid): the guest and all
+//! other processes go on, and afterwards all is as before.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::UnixStream;

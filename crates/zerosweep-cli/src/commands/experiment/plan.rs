@@ -100,7 +100,7 @@ fn matrix<G: Clone + PartialEq, P: Clone + PartialEq>(
     }
     if target.0 == 0 || target > max_mem {
         return Err(Failure::usage(format!(
-            "--target {target} cannot be: it must be above 0 and at most --max-mem ({max_mem})"
+            "invalid --target {target}: it must be above 0 and at most --max-mem ({max_mem})"
         )));
     }
     Ok(Matrix {

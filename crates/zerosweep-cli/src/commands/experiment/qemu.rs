@@ -118,8 +118,8 @@ fn require_userfaultfd() -> Result<(), Failure> {
     )))
 }
 
-/// Touches so much memory once and gives it back: memory that the host's own host has still to
-/// find would cost the first guest more than the others.
+/// Touches `bytes` of memory once and gives them back. If the host is a guest itself, its own host
+/// must find this memory first; without this, the first guest would pay for that.
 fn touch(bytes: u64) {
     const CHUNK_BYTES: u64 = 64 << 20;
     let chunks: Vec<Vec<u8>> =

@@ -36,7 +36,7 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// The VMM opens disks and firmware before it allocates guest RAM: it may take this many times
 /// as long as the agent.
 const RAM_PATIENCE: u32 = 3;
-/// So many looks without an answer are told.
+/// Looks without an answer after which the agent is reported as silent.
 const SILENT_LOOKS: u32 = 5;
 
 /// The VMM, as far as it can be told when it is no child of this process.

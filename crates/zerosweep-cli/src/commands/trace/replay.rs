@@ -81,8 +81,8 @@ fn target(arguments: &TraceReplayArguments, recording: &Recording) -> Result<Siz
     let max = Size(recording.max_pages * PAGE_BYTES);
     if !target.is_whole_pages() || target.0 == 0 || target > max {
         return Err(Failure::usage(format!(
-            "a target of {target} cannot be: the guest has {max}, and a target is above 0, at most \
-             that, and a multiple of 4K"
+            "invalid target: {target} (must be a multiple of 4K, above 0, and at most the guest's \
+             {max})"
         )));
     }
     Ok(target)

@@ -18,11 +18,11 @@ const GIVE_UP: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(10);
 /// Between two questions to the agent.
 const ASK: Duration = Duration::from_millis(200);
-/// The balloon may miss its target by so much: a few pages stay where they are.
+/// The most by which the balloon may miss its target, in bytes: a few pages stay where they are.
 const NEARLY_BYTES: u64 = 64 << 10;
-/// So long nothing may move at the end before the last look.
+/// How long nothing may have moved at the end, before the last look.
 const QUIET: Duration = Duration::from_millis(600);
-/// So long after its last word a guest may still balloon.
+/// How long after its last word a guest may still balloon.
 const LATE: Duration = Duration::from_secs(30);
 /// Lines that a failure shows.
 const TAIL: usize = 12;
