@@ -252,7 +252,7 @@ mod tests {
         assert_eq!(follower.commands(5, &both), [REQUEST, Command::Continue]);
         assert_eq!(follower.commands(5, b"{\"execute\":"), []);
         assert_eq!(follower.commands(5, b""), []);
-        assert_eq!(follower.commands(5, BALLOON), [REQUEST], "a new connection begins anew");
+        assert_eq!(follower.commands(5, BALLOON), [REQUEST], "a new connection starts over");
     }
 
     #[test]

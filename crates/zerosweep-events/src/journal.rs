@@ -17,7 +17,7 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Room for so many; more is never had.
+    /// Returns a batch with room for `notes` notes. It never allocates more.
     #[must_use]
     pub fn with_capacity(notes: usize) -> Self {
         Self { notes: Vec::with_capacity(notes), lost: 0, lost_since_ns: 0 }
@@ -61,12 +61,12 @@ pub struct Journal {
     detail: Detail,
     open: AtomicBool,
     batch: Mutex<Batch>,
-    /// Who empties it.
+    /// The thread that empties it.
     reader: OnceLock<Thread>,
 }
 
 impl Journal {
-    /// A journal with room for so many notes, which nobody empties yet.
+    /// Returns a journal with room for `capacity` notes. No thread empties it yet.
     #[must_use]
     pub fn new(capacity: usize, detail: Detail) -> Self {
         Self {
@@ -78,7 +78,8 @@ impl Journal {
         }
     }
 
-    /// Leaves what an event says. Never waits for whoever empties the journal, and allocates nothing.
+    /// Adds the notes of an event. Never waits for the thread that empties the journal. Allocates
+    /// nothing.
     pub fn record(&self, event: Event, domain: &Domain) {
         let left_out = matches!(event, Event::Checked { .. }) && self.detail == Detail::Xen;
         if left_out || !self.open.load(Ordering::Relaxed) {

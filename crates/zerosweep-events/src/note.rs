@@ -2,7 +2,7 @@
 
 use zerosweep::{Domain, Entry, Event, Gfn, Mfn, Order, Superpage};
 
-/// What became of a page.
+/// The kind of a page after an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// It has a frame.

@@ -5,7 +5,7 @@
 
 /// Whose records follow: CPU, and bytes.
 pub const CPU_CHANGE: u32 = 0x001_f003;
-/// So many records were lost.
+/// How many records were lost.
 pub const LOST_RECORDS: u32 = 0x001_f001;
 /// An entry of the p2m was set.
 pub const SET_P2M_ENTRY: u32 = 0x010_f004;

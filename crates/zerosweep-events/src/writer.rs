@@ -16,7 +16,7 @@ use zerosweep::Order;
 use crate::note::{Kind, Note, What};
 use crate::record as number;
 
-/// A window is written when it has so many bytes.
+/// A window is written when it has this number of bytes.
 const WINDOW_BYTES: usize = 64 << 10;
 /// Times in a packed file are multiples of this (65 µs), or 1.
 const PACKED_TICK_NS: u64 = 1 << 16;

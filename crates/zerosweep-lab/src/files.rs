@@ -7,8 +7,8 @@
 //!
 //! In a directory that others can write to, such as `/tmp`, a name may be another's link to a file
 //! of this user's, or another's file: neither is written to. Nothing here waits for a pipe's other
-//! end. Whoever can write to a directory further up can put another one in its place: that is not
-//! seen.
+//! end. A user who can write to a directory further up can replace the one below: this is not
+//! noticed.
 
 use std::ffi::OsStr;
 use std::fs::{File, Permissions};

@@ -32,7 +32,7 @@ impl std::error::Error for TouchError {}
 /// A guest that could not be built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NewGuestError {
-    /// The domain cannot be.
+    /// The configuration of the domain is invalid.
     Config(ConfigError),
     /// Its memory could not be promised.
     Build(BuildError),
@@ -64,7 +64,7 @@ impl SoftwareGuest {
     /// A guest of `config.max_pages` on a host with just as many frames as its target.
     ///
     /// # Errors
-    /// When such a guest cannot be.
+    /// When the configuration is invalid, or the guest's memory or its cache cannot be set up.
     pub fn new(config: Config) -> Result<Self, NewGuestError> {
         let machine = SoftwareMachine::new(config.target);
         Self::on(machine, config)
@@ -73,7 +73,7 @@ impl SoftwareGuest {
     /// A guest on `machine`.
     ///
     /// # Errors
-    /// When such a guest cannot be.
+    /// When the configuration is invalid, or the guest's memory or its cache cannot be set up.
     pub fn on(machine: SoftwareMachine, config: Config) -> Result<Self, NewGuestError> {
         let domain = Domain::new(config).map_err(NewGuestError::Config)?;
         let mut guest = Self { domain, machine };
@@ -114,9 +114,9 @@ impl SoftwareGuest {
     /// # Errors
     /// When it gets none.
     ///
-    /// A page that was given back may still be mapped (rule [R12]). A guest that may take it again
-    /// without a word ([`InvalidTouch::Increase`]) then does so unseen; another would be an error
-    /// of the guest's that the hardware does not show, and is one here.
+    /// A page that was given back may still be mapped (rule [R12]). With
+    /// [`InvalidTouch::Increase`] the guest may use such a page again, and no fault shows it.
+    /// Otherwise this is an error of the guest's. Hardware would not show it; this machine does.
     ///
     /// [R12]: zerosweep::rules#r12
     pub fn touch(&mut self, gfn: Gfn) -> Result<Mfn, TouchError> {

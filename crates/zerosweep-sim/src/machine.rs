@@ -101,7 +101,7 @@ impl SoftwareMachine {
     /// A machine whose host has `pages` frames, rounded up to whole superframes.
     ///
     /// # Panics
-    /// When the host cannot tell so many frames apart, or the arena cannot be had.
+    /// When `pages` are more than frame numbers can tell apart, or the arena cannot be allocated.
     #[must_use]
     pub fn new(pages: u64) -> Self {
         let superframes = pages.div_ceil(SUPERPAGE_PAGES);

@@ -43,8 +43,8 @@ pub struct Status {
     pub stalled_threads: u32,
     /// Pages held beyond the target because no frame could be found.
     pub borrowed_pages: u64,
-    /// What the guest's balloon was last asked for by the tool whose requests the target follows;
-    /// `None` where it follows nobody's, or nothing was asked for yet.
+    /// The size that the tool last asked the guest's balloon for, where the target follows a tool's
+    /// requests. `None` where the target follows no tool, or there was no request yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub balloon_request_bytes: Option<u64>,
     /// How what happens is recorded; `None` where it is not.
@@ -121,7 +121,7 @@ pub struct Superpages {
     pub cleared_ahead: u64,
 }
 
-/// So many superpages fit into one answer.
+/// The most superpages that fit into one answer.
 pub const MAP_SUPERPAGES: u64 = 8192;
 
 /// Superpages of the guest, in the order of their addresses.

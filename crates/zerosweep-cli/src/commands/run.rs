@@ -5,9 +5,9 @@
 //! process    the VMM: started with the agent preloaded, signalled, waited for
 //! words      what the VMM says is passed on
 //! last_words what it said at its end, explained
-//! signals    what this process is told, the VMM is told
+//! signals    signals to this process are passed on to the VMM
 //! ending     a VMM that does not end at SIGTERM is killed
-//! supervise  a thread: the agent comes up, the guest balloons, trouble is told
+//! supervise  a thread: the agent comes up, the guest balloons, trouble is reported
 //! balloon    QMP: vCPU threads, RAM check, ballooning to the target
 //! absence    why an agent does not answer
 //! alarms     what of a status a person should know
@@ -243,7 +243,7 @@ fn never_managed(
     Ok(status)
 }
 
-/// What a VMM that was told to end, and has not, needs now.
+/// Does the next step for a VMM that got a signal to end and has not ended.
 fn see_to_its_end(vmm: &Vmm, ending: &mut Ending, console: &Console) -> Result<(), Failure> {
     let pid = vmm.pid;
     match ending.step(Instant::now()) {

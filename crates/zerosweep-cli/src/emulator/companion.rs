@@ -38,7 +38,7 @@ const COMPANION: &str = "zerosweep-companion";
 /// The companion's first word when all is well.
 const READY: &str = "ready";
 
-/// How long the agent may take to answer, and the balloon to begin, until it is told.
+/// How long the agent may take to answer, and the balloon to begin, before that is reported.
 const WAIT_AGENT: Duration = Duration::from_secs(10);
 const WAIT_BALLOON: Duration = Duration::from_secs(60);
 

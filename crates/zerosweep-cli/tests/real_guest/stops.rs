@@ -39,7 +39,7 @@ fn a_stopped_tool_leaves_guest_and_others_alone() {
     check(&place, &guest);
     std::thread::sleep(Duration::from_secs(2));
     assert!(!guest.errors.has("does not answer"), "{}", guest.errors.tail(5));
-    // It is a tool again: what it is told, it passes on.
+    // The tool works again: it passes signals on.
     guest.signal(Signal::TERM);
     assert_eq!(guest.end(), 0);
     guest.wait_until_gone();

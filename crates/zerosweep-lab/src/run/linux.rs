@@ -153,7 +153,7 @@ impl Following<'_> {
         Ok(run)
     }
 
-    /// Writes what is left of the events; what is missing is told.
+    /// Writes the events that are left, and reports those that are missing.
     fn end_recording(&mut self) {
         let recording = self.recording.take().zip(self.experiment.events.as_ref());
         let Some((recording, file)) = recording else { return };

@@ -1,7 +1,7 @@
 //! Where a trace comes from: a file or a pipe, packed or not.
 //!
-//! A trace is gone through several times. What comes through a pipe is therefore kept, as it comes,
-//! in a file without a name in the directory for such (`TMPDIR`).
+//! A trace is read several times. Data from a pipe is therefore kept, still packed, in a file
+//! without a name in the directory for temporary files (`TMPDIR`).
 
 use std::fs::File;
 use std::io::{self, Cursor, Read, Seek as _, SeekFrom};
@@ -114,8 +114,8 @@ fn unpacked(mut source: Input) -> io::Result<Input> {
     Err(io::Error::new(io::ErrorKind::Unsupported, "it is packed many times over"))
 }
 
-/// The source as before its beginning was read. What is wrong with that is told when it is read
-/// again.
+/// The source as it was before its beginning was read. An error in the beginning is reported when
+/// it is read again.
 fn put_back(begin: Vec<u8>, read: io::Result<usize>, rest: Input) -> Input {
     match read {
         Ok(_) => Box::new(Cursor::new(begin).chain(rest)),

@@ -236,7 +236,7 @@ function alerts(guest) {
       `Of ${pages(entries)} that it was promised it can touch ${pages(can_touch)}, and a sweep should find `
       + `${pages(likely)} more; ${pages(short)} are too much. Let it balloon, or raise its target.`);
   }
-  // Figures in the texts change all the time; what a person is told again is a new trouble.
+  // Figures in the texts change all the time. Only a new alarm is announced again.
   const titles = JSON.stringify(all.map(({ kind, title }) => [kind, title]));
   const place = $("alerts");
   if (titles !== shownAlerts) {

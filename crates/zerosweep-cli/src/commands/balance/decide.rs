@@ -1,7 +1,7 @@
 //! Who is to have how much: a pure function of what was seen.
 //!
 //! ```text
-//! fixed    guests that do not follow keep what they have: it is nobody's to give
+//! fixed    guests that do not follow keep what they have: it cannot be given to others
 //! ideal    each its minimum; then up to its need, by shares; what is left over, by shares
 //! keep     what is near its ideal stays where it is (hysteresis), unless memory is tight
 //! shrink   the balloon is asked, and the target goes down with it

@@ -1,4 +1,4 @@
-//! What is asked of each guest, and what it is told.
+//! Reads each guest's figures, and sends it its new target.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -218,6 +218,6 @@ mod tests {
         assert_eq!(known.following(90), Following::Yes);
         assert!(known.request.is_none());
         known.ask(600, 90);
-        assert!(known.request.is_none(), "growing is nobody's duty");
+        assert!(known.request.is_none(), "a guest need not follow when it may grow");
     }
 }

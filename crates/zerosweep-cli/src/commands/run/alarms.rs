@@ -1,4 +1,4 @@
-//! What of a guest's figures a person should know at once; each trouble is told once.
+//! The alarms of a guest: figures that a person should know at once. Each alarm is reported once.
 
 use zerosweep_client::size::pages;
 use zerosweep_wire::{State, Status};

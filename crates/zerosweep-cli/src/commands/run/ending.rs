@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-/// How long a VMM may take before a person is told that it has not ended.
+/// How long a VMM may take to end before a message says that it has not ended.
 const QUIET: Duration = Duration::from_secs(5);
 /// Scripts that send a signal to a process and then to its group do not mean two.
 const TWICE: Duration = Duration::from_secs(1);

@@ -84,7 +84,7 @@ pub(crate) struct Supervisor<P> {
     pub(crate) files: GuestFiles,
     /// How long the agent may take to answer.
     pub(crate) wait_agent: Duration,
-    /// Nothing given back for so long is told.
+    /// How long the guest may give nothing back before that is reported.
     pub(crate) wait_balloon: Duration,
     pub(crate) vmm: Arc<P>,
     pub(crate) console: Arc<Console>,
@@ -155,7 +155,7 @@ impl<P: Process> Supervisor<P> {
                         self.tell_managed(&status);
                         return Ok(());
                     }
-                    // Goes on without a cap: that is told by the first look.
+                    // The guest goes on without a cap: the first `look` reports that.
                     State::CapLifted => {
                         self.vmm.found(status.pid);
                         return Ok(());
@@ -269,7 +269,7 @@ impl<P: Process> Supervisor<P> {
         }
     }
 
-    /// The guest's figures; an agent that stays silent is told once.
+    /// Returns the guest's figures. An agent that stays silent is reported once.
     fn look(&self, link: &mut AgentLink) -> Option<Status> {
         match link.link.request(Operation::Status) {
             Ok(status) => {
@@ -302,7 +302,7 @@ impl<P: Process> Supervisor<P> {
                 ));
                 Delivery::Settled
             }
-            // An agent that stays silent is told by `look`.
+            // `look` reports an agent that stays silent.
             Err(_) => Delivery::Again,
         }
     }
