@@ -30,7 +30,7 @@ const PACKAGES: &str = "gcc,libc6-dev,ca-certificates";
 /// Where the clone and the toolchain are in the new root.
 const CLONE: &str = "root/zerosweep";
 const TOOLCHAIN: &str = "opt/rust";
-/// So long what was interrupted may take to end by itself.
+/// How long an interrupted command may take to end by itself.
 const ENDING: Duration = Duration::from_secs(15);
 
 /// Makes `$1` the root, with the toolchain of `$2`, and becomes the command `$3` in the clone.

@@ -18,7 +18,8 @@
 //! engine learns of a page that was taken again only when it is touched. Without that tool the
 //! target goes up but not down, and the guest goes on.
 //!
-//! Only sockets that were named are read: who can write to them can make the VMM do anything.
+//! Only sockets that were named are read: a process that can write to them can make the VMM do
+//! anything.
 //!
 //! Known holes: commands that do not end with a new line; the balloon asked through the monitor for
 //! people (`human-monitor-command`).

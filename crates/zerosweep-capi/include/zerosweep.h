@@ -356,7 +356,7 @@ typedef struct zs_config {
 // None of them may call this library (zs_first_nonzero() excepted; others answer
 // ZS_STATUS_REENTRANT), throw, or leave by longjmp. They are called without any lock of the
 // library's but the one that ZS_MACHINE_CALLS_SERIAL asks for. The range that they work on is
-// claimed meanwhile: who touches it waits, in zs_fault().
+// claimed meanwhile: a thread that touches it waits, in zs_fault().
 //
 // An invalid answer, such as a frame that is not aligned, breaks the domain: ZS_STATUS_BROKEN.
 typedef struct zs_machine {

@@ -13,11 +13,11 @@ use crate::writer::{Packing, Writer};
 /// Notes that a journal has room for: a balloon that gives back as fast as it can fills half of it
 /// in a twentieth of a second.
 const CAPACITY: usize = 1 << 16;
-/// And of one whose file has to be packed: memory that is only taken if the thread comes late.
+/// The same for a file that is packed. The memory is taken only if the writing thread is late.
 const CAPACITY_TO_PACK: usize = 1 << 18;
-/// A journal is emptied when it is half full, and after this.
+/// The longest time between two writes. A journal that is half full is written at once.
 const INTERVAL: Duration = Duration::from_millis(100);
-/// So long the end of a recording may wait for a write that is under way.
+/// How long the end of a recording may wait for a write that is under way.
 const ENDING: Duration = Duration::from_secs(2);
 
 /// How a recording goes.

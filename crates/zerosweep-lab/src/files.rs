@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-/// As many links are followed one after the other.
+/// The most links that are followed one after the other.
 const MOST_LINKS: usize = 16;
 /// Who may read and write a recording.
 const PRIVATE: Mode = Mode::RUSR.union(Mode::WUSR);

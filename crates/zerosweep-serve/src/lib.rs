@@ -167,15 +167,15 @@ fn tell(options: &Options, address: SocketAddr, access: &Access) -> Result<(), F
     }
     if options.allow_remote {
         eprint_line(
-            "warning: plain HTTP: who can listen on the network can read the token; put a proxy \
-             with TLS in front",
+            "warning: plain HTTP: anyone who can listen on the network can read the token; put a \
+             proxy with TLS in front",
         );
     }
     if options.json {
         return output::json(&Started { schema: 1, address, url: &url, token });
     }
     let note = match token {
-        Some(_) => "Who has this address can change targets; keep it to yourself.",
+        Some(_) => "Anyone with this address can change targets; keep it to yourself.",
         None => "To change anything, the page asks for the token.",
     };
     output::text(&format!("{url}\n{note} Ctrl-C ends it.\n"))

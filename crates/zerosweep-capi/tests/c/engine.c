@@ -651,7 +651,7 @@ static void the_scan(void)
 
 int main(void)
 {
-    alarm(300); /* Who waits for ever has failed. */
+    alarm(300); /* A thread that waits for ever is a failure. */
     a_life();
     any_alignment_and_every_kind_of_range();
     consolidate_and_upkeep();

@@ -34,9 +34,9 @@ use crate::cli::{Exhaustion, POLICIES, Return};
 const FILE: &str = "/etc/zerosweep/qemu.toml";
 const FILE_VARIABLE: &str = "ZEROSWEEP_QEMU_CONFIG";
 
-/// As much of the file is read.
+/// The most of the file that is read.
 const MOST_BYTES: u64 = 1 << 20;
-/// As much of it is quoted where it is wrong.
+/// The most lines, and characters of a line, that an error quotes.
 const MOST_LINES: usize = 8;
 const MOST_CHARS: usize = 90;
 
@@ -194,7 +194,7 @@ impl Settings {
     }
 }
 
-/// The beginning of each line, and not of many: what is wrong with a line is not told by all of it.
+/// Returns the beginning of the first lines: an error does not need all of a long text.
 fn cut(text: &str) -> String {
     let lines =
         text.lines().take(MOST_LINES).map(|line| match line.char_indices().nth(MOST_CHARS) {

@@ -355,7 +355,7 @@ fn what_cannot_be_served_is_said() {
 const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Who can read what is said by `Accept`.
+/// The client says by `Accept` what it can read.
 #[test]
 fn metrics_are_in_the_format_that_the_reader_asks_for() {
     let host = Host::new();

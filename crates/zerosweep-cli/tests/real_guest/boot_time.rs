@@ -28,7 +28,7 @@ fn boot_time_is_within_ten_percent_init_on_free() {
     check("init_on_free=1", 1);
 }
 
-/// Of a hundred times that somebody asks, 99 are answered within so long.
+/// Of a hundred requests, 99 are answered within this time.
 const ANSWER_MAX: Duration = Duration::from_millis(50);
 
 /// Process and all: `zerosweep status`, asked again and again from the first moment on.

@@ -85,7 +85,7 @@ fn a_flood_of_garbage_and_silence_locks_nobody_out() {
     assert_eq!(audited.status.code(), Some(0), "{}{}", stdout(&audited), stderr(&audited));
 }
 
-/// Who can connect, and what he can say that would have the VMM's main thread wait for memory.
+/// Which users can connect, and which messages would make the VMM's main thread wait for memory.
 #[test]
 #[ignore = "needs QEMU, a guest image and userfaultfd: cargo xtask test sets them up"]
 fn the_sockets_are_private_and_take_no_thread_but_those_of_virtual_cpus() {

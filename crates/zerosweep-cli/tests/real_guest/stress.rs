@@ -16,11 +16,11 @@ use super::harness::{
 
 /// What the guest needs and a little more: its own 80 MiB, the pattern, the files.
 const LEAST_BYTES: u64 = 480 << 20;
-/// The balloon turns round so often, at least.
+/// How often the balloon changes its direction, at least.
 const TURNS: u32 = 100;
 /// Between two turns: the balloon is on its way, or has just arrived.
 const PAUSE: Duration = Duration::from_millis(100);
-/// The guest writes, deletes and verifies its files so often after the balloon's last turn.
+/// How often the guest writes, deletes and verifies its files after the balloon's last turn.
 const ROUNDS_AFTER: usize = 2;
 /// The longest wait for the status, which waits for no operation. The program waits twice this.
 const ANSWER: Duration = Duration::from_secs(1);

@@ -14,11 +14,11 @@ use crate::unpack::{self, Input, MAGIC_BYTES};
 
 /// Standard input's name.
 const STANDARD_INPUT: &str = "-";
-/// A file that is packed so often is a trap.
+/// The most packings, one inside the other; more are a trap.
 const MOST_LAYERS: usize = 4;
-/// As much of a trace tells it from other files.
+/// How many bytes tell a trace from other files.
 const SAMPLE: u64 = ((CONVINCING + 1) * LONGEST) as u64;
-/// As much of a packed trace has that much in it.
+/// How many packed bytes hold at least that much of a trace.
 const FIRST: u64 = 64 << 10;
 
 /// Packings that are not read, and the command that unpacks each.

@@ -15,7 +15,7 @@ use zerosweep_wire::Status;
 const SPARE_BYTES: u64 = 48 << 20;
 /// A kernel's own part, beside what grows with the size of its memory.
 const KERNEL_BYTES: u64 = 64 << 20;
-/// New memory that a guest touches is expected to be touched at that rate for so long.
+/// How long a guest that touches new memory is expected to go on at the same rate.
 const AHEAD: Duration = Duration::from_secs(5);
 /// In a round the estimate falls by at most this part.
 const FALL_DIVISOR: u64 = 8;

@@ -16,9 +16,9 @@ use super::policy::Policy;
 
 /// Longest wait for one answer of QEMU.
 const QMP_TIMEOUT: Duration = Duration::from_secs(2);
-/// Older words of a guest do not count.
+/// Statistics of a guest that are older than this do not count, in seconds.
 const STALE_SECONDS: u64 = 15;
-/// A guest that has given nothing back for so long is late.
+/// How long a guest may give nothing back before it is late.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What is remembered of a guest from round to round.

@@ -12,7 +12,7 @@ use super::vm::Vm;
 
 /// How long a guest may take in all.
 const LIMIT: Duration = Duration::from_secs(180);
-/// A guest that waits for a frame for so long, while nothing moves, is given up.
+/// How long a guest may wait for a frame, while nothing moves, before it is given up.
 const GIVE_UP: Duration = Duration::from_secs(10);
 /// Between two looks at everything.
 const LOOK: Duration = Duration::from_millis(10);
