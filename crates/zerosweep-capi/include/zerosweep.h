@@ -6,8 +6,8 @@
 // function says otherwise. The library does the locking and the waiting. What a pointer argument
 // points to is read or written during the call only, and belongs to the caller.
 //
-// Structures that begin with `size` grow at their end. Set `size` to sizeof, and all fields that you
-// do not use to 0. Older and newer programs and libraries then understand each other.
+// Structures that begin with `size` grow at their end. Set `size` to sizeof, and all fields that
+// you do not use to 0. Older and newer programs and libraries then understand each other.
 //
 // Numbers of pages, gfns (where the guest sees a page) and mfns (which frame stands behind it) are
 // in units of 4 KiB; an order is the log2 of a number of pages: 0 is a page, 9 a superpage of 2 MiB.
@@ -36,8 +36,8 @@
 // What a zero check returns when it found no word that is not zero.
 #define ZS_ALL_ZERO UINT32_MAX
 
-// The result of a call. 0: done. Above 0: no error, but not done either. Below 0: an error; nothing
-// was changed, unless the function says otherwise. zs_error_message() has a text for each.
+// The result of a call. 0: done. Above 0: no error, but not done either. Below 0: an error;
+// nothing was changed, unless the function says otherwise. zs_error_message() has a text for each.
 enum zs_status
 #if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
   : int32_t
@@ -340,9 +340,9 @@ typedef struct zs_config {
     // If the machine's frames are numbered from 0: how many there are, so that tables for them are
     // allocated at the start. 0: not known.
     uint64_t expect_frames;
-    // Called with each event; NULL: events are not reported. The thread that works calls it with one
-    // event at a time, in order, under the domain's lock. It should record the event and return. It
-    // may not call this library, nor wait for a thread that does.
+    // Called with each event; NULL: events are not reported. The thread that works calls it with
+    // one event at a time, in order, under the domain's lock. It should record the event and
+    // return. It may not call this library, nor wait for a thread that does.
     void (*event)(void *opaque, const struct zs_event *event);
     // Passed to `event`.
     void *event_opaque;
@@ -350,8 +350,8 @@ typedef struct zs_config {
 
 // The machine, which moves frames: a table of functions of the program.
 //
-// Runs have order 0 (a page) or 9 (a superpage, aligned to 512), unless a function says otherwise. A
-// function that fails must have changed nothing. Every function gets `opaque`.
+// Runs have order 0 (a page) or 9 (a superpage, aligned to 512), unless a function says otherwise.
+// A function that fails must have changed nothing. Every function gets `opaque`.
 //
 // The functions may not call this library (except zs_first_nonzero(); other calls return
 // ZS_STATUS_REENTRANT), throw, or leave by longjmp. They are called without a lock of the library,
@@ -364,9 +364,9 @@ typedef struct zs_machine {
     size_t size;
     // Passed to every function.
     void *opaque;
-    // Takes a run from the host. Returns 0 and the first frame, aligned to its order; anything else
-    // if the host has none of that order. `content` is a zs_content, ZS_CONTENT_UNKNOWN unless it
-    // is written.
+    // Takes a run from the host. Returns 0 and the first frame, aligned to its order; anything
+    // else if the host has none of that order. `content` is a zs_content, ZS_CONTENT_UNKNOWN
+    // unless it is written.
     int32_t (*allocate)(void *opaque, uint32_t order, uint64_t *mfn, uint32_t *content);
     // Gives a run back to the host. Its content is not needed any more.
     void (*free)(void *opaque, uint64_t mfn, uint32_t order);
@@ -377,9 +377,9 @@ typedef struct zs_machine {
     uint32_t (*unmap)(void *opaque, uint64_t gfn, uint64_t mfn, uint32_t order);
     // Waits until no CPU and no device can reach what any thread has unmapped before.
     void (*flush)(void *opaque);
-    // Looks at the first 16 words of 8 bytes of each page of a mapped run. The guest may write at the
-    // same time, so the result is a hint. Returns the offset of a word that is not zero, in words
-    // from the first one of the run, or ZS_ALL_ZERO.
+    // Looks at the first 16 words of 8 bytes of each page of a mapped run. The guest may write at
+    // the same time, so the result is a hint. Returns the offset of a word that is not zero, in
+    // words from the first one of the run, or ZS_ALL_ZERO.
     uint32_t (*quick_check)(void *opaque, uint64_t gfn, uint64_t mfn, uint32_t order);
     // Reads one word of 8 bytes, `word` words into a mapped superpage or page, while the guest may
     // write.
@@ -538,14 +538,14 @@ zs_status zs_domain_create(const struct zs_config *config,
 // Errors: REENTRANT.
 zs_status zs_domain_destroy(struct zs_domain *domain);
 
-// Promises 2^order pages from `gfn` on: a touch will populate them. Pages that are promised already
-// stay promised, and are not counted again. Any alignment.
+// Promises 2^order pages from `gfn` on: a touch will populate them. Pages that are promised
+// already stay promised, and are not counted again. Any alignment.
 //
 // Errors: ORDER, OUT_OF_RANGE, BUSY (ram or special in the range), OUT_OF_MEMORY, DYING.
 zs_status zs_populate_on_demand(struct zs_domain *domain, uint64_t gfn, uint32_t order);
 
-// Marks 2^order pages from `gfn` on as special: MMIO, foreign, page tables. The engine never touches
-// them. Pages that were promised there are promised no longer. Any alignment.
+// Marks 2^order pages from `gfn` on as special: MMIO, foreign, page tables. The engine never
+// touches them. Pages that were promised there are promised no longer. Any alignment.
 //
 // Errors: ORDER, OUT_OF_RANGE, BUSY (ram in the range), OUT_OF_MEMORY, DYING.
 zs_status zs_set_special(struct zs_domain *domain, uint64_t gfn, uint32_t order);
@@ -567,10 +567,11 @@ zs_status zs_pin(struct zs_domain *domain, uint64_t gfn);
 zs_status zs_unpin(struct zs_domain *domain, uint64_t gfn);
 
 // Sets how many pages the domain may hold, fills the cache up to it, and breaks superpages with
-// retained pages while the total is above it. This may take long; zs_begin_target() works in steps.
+// retained pages while the total is above it. This may take long; zs_begin_target() works in
+// steps.
 //
-// Errors: TARGET, DYING. OUT_OF_FRAMES, OUT_OF_MEMORY: the target is in force; call zs_fill() to go
-// on.
+// Errors: TARGET, DYING. OUT_OF_FRAMES, OUT_OF_MEMORY: the target is in force; call zs_fill() to
+// go on.
 zs_status zs_set_target(struct zs_domain *domain, uint64_t target);
 
 // Sets how many pages the domain may hold, and does nothing else. zs_shrink() and zs_fill() do the
@@ -626,14 +627,15 @@ zs_status zs_decrease(struct zs_domain *domain, uint64_t gfn, uint32_t order, ui
 // Errors: OUT_OF_RANGE, DYING.
 zs_status zs_discard(struct zs_domain *domain, uint64_t gfn, uint64_t pages, uint64_t *discarded);
 
-// The guest takes `pages` pages from `gfn` on again: its balloon deflates. Retained pages are retaken
-// at once; `retaken`, unless it is NULL, says how many. For the others, call zs_populate_on_demand()
-// or zs_populate_physmap(); with ZS_INVALID_TOUCH_INCREASE, the guest's touch is enough.
+// The guest takes `pages` pages from `gfn` on again: its balloon deflates. Retained pages are
+// retaken at once; `retaken`, unless it is NULL, says how many. For the others, call
+// zs_populate_on_demand() or zs_populate_physmap(); with ZS_INVALID_TOUCH_INCREASE, the guest's
+// touch is enough.
 zs_status zs_retake(struct zs_domain *domain, uint64_t gfn, uint64_t pages, uint64_t *retaken);
 
-// Goes on with a full sweep: checks `superpages` superpages from number *next on, and reclaims those
-// that are zero. *next must be 0 at the start, and is advanced. MORE until the end, and until
-// surplus frames have been returned to the host.
+// Goes on with a full sweep: checks `superpages` superpages from number *next on, and reclaims
+// those that are zero. *next must be 0 at the start, and is advanced. MORE until the end, and
+// until surplus frames have been returned to the host.
 //
 // Errors: NULL, DYING.
 zs_status zs_sweep(struct zs_domain *domain, uint64_t *next, uint64_t superpages);
@@ -641,17 +643,17 @@ zs_status zs_sweep(struct zs_domain *domain, uint64_t *next, uint64_t superpages
 // Lets the next fault that finds no frame sweep again, although the last sweep found nothing.
 zs_status zs_allow_sweep(struct zs_domain *domain);
 
-// Returns MORE if zs_upkeep() has something to do, else OK. Cheap. `idle`: not 0 if the balloon has
-// stopped, even if it has not reached the target.
+// Returns MORE if zs_upkeep() has something to do, else OK. Cheap. `idle`: not 0 if the balloon
+// has stopped, even if it has not reached the target.
 zs_status zs_wants_upkeep(struct zs_domain *domain, uint32_t idle);
 
 // Does the upkeep, in up to `steps` steps of about a superpage each. MORE if something is left.
 // `idle`: as for zs_wants_upkeep(). For ZS_UPKEEP_BY_CALLER.
 zs_status zs_upkeep(struct zs_domain *domain, uint64_t steps, uint32_t idle);
 
-// Goes on with a consolidation, or begins one if `anew` is not 0, for up to `superpages` ranges.
-// A consolidation moves single pages together, so that whole superpages become free. MORE until
-// the end. `moved`, unless it is NULL, says how many pages this consolidation has moved. A domain has
+// Goes on with a consolidation, or begins one if `anew` is not 0, for up to `superpages` ranges. A
+// consolidation moves single pages together, so that whole superpages become free. MORE until the
+// end. `moved`, unless it is NULL, says how many pages this consolidation has moved. A domain has
 // one consolidation; a second thread waits for the step of the first.
 //
 // Errors: OUT_OF_MEMORY.
@@ -667,9 +669,9 @@ zs_status zs_consolidate(struct zs_domain *domain,
 // OUT_OF_FRAMES: it is gone, but the host had no other.
 zs_status zs_offline(struct zs_domain *domain, uint64_t mfn);
 
-// Recounts all figures. `text`, of `bytes` bytes, gets the first difference, or "" if there is none;
-// it may be NULL. The audit takes time and memory by the size of the guest, under the domain's lock.
-// It is for tests and for an operator's command.
+// Recounts all figures. `text`, of `bytes` bytes, gets the first difference, or "" if there is
+// none; it may be NULL. The audit takes time and memory by the size of the guest, under the
+// domain's lock. It is for tests and for an operator's command.
 //
 // Errors: AUDIT_FAILED, OUT_OF_MEMORY.
 zs_status zs_audit(struct zs_domain *domain, char *text, size_t bytes);
@@ -691,12 +693,12 @@ zs_status zs_get_statistics(struct zs_domain *domain, struct zs_statistics *stat
 zs_status zs_lookup(struct zs_domain *domain, uint64_t gfn, struct zs_entry *entry);
 
 // Takes the domain down: unmaps up to `superpages` superpages, and gives their frames and those of
-// the cache back to the machine. MORE until all are back, then OK. From the first call on, no other
-// operation is accepted. A frame that is busy is tried again at the next call.
+// the cache back to the machine. MORE until all are back, then OK. From the first call on, no
+// other operation is accepted. A frame that is busy is tried again at the next call.
 zs_status zs_teardown(struct zs_domain *domain, uint64_t superpages);
 
-// Writes why calls return BROKEN to `text`, of `bytes` bytes, which may be NULL. Returns BROKEN, or
-// OK and "" if the domain is not broken.
+// Writes why calls return BROKEN to `text`, of `bytes` bytes, which may be NULL. Returns BROKEN,
+// or OK and "" if the domain is not broken.
 zs_status zs_failure(struct zs_domain *domain, char *text, size_t bytes);
 
 // Looks for the first of `count` words of 8 bytes that is not zero, with vector instructions where

@@ -149,8 +149,8 @@ pub struct zs_event {
 
 /// The machine, which moves frames: a table of functions of the program.
 ///
-/// Runs have order 0 (a page) or 9 (a superpage, aligned to 512), unless a function says otherwise. A
-/// function that fails must have changed nothing. Every function gets `opaque`.
+/// Runs have order 0 (a page) or 9 (a superpage, aligned to 512), unless a function says otherwise.
+/// A function that fails must have changed nothing. Every function gets `opaque`.
 ///
 /// The functions may not call this library (except zs_first_nonzero(); other calls return
 /// ZS_STATUS_REENTRANT), throw, or leave by longjmp. They are called without a lock of the library,
@@ -166,9 +166,9 @@ pub struct zs_machine {
     /// Passed to every function.
     pub opaque: *mut c_void,
 
-    /// Takes a run from the host. Returns 0 and the first frame, aligned to its order; anything else
-    /// if the host has none of that order. `content` is a zs_content, ZS_CONTENT_UNKNOWN unless it
-    /// is written.
+    /// Takes a run from the host. Returns 0 and the first frame, aligned to its order; anything
+    /// else if the host has none of that order. `content` is a zs_content, ZS_CONTENT_UNKNOWN
+    /// unless it is written.
     pub allocate: Option<
         unsafe extern "C" fn(
             opaque: *mut c_void,
@@ -193,9 +193,9 @@ pub struct zs_machine {
     /// Waits until no CPU and no device can reach what any thread has unmapped before.
     pub flush: Option<unsafe extern "C" fn(opaque: *mut c_void)>,
 
-    /// Looks at the first 16 words of 8 bytes of each page of a mapped run. The guest may write at the
-    /// same time, so the result is a hint. Returns the offset of a word that is not zero, in words
-    /// from the first one of the run, or ZS_ALL_ZERO.
+    /// Looks at the first 16 words of 8 bytes of each page of a mapped run. The guest may write at
+    /// the same time, so the result is a hint. Returns the offset of a word that is not zero, in
+    /// words from the first one of the run, or ZS_ALL_ZERO.
     pub quick_check:
         Option<unsafe extern "C" fn(opaque: *mut c_void, gfn: u64, mfn: u64, order: u32) -> u32>,
 
@@ -266,9 +266,9 @@ pub struct zs_config {
     /// If the machine's frames are numbered from 0: how many there are, so that tables for them are
     /// allocated at the start. 0: not known.
     pub expect_frames: u64,
-    /// Called with each event; NULL: events are not reported. The thread that works calls it with one
-    /// event at a time, in order, under the domain's lock. It should record the event and return. It
-    /// may not call this library, nor wait for a thread that does.
+    /// Called with each event; NULL: events are not reported. The thread that works calls it with
+    /// one event at a time, in order, under the domain's lock. It should record the event and
+    /// return. It may not call this library, nor wait for a thread that does.
     pub event: Option<unsafe extern "C" fn(opaque: *mut c_void, event: *const zs_event)>,
     /// Passed to `event`.
     pub event_opaque: *mut c_void,

@@ -109,8 +109,8 @@ pub extern "C" fn zs_domain_destroy(domain: Option<NonNull<zs_domain>>) -> zs_st
     })
 }
 
-/// Promises 2^order pages from `gfn` on: a touch will populate them. Pages that are promised already
-/// stay promised, and are not counted again. Any alignment.
+/// Promises 2^order pages from `gfn` on: a touch will populate them. Pages that are promised
+/// already stay promised, and are not counted again. Any alignment.
 ///
 /// Errors: ORDER, OUT_OF_RANGE, BUSY (ram or special in the range), OUT_OF_MEMORY, DYING.
 #[unsafe(no_mangle)]
@@ -124,8 +124,8 @@ pub extern "C" fn zs_populate_on_demand(
     })
 }
 
-/// Marks 2^order pages from `gfn` on as special: MMIO, foreign, page tables. The engine never touches
-/// them. Pages that were promised there are promised no longer. Any alignment.
+/// Marks 2^order pages from `gfn` on as special: MMIO, foreign, page tables. The engine never
+/// touches them. Pages that were promised there are promised no longer. Any alignment.
 ///
 /// Errors: ORDER, OUT_OF_RANGE, BUSY (ram in the range), OUT_OF_MEMORY, DYING.
 #[unsafe(no_mangle)]
@@ -189,10 +189,11 @@ fn set_pinned(domain: Option<NonNull<zs_domain>>, gfn: u64, pinned: bool) -> zs_
 }
 
 /// Sets how many pages the domain may hold, fills the cache up to it, and breaks superpages with
-/// retained pages while the total is above it. This may take long; zs_begin_target() works in steps.
+/// retained pages while the total is above it. This may take long; zs_begin_target() works in
+/// steps.
 ///
-/// Errors: TARGET, DYING. OUT_OF_FRAMES, OUT_OF_MEMORY: the target is in force; call zs_fill() to go
-/// on.
+/// Errors: TARGET, DYING. OUT_OF_FRAMES, OUT_OF_MEMORY: the target is in force; call zs_fill() to
+/// go on.
 #[unsafe(no_mangle)]
 pub extern "C" fn zs_set_target(domain: Option<NonNull<zs_domain>>, target: u64) -> zs_status {
     on(domain, |domain| Ok(domain.session().set_target(target).map(|()| zs_status::Ok)?))
@@ -335,9 +336,10 @@ pub extern "C" fn zs_discard(
     })
 }
 
-/// The guest takes `pages` pages from `gfn` on again: its balloon deflates. Retained pages are retaken
-/// at once; `retaken`, unless it is NULL, says how many. For the others, call zs_populate_on_demand()
-/// or zs_populate_physmap(); with ZS_INVALID_TOUCH_INCREASE, the guest's touch is enough.
+/// The guest takes `pages` pages from `gfn` on again: its balloon deflates. Retained pages are
+/// retaken at once; `retaken`, unless it is NULL, says how many. For the others, call
+/// zs_populate_on_demand() or zs_populate_physmap(); with ZS_INVALID_TOUCH_INCREASE, the guest's
+/// touch is enough.
 #[unsafe(no_mangle)]
 pub extern "C" fn zs_retake(
     domain: Option<NonNull<zs_domain>>,
@@ -351,9 +353,9 @@ pub extern "C" fn zs_retake(
     })
 }
 
-/// Goes on with a full sweep: checks `superpages` superpages from number *next on, and reclaims those
-/// that are zero. *next must be 0 at the start, and is advanced. MORE until the end, and until
-/// surplus frames have been returned to the host.
+/// Goes on with a full sweep: checks `superpages` superpages from number *next on, and reclaims
+/// those that are zero. *next must be 0 at the start, and is advanced. MORE until the end, and
+/// until surplus frames have been returned to the host.
 ///
 /// Errors: NULL, DYING.
 #[unsafe(no_mangle)]
@@ -378,8 +380,8 @@ pub extern "C" fn zs_allow_sweep(domain: Option<NonNull<zs_domain>>) -> zs_statu
     })
 }
 
-/// Returns MORE if zs_upkeep() has something to do, else OK. Cheap. `idle`: not 0 if the balloon has
-/// stopped, even if it has not reached the target.
+/// Returns MORE if zs_upkeep() has something to do, else OK. Cheap. `idle`: not 0 if the balloon
+/// has stopped, even if it has not reached the target.
 #[unsafe(no_mangle)]
 pub extern "C" fn zs_wants_upkeep(domain: Option<NonNull<zs_domain>>, idle: u32) -> zs_status {
     on(domain, |domain| {
@@ -399,9 +401,9 @@ pub extern "C" fn zs_upkeep(
     on(domain, |domain| Ok(progress(domain.session().upkeep(steps, idle != 0))))
 }
 
-/// Goes on with a consolidation, or begins one if `anew` is not 0, for up to `superpages` ranges.
-/// A consolidation moves single pages together, so that whole superpages become free. MORE until
-/// the end. `moved`, unless it is NULL, says how many pages this consolidation has moved. A domain has
+/// Goes on with a consolidation, or begins one if `anew` is not 0, for up to `superpages` ranges. A
+/// consolidation moves single pages together, so that whole superpages become free. MORE until the
+/// end. `moved`, unless it is NULL, says how many pages this consolidation has moved. A domain has
 /// one consolidation; a second thread waits for the step of the first.
 ///
 /// Errors: OUT_OF_MEMORY.
@@ -433,9 +435,9 @@ pub extern "C" fn zs_offline(domain: Option<NonNull<zs_domain>>, mfn: u64) -> zs
     })
 }
 
-/// Recounts all figures. `text`, of `bytes` bytes, gets the first difference, or "" if there is none;
-/// it may be NULL. The audit takes time and memory by the size of the guest, under the domain's lock.
-/// It is for tests and for an operator's command.
+/// Recounts all figures. `text`, of `bytes` bytes, gets the first difference, or "" if there is
+/// none; it may be NULL. The audit takes time and memory by the size of the guest, under the
+/// domain's lock. It is for tests and for an operator's command.
 ///
 /// Errors: AUDIT_FAILED, OUT_OF_MEMORY.
 #[unsafe(no_mangle)]
@@ -571,15 +573,15 @@ fn entry_of(domain: &Domain, gfn: Gfn) -> Option<zs_entry> {
 }
 
 /// Takes the domain down: unmaps up to `superpages` superpages, and gives their frames and those of
-/// the cache back to the machine. MORE until all are back, then OK. From the first call on, no other
-/// operation is accepted. A frame that is busy is tried again at the next call.
+/// the cache back to the machine. MORE until all are back, then OK. From the first call on, no
+/// other operation is accepted. A frame that is busy is tried again at the next call.
 #[unsafe(no_mangle)]
 pub extern "C" fn zs_teardown(domain: Option<NonNull<zs_domain>>, superpages: u64) -> zs_status {
     on(domain, |domain| Ok(progress(domain.session().teardown(superpages))))
 }
 
-/// Writes why calls return BROKEN to `text`, of `bytes` bytes, which may be NULL. Returns BROKEN, or
-/// OK and "" if the domain is not broken.
+/// Writes why calls return BROKEN to `text`, of `bytes` bytes, which may be NULL. Returns BROKEN,
+/// or OK and "" if the domain is not broken.
 #[unsafe(no_mangle)]
 pub extern "C" fn zs_failure(
     domain: Option<NonNull<zs_domain>>,

@@ -5,8 +5,8 @@ use core::ffi::CStr;
 use zerosweep::{BuildError, ConfigError, DecreaseError, FaultError, FillError, OutOfTableMemory};
 use zerosweep::{TargetError, UnknownPolicy};
 
-/// The result of a call. 0: done. Above 0: no error, but not done either. Below 0: an error; nothing
-/// was changed, unless the function says otherwise. zs_error_message() has a text for each.
+/// The result of a call. 0: done. Above 0: no error, but not done either. Below 0: an error;
+/// nothing was changed, unless the function says otherwise. zs_error_message() has a text for each.
 #[repr(i32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum zs_status {
