@@ -30,8 +30,8 @@ pub(crate) fn find() -> Result<PathBuf, Failure> {
     // With a broken library the VMM would die in the loader, and nothing would say why.
     elf::check_library(&path).map_err(|error| {
         Failure::work(format!(
-            "the agent library {} {error}; take {VARIABLE} out of the environment for the one that \
-             came with this program, or install that again",
+            "the agent library {} {error}; unset {VARIABLE} to use the one that came with this \
+             program, or install that one again",
             path.display()
         ))
     })?;
@@ -47,8 +47,8 @@ fn find_for(variable: Option<OsString>, program: &Path, cache: &Path) -> Result<
     let Some(path) = found.and_then(|path| path.canonicalize().ok()) else {
         let place = named.unwrap_or_else(|| cache.to_owned());
         return Err(Failure::work(format!(
-            "the agent library {} is not there; take {VARIABLE} out of the environment for the one \
-             that came with this program",
+            "the agent library {} is not there; unset {VARIABLE} to use the one that came with \
+             this program",
             place.display()
         )));
     };
@@ -56,8 +56,8 @@ fn find_for(variable: Option<OsString>, program: &Path, cache: &Path) -> Result<
     let text = path.to_string_lossy();
     if text.contains([':', '$']) || text.contains(char::is_whitespace) {
         return Err(Failure::work(format!(
-            "the agent library's path {text:?} has white space, ':' or '$' in it, which LD_PRELOAD \
-             cannot carry; put it elsewhere and name it in {VARIABLE}"
+            "the agent library's path {text:?} has white space, ':' or '$' in it, which is not \
+             possible in LD_PRELOAD; put it elsewhere and name it in {VARIABLE}"
         )));
     }
     Ok(path)

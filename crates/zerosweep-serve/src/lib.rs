@@ -92,8 +92,8 @@ pub fn serve(options: &Options) -> Result<(), Failure> {
     let address = options.listen;
     if !address.ip().is_loopback() && !options.allow_remote {
         return Err(Failure::usage(format!(
-            "{} can be reached by other machines, and plain HTTP is no protection on a network; \
-             listen on 127.0.0.1 behind a proxy, or say --allow-remote",
+            "other machines can reach {}, and plain HTTP does not protect the token on a network; \
+             listen on 127.0.0.1 behind a proxy, or give --allow-remote",
             address.ip()
         )));
     }
@@ -117,7 +117,7 @@ async fn listen(options: &Options, token: Token) -> Result<(), Failure> {
     let listener = bind(options.listen).await?;
     let address = listener
         .local_addr()
-        .map_err(|error| Failure::work(format!("cannot tell the address: {error}")))?;
+        .map_err(|error| Failure::work(format!("cannot get the address: {error}")))?;
     let access = Access::new(options, token);
     tell(options, address, &access)?;
     let server = Server {

@@ -219,8 +219,8 @@ fn only_asks(arguments: &RunArguments) -> bool {
     arguments.vmm.get(1..).is_some_and(queries::only_asks)
 }
 
-/// A VMM that ended by itself before its guest was managed. Where it says no word of its own, or
-/// says that all went well, this does.
+/// Reports a VMM that ended by itself before its guest was managed, if the VMM itself printed
+/// nothing or ended with success.
 fn never_managed(
     plan: &Plan,
     status: ExitStatus,
@@ -228,17 +228,16 @@ fn never_managed(
     console: &Console,
 ) -> Result<ExitStatus, Failure> {
     let name = plan.program_name.to_string_lossy();
-    let what =
-        format!("no guest was managed: {name} ended ({status}) before zerosweep's agent in it");
+    let what = format!("no guest was managed: {name} ended ({status}) before zerosweep's agent");
     if status.success() {
         return Err(Failure::work(format!(
-            "{what} had a guest to manage. It is no VMM, or a script that does not wait for its VMM"
+            "{what} found guest memory. It is not a VMM, or a script that does not wait for its VMM"
         )));
     }
     if status.signal().is_some() {
-        console.warn(&format!("{what} had a guest to manage"));
+        console.warn(&format!("{what} found guest memory"));
     } else if words.trim().is_empty() {
-        console.warn(&format!("{what} had a guest to manage, and said nothing"));
+        console.warn(&format!("{what} found guest memory, and it printed nothing"));
     }
     Ok(status)
 }

@@ -84,7 +84,7 @@ impl Following<'_> {
         }
         let actual = self.qmp.balloon_actual().map_err(|error| {
             Failure::work(format!(
-                "guest {} does not say how far its balloon is: {error}",
+                "cannot read the balloon of guest {}: {error}",
                 self.name
             ))
         })?;

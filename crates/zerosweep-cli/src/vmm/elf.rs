@@ -65,7 +65,7 @@ pub(crate) enum LibraryError {
     Broken(object::Error),
     /// Its end is missing. The loader maps it all the same, and a process that touches the missing
     /// part dies of SIGBUS.
-    #[error("is cut off: it has {length} bytes, and its headers speak of {needed}")]
+    #[error("is cut off: it has {length} bytes, and its headers need {needed}")]
     Cut {
         /// As long as it is.
         length: u64,

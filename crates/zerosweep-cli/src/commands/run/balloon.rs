@@ -200,7 +200,7 @@ impl<'a> Balloon<'a> {
                 self.console.verbose("QEMU's table of RAM blocks is not understood");
                 self.warn(&format!("cannot check that guest RAM is one block of {max}"));
             }
-            Ok(_) => self.warn(&format!("QEMU knows no RAM block of {max}; is --max-mem right?")),
+            Ok(_) => self.warn(&format!("QEMU has no RAM block of {max}; is --max-mem right?")),
             Err(error) => {
                 self.warn(&format!("cannot check that guest RAM is one block of {max}: {error}"));
             }
@@ -272,7 +272,7 @@ impl<'a> Balloon<'a> {
             && !std::mem::replace(&mut self.told_failing, true)
         {
             self.warn(&format!(
-                "it cannot be asked to balloon: {error}. It goes on with what it can touch"
+                "it cannot be asked to balloon: {error}. It goes on within its target"
             ));
         }
     }

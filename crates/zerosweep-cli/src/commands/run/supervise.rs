@@ -296,8 +296,8 @@ impl<P: Process> Supervisor<P> {
             }
             Err(ClientError::Refused(body)) => {
                 self.console.warn(&format!(
-                    "guest {}: the agent does not take the vCPU threads ({}); it will borrow \
-                     where it should wait",
+                    "guest {}: the agent refuses the vCPU threads ({}); it will borrow memory \
+                     where they should wait",
                     self.config.name, body.message
                 ));
                 Delivery::Settled

@@ -75,7 +75,7 @@ fn target(arguments: &TraceReplayArguments, recording: &Recording) -> Result<Siz
     let target = arguments.target.or(recording.final_pages.map(|pages| Size(pages * PAGE_BYTES)));
     let target = target.ok_or_else(|| {
         Failure::usage(
-            "--target is needed: the guest gave nothing back, so the trace does not tell it",
+            "--target is needed: the guest gave nothing back, so the trace has no target",
         )
     })?;
     let max = Size(recording.max_pages * PAGE_BYTES);
