@@ -1,4 +1,4 @@
-//! Which kernel scans: the fastest that this CPU can run, unless the environment names another.
+//! Chooses the kernel: the fastest that this CPU can run, unless the environment names another.
 
 use core::fmt;
 use std::env;

@@ -85,12 +85,12 @@ impl SoftwareGuest {
         Ok(guest)
     }
 
-    /// Operations on the domain.
+    /// Returns a session, which has the operations on the domain.
     pub fn session(&mut self) -> Session<Exclusive<'_, SoftwareMachine>> {
         self.domain.with(&mut self.machine)
     }
 
-    /// The guest reads the word at `offset` bytes into the page, a multiple of 8.
+    /// Reads, as the guest, the word at `offset` bytes into the page; a multiple of 8.
     ///
     /// # Errors
     /// When the page has no frame and gets none.
@@ -99,7 +99,7 @@ impl SoftwareGuest {
         Ok(self.machine.word(mfn, offset / 8))
     }
 
-    /// The guest writes the word at `offset` bytes into the page, a multiple of 8.
+    /// Writes, as the guest, the word at `offset` bytes into the page; a multiple of 8.
     ///
     /// # Errors
     /// When the page has no frame and gets none.
@@ -109,7 +109,7 @@ impl SoftwareGuest {
         Ok(())
     }
 
-    /// The guest touches a page; a fault is served until it has a frame.
+    /// Touches a page, as the guest. If this is a fault, it is served until the page has a frame.
     ///
     /// # Errors
     /// When it gets none.
@@ -168,7 +168,8 @@ pub fn touch<H: Host<Machine = SoftwareMachine>>(
     touch_at_rest(host, gfn)
 }
 
-/// As [`touch`], but a sweep that found nothing rests until the engine thinks it worth another.
+/// As [`touch`], but after a sweep that found nothing, no other one begins until the engine allows
+/// it.
 ///
 /// # Errors
 /// See there.
