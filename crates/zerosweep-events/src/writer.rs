@@ -81,8 +81,8 @@ impl<W: Write> Writer<W> {
     /// Writes a note.
     ///
     /// # Errors
-    /// When a window is full and cannot be written. The window is lost, and a part of it may be in the
-    /// file; [`Writer::written`] returns the length of the file before it.
+    /// When a window is full and cannot be written. The window is lost, and a part of it may be in
+    /// the file; [`Writer::written`] returns the length of the file before it.
     pub fn note(&mut self, time_ns: u64, note: &Note) -> io::Result<()> {
         self.put(time_ns, note);
         if self.window.len() >= WINDOW_BYTES { self.flush() } else { Ok(()) }
