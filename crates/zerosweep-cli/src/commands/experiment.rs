@@ -1,7 +1,7 @@
 //! `zerosweep experiment`: every policy on every guest.
 //!
-//! What is wrong with the arguments is found before any work starts. Finished runs are kept: Ctrl-C
-//! and a failure show what is there, and `--resume` goes on.
+//! Errors in the arguments are found before any work starts. Finished runs are kept: after Ctrl-C
+//! or a failure their results are shown, and `--resume` goes on.
 
 pub(crate) mod arguments;
 mod costs;

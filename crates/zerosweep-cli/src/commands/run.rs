@@ -1,21 +1,21 @@
 //! `zerosweep run … -- VMM ARGS`: an unmodified VMM on populate-on-demand memory.
 //!
 //! ```text
-//! plan       everything that can be refused is, before anything is started
+//! plan       refuses what must be refused, before anything is started
 //! process    the VMM: started with the agent preloaded, signalled, waited for
-//! words      what the VMM says is passed on
-//! last_words what it said at its end, explained
+//! words      passes on what the VMM prints
+//! last_words explains the last messages of the VMM
 //! signals    signals to this process are passed on to the VMM
 //! ending     a VMM that does not end at SIGTERM is killed
 //! supervise  a thread: the agent comes up, the guest balloons, trouble is reported
 //! balloon    QMP: vCPU threads, RAM check, ballooning to the target
 //! absence    why an agent does not answer
-//! alarms     what of a status a person should know
+//! alarms     figures that a person should know
 //! ```
 //!
-//! The main thread only waits for the VMM to end. Whatever hangs or fails in the supervisor is a
-//! warning: the guest matters more than its tool. A `run` that is killed leaves the guest alive
-//! and managed; the agent removes the sockets when the VMM ends.
+//! The main thread only waits for the VMM to end. A failure in the supervisor is only a warning:
+//! the guest matters more than its tool. A `run` that is killed leaves the guest alive and managed;
+//! the agent removes the sockets when the VMM ends.
 
 mod absence;
 mod alarms;
@@ -91,8 +91,8 @@ pub(crate) fn execute(arguments: &RunArguments) -> Result<ExitCode, Failure> {
     ended.map(exit_code)
 }
 
-/// Starts the VMM and looks after it until it ends; once more, if only our own device was in its
-/// way.
+/// Starts the VMM and supervises it until it ends. Starts it once more if only our own device kept
+/// it from starting.
 fn live(
     mut plan: Plan,
     arguments: &RunArguments,

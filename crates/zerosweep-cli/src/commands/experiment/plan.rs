@@ -1,4 +1,4 @@
-//! What is to be run, from the arguments: everything that can be wrong with them is said here.
+//! Makes the list of runs from the arguments, and reports every error in them.
 
 use std::fmt::Display;
 use std::str::FromStr;

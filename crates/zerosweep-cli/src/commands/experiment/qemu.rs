@@ -1,7 +1,7 @@
 //! `experiment --machine qemu`: real Linux guests, under each policy and under plain QEMU.
 //!
 //! ```text
-//! Qemu::find   what is missing on this machine is said before any work starts
+//! Qemu::find   reports what is missing on this machine before any work starts
 //! vm           one VMM: started as `zerosweep run … -- qemu …` or by itself; ends with its Vm
 //! life         follows the guest: markers, balloon, exhaustion, time limit
 //! figures      what was seen, as a Run

@@ -39,7 +39,7 @@ const RAM_PATIENCE: u32 = 3;
 /// Looks without an answer after which the agent is reported as silent.
 const SILENT_LOOKS: u32 = 5;
 
-/// The VMM, as far as it can be told when it is no child of this process.
+/// The VMM, which need not be a child of this process.
 pub(crate) trait Process: Send + Sync + 'static {
     /// Whether it has not ended.
     fn is_running(&self) -> bool;
@@ -213,7 +213,7 @@ impl<P: Process> Supervisor<P> {
         Ok(())
     }
 
-    /// Balloons the guest to its target and tells troubles, until the VMM ends.
+    /// Balloons the guest to its target and reports alarms, until the VMM ends.
     fn follow(&self, client: Client) {
         let link = Link::with(client, self.files.socket.clone(), AGENT_TIMEOUT);
         let mut link = AgentLink { link, silent_looks: 0, told: false };
