@@ -1,4 +1,4 @@
-//! What a guest knows to be in its memory, and what follows from that alone.
+//! The content that a guest's memory must have, and the limits that follow from this alone.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -80,9 +80,9 @@ impl Ledger {
 /// The best that any policy could have done for a guest, from what the guest itself writes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limit {
-    /// Superpages of the target that could be free at the end, in the cache or with the host: the
-    /// pages with something in them would lie side by side. No policy that cannot move pages gets
-    /// there when they are scattered.
+    /// Superpages of the target that could be free at the end, in the cache or with the host, if
+    /// the live pages lay side by side. A policy that cannot move pages does not reach this when
+    /// they are scattered.
     pub superpages_free: u64,
     /// The least number of bytes that must be scanned. Before the guest gives anything back, it
     /// writes to this much more than the target. Only a scan shows that the content is zero.

@@ -101,9 +101,9 @@ pub struct Matrix<G = Guest, P = Policy> {
     pub repeat: u32,
     /// What modelled times are made of.
     pub costs: CostModel,
-    /// Whether timelines are wanted.
+    /// Whether timelines are kept.
     pub timeline: bool,
-    /// The directory that gets a trace of what happens in each run.
+    /// The directory for the traces of the runs; `None` if none are written.
     pub events: Option<PathBuf>,
 }
 
@@ -145,8 +145,8 @@ impl<G: Clone + Display, P: Copy + Display> Matrix<G, P> {
         }
     }
 
-    /// Memory that one run takes at most, in bytes: the target, a plan, a ledger, tables; under
-    /// QEMU all that the guest is told it has, and what QEMU takes for itself.
+    /// Returns the most memory that one run takes, in bytes: the target, a plan, a ledger and
+    /// tables. Under QEMU it is all memory that the guest is told that it has, and QEMU's own.
     #[must_use]
     pub fn bytes_per_run(&self) -> u64 {
         if self.stage == Stage::Qemu {
@@ -158,8 +158,8 @@ impl<G: Clone + Display, P: Copy + Display> Matrix<G, P> {
     }
 }
 
-/// What the trace of a run is called: `GUEST.POLICY.MACHINE.SEED.bin`, with a dash for what does
-/// not belong into the name of a file.
+/// Returns the name of a run's trace: `GUEST.POLICY.MACHINE.SEED.bin`, with a dash for a character
+/// that does not belong into the name of a file.
 #[must_use]
 pub fn trace_name(guest: &impl Display, policy: impl Display, stage: Stage, seed: u64) -> String {
     let name = format!("{guest}.{policy}.{}.{seed}.bin", stage.name());
@@ -183,8 +183,8 @@ pub fn is_run_of<G: Display, P: Display>(
         && run.target_bytes == experiment.target_bytes
 }
 
-/// The order for runs that go on at the same time: what takes longest is begun first, so that no
-/// processor is idle at the end.
+/// Returns the order for runs that go on at the same time. The longest runs are begun first, so
+/// that no processor is idle at the end.
 #[must_use]
 pub fn longest_first(experiments: &[Experiment]) -> Vec<usize> {
     let is_long = |n: &usize| matches!(experiments[*n].guest.model(), Model::Hostile(_));
@@ -193,8 +193,8 @@ pub fn longest_first(experiments: &[Experiment]) -> Vec<usize> {
     queue
 }
 
-/// The order for runs that are compared: all policies of a guest and a seed one after the other, so
-/// that what changes on the machine meanwhile hits all alike; every second time backwards.
+/// Returns the order for runs that are compared: all policies of a guest and a seed one after the
+/// other, so that changes on the machine affect all of them. Every second group is reversed.
 #[must_use]
 pub fn paired<G: PartialEq, P>(experiments: &[Experiment<G, P>]) -> Vec<usize> {
     let guest = |n: usize| experiments.iter().position(|e| e.guest == experiments[n].guest);

@@ -1,4 +1,4 @@
-//! What runs come to: the JSON that others' scripts read.
+//! The results of runs: the JSON documents that scripts of users read.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,12 +10,12 @@ pub(crate) const PLAIN: &str = "plain";
 /// Version of the documents.
 pub const SCHEMA: u32 = 1;
 
-/// All that one invocation measured.
+/// The results of one invocation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// [`SCHEMA`].
     pub schema: u32,
-    /// Where it ran.
+    /// The machine that it ran on.
     pub host: HostFacts,
     /// The runs.
     pub runs: Vec<Run>,
@@ -39,7 +39,7 @@ pub struct HostFacts {
 }
 
 impl HostFacts {
-    /// Asks the kernel; what it does not say stays empty.
+    /// Asks the kernel. A fact that it does not report stays empty.
     #[must_use]
     pub fn read() -> Self {
         let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
@@ -65,7 +65,7 @@ impl HostFacts {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// The guest did all it wanted.
+    /// The guest did all of its work.
     Ok,
     /// No frame could be found, and the guest was given up.
     Exhausted,
@@ -85,23 +85,24 @@ pub enum TimeKind {
     Modelled,
 }
 
-/// One guest under one policy. Pages are of 4 KiB; `null` is what was not measured.
+/// One guest under one policy. Pages are of 4 KiB. A figure that was not measured is `null`.
 ///
-/// `peak_total_bytes` and `end_total_bytes` are what is held: populated, cached and retained; at
-/// most at any moment, and at the end.
+/// `peak_total_bytes` and `end_total_bytes` are the memory held (populated, cached and retained):
+/// the most at any moment, and at the end.
 ///
-/// `limit_superpages_free` and `limit_bytes_scanned` are what any policy could have done at best
-/// ([`crate::ledger::Limit`]). What it did: [`Run::superpages_free`] and `bytes_scanned`.
-/// `live_on_superpages` is the share of the pages that hold something, of those that the guest has
-/// at the end, that lie in superpages that are whole; 1 where no page holds anything.
+/// `limit_superpages_free` and `limit_bytes_scanned` are the best possible results of any policy
+/// ([`crate::ledger::Limit`]). The actual results are [`Run::superpages_free`] and `bytes_scanned`.
+/// `live_on_superpages` is, of the live pages that the guest has at the end, the share in whole
+/// superpages; 1 if there are no live pages.
 ///
-/// Of a real guest under QEMU (`machine` is `qemu`, `accelerator` its `tcg` or `kvm`), the host's
-/// kernel says what is held (the VMM's own memory left out, [`crate::real_guest::held`]), how many
-/// superpages are in the guest, and `live_on_superpages`: of guest RAM with a frame behind it, the
-/// share in huge pages. `boot_seconds` is until the guest's init speaks; `balloon_seconds` from its
-/// balloon driver's start until the target is reached. No one knows what would have been possible:
-/// the limits are `null`. The other figures are the engine's; under `plain`, which is QEMU without
-/// zerosweep, there is none, and they are 0.
+/// For a real guest under QEMU (`machine` is `qemu`, `accelerator` is `tcg` or `kvm`), some figures
+/// come from the host's kernel: the memory held (without the VMM's own,
+/// [`crate::real_guest::held`]), the number of superpages in the guest, and `live_on_superpages`
+/// (the share of guest RAM with a frame that is in huge pages). `boot_seconds` is the time until
+/// the first message of the guest's init. `balloon_seconds` is the time from the start of its
+/// balloon driver until the target is reached. The best possible results are not known, so the
+/// limits are `null`. The other figures are the engine's; under `plain`, which is QEMU without
+/// zerosweep, there is no engine, and they are 0.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "names are those of the documented JSON")]
 pub struct Run {
@@ -189,7 +190,7 @@ impl Run {
         self.policy == PLAIN
     }
 
-    /// How it ended, for people.
+    /// Returns how it ended, for people.
     #[must_use]
     pub fn ending(&self) -> &'static str {
         match self.outcome {
@@ -205,7 +206,7 @@ impl Run {
         }
     }
 
-    /// Where it ran, as words to put after the guest's name.
+    /// Returns where it ran, as words to put after the guest's name.
     #[must_use]
     pub fn location(&self) -> &'static str {
         match self.machine.as_str() {

@@ -35,17 +35,17 @@ pub struct Experiment<G = Guest, P = Policy> {
     pub seed: u64,
     /// What modelled times are made of, where they are modelled.
     pub costs: CostModel,
-    /// Whether the timeline is wanted.
+    /// Whether a timeline is kept.
     pub timeline: bool,
-    /// The file that what happens is recorded in, as a trace of Xen's. Where it cannot be written
-    /// the run goes on without, and says so on standard error.
+    /// The file for a trace of Xen's, which records what happens. If it cannot be written, the run
+    /// goes on without it, and a message on standard error says so.
     pub events: Option<PathBuf>,
 }
 
 /// Called from time to time with the superpage map, a letter each; may end the run.
 pub type Watch<'a> = &'a mut dyn FnMut(&[u8]) -> ControlFlow<()>;
 
-/// The run was ended by the one who watched it.
+/// `watch` ended the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the run was interrupted")]
 pub struct Interrupted;
@@ -68,7 +68,7 @@ fn tell_unrecorded(file: &Path, error: &dyn std::fmt::Display) {
     eprintln!("zerosweep: warning: events are missing from {}: {error}", file.display());
 }
 
-/// What both machines can tell of a run that is under way or over.
+/// The figures that both machines have of a run, during the run and at its end.
 struct Readings {
     statistics: Statistics,
     superpages_in_cache: u64,

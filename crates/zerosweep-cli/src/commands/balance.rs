@@ -1,16 +1,16 @@
 //! `zerosweep balance --total SIZE`: the targets of all guests of this host within a budget.
 //!
 //! ```text
-//! look     every guest's figures, its balloon, what it says of its memory    observe
+//! look     each guest's figures, its balloon, its own statistics              observe
 //! judge    what it needs                                                      need
-//! decide   who is to have how much: a pure function                           decide
+//! decide   how much each guest gets: a pure function                          decide
 //! do       down: the balloon first, then the target; up: the other way round  observe
 //! ```
 //!
 //! Rounds follow one another until Ctrl-C. Nothing is kept outside this process: when it ends, or
 //! is killed, the targets stay as they are, and the next one begins from what it finds. A guest
-//! that comes takes part from the next round on, with the target it has; what one that goes had is
-//! free.
+//! that starts takes part from the next round on, with the target that it has. The memory of a
+//! guest that ends is free.
 
 mod decide;
 mod need;

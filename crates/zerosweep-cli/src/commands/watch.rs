@@ -1,7 +1,7 @@
 //! `zerosweep watch NAME`: a guest's superpage map and figures, every second.
 //!
-//! On a terminal the screen is drawn over and over, and is as it was when the watching ends. In a
-//! pipe there is a line for each poll, and with `--json` a document.
+//! On a terminal the screen is redrawn at each poll, and restored at the end. In a pipe there is a
+//! line for each poll, and with `--json` a document.
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;

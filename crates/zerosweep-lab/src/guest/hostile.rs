@@ -1,12 +1,12 @@
 //! `hostile`: defeats a zero check that remembers, and one that does not.
 //!
 //! It scrubs all of its memory, but each superpage keeps one non-zero byte where a check looks
-//! last: most of them in the sixteenth word of the last page, where a quick check ends; one in
-//! `deep` in the last word of all, where a full check ends that has read two megabytes of zeros for
-//! nothing. A policy that remembers where a check failed looks there first; so with every superpage
-//! that the guest touches it moves the byte of some earlier ones to the word before, or back, and
-//! leaves a zero where the byte was. Its balloon ascends. Source: the attacks on Xen's emergency
-//! sweep (XSA-150) and on rule [R10]'s hint; no real guest does this.
+//! last. In most superpages this is the sixteenth word of the last page, where a quick check ends.
+//! In one of `deep` superpages it is the last word of all, so that a full check reads two megabytes
+//! of zeros for nothing. A policy that remembers where a check failed looks there first. So with
+//! every superpage that the guest touches, it moves the byte of some earlier ones to the word
+//! before, or back, and leaves a zero where the byte was. Its balloon ascends. Source: the attacks
+//! on Xen's emergency sweep (XSA-150) and on the hint of rule [R10]; no real guest does this.
 //!
 //! [R10]: zerosweep::rules#r10
 
@@ -14,10 +14,10 @@ use zerosweep::QUICK_CHECK_WORDS;
 
 use super::plan::{Plan, Shape, Split};
 
-/// A guest that makes checks as dear as they can be.
+/// A guest that makes checks as expensive as possible.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hostile {
-    /// How many earlier superpages change with each that is touched.
+    /// How many earlier superpages change when one is touched.
     pub moves: u64,
     /// One in `deep` superpages has its byte where a full check looks last; at least 1.
     pub deep: u64,

@@ -1,4 +1,4 @@
-//! What populate on demand says in a trace.
+//! The events of populate on demand in a trace.
 
 use zerosweep_events::record::{
     DECREASE_RESERVATION, LOOK, POD_POPULATE, POD_SUPERPAGE_SPLINTER, POD_ZERO_RECLAIM,
@@ -8,17 +8,18 @@ use zerosweep_events::record::{
 use super::MAX_ORDER;
 use super::reader::{Record, long, word};
 
-/// How domain and order are written. Nothing in a file says which it is; [`super::guess`] does.
+/// The layout of domain and order. Nothing in a file says which one it has; [`super::guess`] finds
+/// it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Layout {
     /// Xen 4.18 and newer: two words.
     Words,
-    /// Before: two halves of one word, and a word of rubbish.
+    /// Older Xen: two halves of one word, and a word of rubbish.
     Halves,
 }
 
-/// What a page is.
+/// The kind of a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PageKind {
     /// It has a frame.
@@ -49,22 +50,22 @@ pub enum Event {
     SetEntry {
         /// First page.
         gfn: u64,
-        /// First frame, or what is written where there is none.
+        /// First frame, or Xen's number for no frame.
         mfn: u64,
-        /// What the pages are now.
+        /// The kind of the pages now.
         kind: PageKind,
-        /// Whose they are.
+        /// The domain that they belong to.
         domain: u32,
-        /// Size.
+        /// The size of the range.
         order: u8,
     },
     /// The guest gave a range back.
     Decrease {
         /// First page.
         gfn: u64,
-        /// Whose it was.
+        /// The domain that it belonged to.
         domain: u32,
-        /// Size.
+        /// The size of the range.
         order: u8,
     },
     /// A promised range got a frame.
@@ -73,40 +74,40 @@ pub enum Event {
         gfn: u64,
         /// First frame.
         mfn: u64,
-        /// Who touched it.
+        /// The domain that touched it.
         domain: u32,
-        /// Size.
+        /// The size of the range.
         order: u8,
     },
     /// A range of zeros was promised again.
     Reclaim {
         /// First page.
         gfn: u64,
-        /// A frame of it: of a superpage the last.
+        /// A frame of the range: for a superpage, the last one.
         mfn: u64,
-        /// Whose it is.
+        /// The domain that it belongs to.
         domain: u32,
-        /// Size.
+        /// The size of the range.
         order: u8,
     },
     /// A promised superpage was broken.
     Splinter {
         /// The page that was touched.
         gfn: u64,
-        /// Who touched it.
+        /// The domain that touched it.
         domain: u32,
-        /// Size.
+        /// The size of the range.
         order: u8,
     },
-    /// A zero check saw pages. Only recordings of ours say so.
+    /// A zero check saw pages. Only recordings of zerosweep have this event.
     Look {
         /// The first of 64 pages; bit n is page n.
         gfn: u64,
-        /// Those that were looked at.
+        /// The pages that were looked at.
         looked: u64,
-        /// Those of them that are not zero.
+        /// The pages of these that are not zero.
         live: u64,
-        /// Whose they are.
+        /// The domain that they belong to.
         domain: u32,
     },
 }
@@ -114,7 +115,7 @@ pub enum Event {
 /// An invalid record of populate on demand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EventError {
-    /// It has not as many words as such records have.
+    /// The record has a wrong number of words.
     #[error("event {event:#x} with {words} words, but it has {expected}")]
     Words {
         /// Event number.
@@ -124,20 +125,20 @@ pub enum EventError {
         /// How many there must be.
         expected: usize,
     },
-    /// Its order is above 18: the layout is another one, or the trace is damaged.
+    /// The order is above 18: the layout is another one, or the trace is damaged.
     #[error("event {event:#x} with order {order}; is it the other layout?")]
     Order {
         /// Event number.
         event: u32,
-        /// What stands there.
+        /// The value in the record.
         order: u32,
     },
-    /// Its page is beyond the addresses that there are.
+    /// The page is beyond the largest address.
     #[error("event {event:#x} with gfn {gfn:#x}, which is no page")]
     Gfn {
         /// Event number.
         event: u32,
-        /// What stands there.
+        /// The value in the record.
         gfn: u64,
     },
 }
@@ -146,7 +147,7 @@ pub enum EventError {
 const GFN_END: u64 = 1 << 52;
 
 impl Event {
-    /// What a record says; `None` if it is not of populate on demand.
+    /// Decodes a record. Returns `None` if it is not one of populate on demand.
     ///
     /// # Errors
     /// When the record is one of populate on demand and is invalid.
@@ -193,7 +194,7 @@ impl Event {
         }))
     }
 
-    /// Whose pages it is about.
+    /// Returns the domain whose pages the event is about.
     #[must_use]
     pub fn domain(&self) -> u32 {
         match *self {

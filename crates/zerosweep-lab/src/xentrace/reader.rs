@@ -1,4 +1,4 @@
-//! Takes a trace apart, record by record.
+//! Reads a trace, record by record.
 
 use std::io::{self, Read};
 use std::path::Path;
@@ -29,7 +29,7 @@ pub fn open(path: &Path) -> io::Result<Reader<Box<dyn Read>>> {
 pub struct Record<'a> {
     /// Where it begins, in bytes from the start of the unpacked trace.
     pub offset: u64,
-    /// The CPU that it is of.
+    /// The CPU that wrote it.
     pub cpu: u32,
     /// Time stamp counter, of this record or of the CPU's last one that had it.
     pub tsc: u64,
@@ -71,7 +71,7 @@ pub enum Reason {
         /// What is left.
         left: u64,
     },
-    /// A window begins before the one of before is over.
+    /// A window begins before the one before it is over.
     #[error("the next CPU's window begins, but {missing} bytes of this one's are missing")]
     WindowCut {
         /// What the window should still have.
@@ -136,7 +136,7 @@ impl<R: Read> Reader<R> {
         self.offset
     }
 
-    /// Records that Xen had to drop, by its own word, so far.
+    /// Records so far that Xen reports as dropped.
     pub fn lost(&self) -> u64 {
         self.lost
     }
@@ -146,10 +146,10 @@ impl<R: Read> Reader<R> {
         self.tscs.iter().filter(|&&tsc| tsc > 0).count()
     }
 
-    /// The next record but for CPU changes; `None` at the end.
+    /// Returns the next record, except CPU changes; `None` at the end.
     ///
     /// # Errors
-    /// Where it cannot be read on; there is nothing more to come then.
+    /// Where the trace cannot be read on. There are no more records then.
     pub fn next_record(&mut self) -> Result<Option<Record<'_>>, Broken> {
         loop {
             if self.end - self.start < LONGEST {

@@ -6,20 +6,21 @@
 //!                               was touched                 looks that differ
 //! ```
 //!
-//! A trace of Xen's does not tell everything. What is assumed:
+//! A trace of Xen's does not say everything. These are the assumptions:
 //!
 //! - A page that was reclaimed or given back before it was touched again was zero from its touch on:
-//!   the guest scrubs what it gives back. One that it kept is not zero ([`Unknown::Data`]), or is
-//!   ([`Unknown::Zero`]).
-//! - Of a superpage that was populated whole, only the page that faulted was touched for sure. Its
-//!   other pages are written to at the same time if they are not zero, and are not touched if they
-//!   are.
-//! - A touch of a page that has a frame is not in a trace: a guest that scrubs what it gives back
-//!   does so unseen.
+//!   the guest scrubs what it gives back. A page that the guest kept is not zero
+//!   ([`Unknown::Data`]), or is zero ([`Unknown::Zero`]).
+//! - In a superpage that was populated whole, only the page that faulted was touched for certain.
+//!   Its other pages are written to at the same time if they are not zero, and are not touched if
+//!   they are zero.
+//! - A touch of a page that has a frame is not in a trace. So the trace does not show when a guest
+//!   scrubs what it gives back.
 //!
-//! A recording of ours ([`Event::Look`]) says what zero checks saw: then a page was that from its
-//! touch on, and if a later check saw something else, the guest wrote to it just before that one.
-//! So under the policy of the recording the same checks see the same again.
+//! A recording of ours ([`Event::Look`]) says what zero checks saw. A page then has the content
+//! that the first check saw from its touch on. If a later check saw something else, the guest wrote
+//! to the page just before that check. So under the policy of the recording, the same checks see
+//! the same again.
 
 use std::io::Read;
 
@@ -34,11 +35,11 @@ const WORDS: usize = SUPERPAGE_PAGES as usize / 64;
 /// A bit for each page of a superpage.
 pub(super) type Bits = [u64; WORDS];
 
-/// What pages are taken for of which the trace says nothing.
+/// The assumed content of pages of which the trace says nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Unknown {
-    /// Something is in them.
+    /// They are not zero.
     #[default]
     Data,
     /// They are zero.
@@ -64,8 +65,8 @@ pub struct Recording {
     /// What the guest holds at the end if its balloon reached its target: what is promised and what
     /// has a frame. `None` if it has given nothing back.
     pub final_pages: Option<u64>,
-    /// Whether a touch brings a page back that was given back, as under QEMU; Xen's guests have to
-    /// ask first.
+    /// Whether a touch of a page that was given back takes it again, as under QEMU. A guest of Xen
+    /// must ask for the page first.
     pub(super) takes_back: bool,
     pub(super) steps: Vec<Step>,
 }
@@ -95,7 +96,7 @@ pub enum RecordingError {
 }
 
 impl Recording {
-    /// Takes a domain's side out of a trace. All of its records are held in memory, 80 bytes each.
+    /// Reads a domain's side of a trace. All of its records are held in memory, 80 bytes each.
     ///
     /// # Errors
     /// See [`RecordingError`].
@@ -131,7 +132,7 @@ impl Recording {
         })
     }
 
-    /// How many touches and give-backs there are.
+    /// Returns the number of touches and give-backs.
     #[must_use]
     pub fn steps(&self) -> usize {
         self.steps.len()

@@ -1,8 +1,8 @@
 //! What each policy would have done with a guest's side of a trace.
 //!
-//! Of a trace the guest's part is taken ([`Recording`]): the pages that it touched, the pages that
-//! it gave back, and what was in them in between. That is done again on the software machine under
-//! a policy; what was done then is left out.
+//! The guest's side is taken from a trace ([`Recording`]): the pages that it touched, the pages
+//! that it gave back, and what was in them in between. This is replayed on the software machine
+//! under a policy. What the host did in the trace is left out.
 
 use serde::Serialize;
 use zerosweep::{
@@ -14,7 +14,7 @@ use super::Recording;
 use super::recording::Step;
 use crate::script::superframes_for;
 
-/// What a policy came to.
+/// The result of a policy.
 #[derive(Clone, Debug, Serialize)]
 pub struct Replay {
     /// Its name.
@@ -62,7 +62,7 @@ pub struct Replay {
 /// An invalid guest, or a step that cannot be done.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplayError {
-    /// There is no such guest.
+    /// The guest is invalid.
     #[error("{0}")]
     Guest(NewGuestError),
     /// A page cannot be touched.
@@ -84,10 +84,10 @@ pub enum ReplayError {
 }
 
 impl Recording {
-    /// Does it again under `policy`, with a target of `target` pages.
+    /// Replays the recording under `policy`, with a target of `target` pages.
     ///
     /// # Errors
-    /// When there can be no such guest, or a step cannot be done.
+    /// When the guest is invalid, or a step cannot be done.
     pub fn replay(&self, policy: Policy, target: u64) -> Result<Replay, ReplayError> {
         let machine = SoftwareMachine::new(superframes_for(target) * SUPERPAGE_PAGES);
         let invalid_touch =

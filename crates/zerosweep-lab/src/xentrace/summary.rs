@@ -54,10 +54,10 @@ impl Serialize for ByOrder {
 pub struct Looks {
     /// Records; each is of at most 64 pages.
     pub records: u64,
-    /// Pages that were zero, and could not be reclaimed nevertheless. Of those that were, the
-    /// records of reclaims tell.
+    /// Pages that were zero, but could not be reclaimed. Pages that were reclaimed are in the
+    /// records of reclaims.
     pub pages_zero: u64,
-    /// Pages that were not.
+    /// Pages that were not zero.
     pub pages_live: u64,
 }
 
@@ -76,8 +76,8 @@ pub struct DomainSummary {
     pub looks: Looks,
     /// Entries of the p2m that were set.
     pub p2m_sets: u64,
-    /// How the cache changed by populates and reclaims, in pages. What was stolen when pages were
-    /// given back, and what it held at first, is not recorded.
+    /// How populates and reclaims changed the cache, in pages. A trace does not record the frames
+    /// that were stolen when pages were given back, or what the cache held at the start.
     pub cache_change: i64,
     #[serde(serialize_with = "pages", rename = "pages_at_the_end")]
     states: PageStates,
@@ -103,7 +103,7 @@ pub struct Summary {
     pub records: u64,
     /// Length, unpacked.
     pub bytes: u64,
-    /// Records that Xen had to drop, by its own word.
+    /// Records that Xen reports as dropped.
     pub lost_records: u64,
     /// CPUs with records.
     pub cpus: usize,
@@ -116,7 +116,7 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// Counts what is in a trace. What was read before an error is there too.
+    /// Counts the records of a trace. After an error, the counts cover what was read before it.
     pub fn read<R: Read>(reader: &mut Reader<R>, layout: Layout) -> (Self, Result<(), Broken>) {
         let mut summary = Self::default();
         let outcome = summary.count(reader, layout);

@@ -4,11 +4,11 @@
 //! The target is sent at once: the device keeps it until the guest's driver comes up, and through
 //! reboots of the guest.
 //!
-//! Under a tool that asks the balloon itself, such as libvirt, nothing is asked here, and the agent
-//! reads along what that tool asks for; or, where a target was given, the balloon is asked once the
-//! guest runs: the tool's own first request comes before that.
+//! A tool such as libvirt asks the balloon itself. Then nothing is asked here, and the agent reads
+//! what that tool asks for. If a target was given, the balloon is asked for it when the guest runs,
+//! because the tool's own first request comes before that.
 //!
-//! Known hole: threads of vCPUs that are plugged in later are not told to the agent.
+//! Known hole: the agent does not learn of the threads of vCPUs that are plugged in later.
 
 use std::time::{Duration, Instant};
 
@@ -24,7 +24,7 @@ const QMP_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long QMP may fail before that is reported: QEMU may still be opening disks.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// Who asks the balloon, and when.
+/// Which program asks the balloon, and when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum BalloonMode {
     /// It is asked at once.
@@ -261,7 +261,7 @@ impl<'a> Balloon<'a> {
         self.warn(&trouble);
     }
 
-    /// QEMU's own no is final; a connection that fails is tried again.
+    /// A refusal of QEMU's is final. A connection that fails is tried again.
     fn failed(&mut self, error: &QmpError) {
         let since = *self.failing_since.get_or_insert_with(Instant::now);
         let is_final = matches!(error, QmpError::Refused { .. });

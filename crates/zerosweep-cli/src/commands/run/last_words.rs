@@ -34,7 +34,7 @@ pub(super) fn meaning(words: &str, plan: &Plan) -> Option<Meaning> {
     Some(Meaning::Hint(no_memory(size, block, &plan.arguments, &Promises::of_host())))
 }
 
-/// A QEMU behind a script that is too old for a word of ours.
+/// A QEMU behind a script that is too old for an argument that was added.
 fn own_property(line: &str) -> String {
     let property = if line.contains("kvm-asyncpf-int") { "kvm-asyncpf-int" } else { "kvm-asyncpf" };
     format!(

@@ -25,8 +25,8 @@ use crate::vmm::{elf, monitors, options, program};
 /// VMMs whose command line is another one.
 const OTHER_VMMS: [&str; 5] = ["cloud-hypervisor", "crosvm", "firecracker", "kvmtool", "lkvm"];
 
-/// What the target is until a tool beside us says it: enough for what firmware writes before the
-/// guest runs, and no more, for a target is easily raised, but lowered only as the guest gives
+/// The target until the other tool sets it: enough for what the firmware writes before the guest
+/// runs, and no more. A target is easily raised, but it is lowered only as the guest gives pages
 /// back.
 const FIRST_TARGET: Size = Size(64 << 20);
 
@@ -45,7 +45,7 @@ pub(crate) struct Wanted<'a> {
     pub(crate) policy: &'a str,
     pub(crate) on_exhaustion: OnExhaustion,
     pub(crate) return_mode: ReturnMode,
-    /// Where what happens is recorded.
+    /// The file that events are recorded in.
     pub(crate) events: Option<&'a Path>,
     pub(crate) event_detail: EventDetail,
     /// The VMM and its arguments.
@@ -54,12 +54,12 @@ pub(crate) struct Wanted<'a> {
     pub(crate) managed_by: ManagedBy,
 }
 
-/// Who asks the guest's balloon.
+/// Which program asks the guest's balloon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ManagedBy {
-    /// We alone.
+    /// Only zerosweep.
     Us,
-    /// A tool at a QMP socket of its own, such as libvirt.
+    /// Another tool with a QMP socket of its own, such as libvirt.
     AnotherTool,
 }
 
@@ -94,11 +94,11 @@ pub(crate) struct Plan {
     pub(crate) arguments: Vec<OsString>,
     /// The library to preload.
     pub(crate) agent: PathBuf,
-    /// What it is told.
+    /// The agent's configuration.
     pub(crate) config: AgentConfig,
     /// The guest's files.
     pub(crate) files: GuestFiles,
-    /// Who else writes to the terminal.
+    /// What else writes to the terminal.
     pub(crate) terminal: Terminal,
     /// What a person should know before the VMM is started.
     pub(crate) notes: Vec<String>,
@@ -208,8 +208,8 @@ impl Plan {
     }
 }
 
-/// Whose requests the target follows. A VMM without a balloon of the other tool's making, or
-/// without a monitor of its, is asked nothing that could be followed.
+/// Returns the tool whose requests the target follows. The other tool must have given the VMM a
+/// balloon and a monitor; without them it sends no request that could be followed.
 fn follow(wanted: &Wanted<'_>, analysis: &Analysis) -> Option<Follow> {
     let has_no_balloon = analysis.missing_balloon.is_some() || analysis.without_bus.is_some();
     if wanted.managed_by == ManagedBy::Us || has_no_balloon {
@@ -286,7 +286,7 @@ fn known_options(options: Vec<String>, program: &Path) -> Vec<String> {
     options.chunks(2).filter(|option| is_known(option)).flatten().cloned().collect()
 }
 
-/// What the VMM is told beyond the user's words.
+/// Returns the arguments that are added to those of the user.
 fn additions(analysis: &Analysis, max_mem: Size, files: &GuestFiles) -> Vec<OsString> {
     let mut words = Vec::new();
     if analysis.ram == Ram::Default && max_mem.0 != DEFAULT_RAM_BYTES {

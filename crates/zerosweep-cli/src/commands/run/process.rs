@@ -5,8 +5,7 @@
 //! never sent to a process number that was given to somebody else.
 //!
 //! Behind a script that does not `exec` its VMM, the VMM is a process of its own. The agent says
-//! which. It is a part of what was started: the script may die of a signal that the VMM has not
-//! heard of.
+//! which. It belongs to what was started: the script may die of a signal that the VMM did not get.
 
 use std::io;
 use std::os::fd::OwnedFd;

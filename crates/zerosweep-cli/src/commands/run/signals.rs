@@ -1,8 +1,8 @@
-//! Signals that this process receives are the VMM's.
+//! Passes the signals that this process receives on to the VMM.
 //!
 //! The terminal sends Ctrl-C to the whole process group, so the VMM may get it twice; QEMU does not
-//! mind. However many come, this process stays until the VMM has ended; after SIGTERM, it sees to
-//! it that the VMM does (`ending`). SIGTSTP and SIGCONT keep their meaning.
+//! mind. However many signals come, this process stays until the VMM has ended. After SIGTERM it
+//! makes sure that the VMM ends (`ending`). SIGTSTP and SIGCONT keep their meaning.
 
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
