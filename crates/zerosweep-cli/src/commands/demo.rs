@@ -69,7 +69,7 @@ fn sizes(arguments: &DemoArguments, max_mem: u64) -> Result<(Size, Size), Failur
     Ok((max_mem, target))
 }
 
-/// Tells people what goes on, on standard error; programs get one document and nothing else.
+/// Reports the progress to people, on standard error. Programs get one document and nothing else.
 struct Narrator {
     quiet: bool,
 }
@@ -126,7 +126,7 @@ impl Demo {
                     let reason = format!("{error:#}");
                     self.say.line(format_args!(
                         "Real memory cannot be used here: {reason}.\n\
-                         What follows runs on the software machine instead; its times are \
+                         The demo runs on the software machine instead; its times are \
                          modelled.\n`zerosweep doctor` says more.\n"
                     ));
                     self.instead = Some(reason);
@@ -162,7 +162,7 @@ fn sentence(run: &Run) -> String {
             Size(run.peak_total_bytes).rounded()
         ),
         Outcome::Exhausted | Outcome::Stalled | Outcome::Killed => format!(
-            "did not boot: all of its {} were in use, and nothing was found to take back",
+            "did not boot: all of its {} were in use, and no zero page was found",
             Size(run.target_bytes).rounded()
         ),
     }

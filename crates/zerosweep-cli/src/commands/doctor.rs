@@ -162,7 +162,7 @@ fn render(findings: &[Finding], can_run: bool) -> String {
     let verdict = if can_run {
         "guests can run on populate-on-demand memory here"
     } else {
-        "guests cannot run on populate-on-demand memory here yet: mend what says fail"
+        "guests cannot run on populate-on-demand memory here yet: mend each finding marked fail"
     };
     let _ = writeln!(text, "\n{verdict}");
     text

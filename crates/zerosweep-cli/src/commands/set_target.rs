@@ -95,7 +95,7 @@ impl Following<'_> {
             _ => "it may have no memory left to give",
         };
         format!(
-            "guest {name} has the target {size} now, but does not follow: it is still {} away, and \
+            "guest {name} has the target {size} now, but does not follow: {} are still to go, and \
              nothing has moved for {patience:?}; {why}",
             pages(left)
         )

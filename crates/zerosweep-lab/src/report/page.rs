@@ -9,18 +9,18 @@ use crate::result::{Outcome, Report, Run, TimeKind};
 
 pub(super) const STYLE: &str = include_str!("style.css");
 
-const READING: &str = "<p>A guest is told that it has more memory than it may hold. Pages get a \
-frame when the guest touches them; frames behind zeros are found by scans and taken back, until \
-the guest's balloon driver gives the surplus back in 4 KiB pages.</p>";
+const READING: &str = "<p>A guest is told that it has more memory than it may hold. A page gets a \
+frame when the guest touches it. Scans find pages that are zero, and their frames are taken back, \
+until the guest's balloon driver gives the surplus back in 4 KiB pages.</p>";
 
 const MODELS: &str = "<p><b>Superpages free</b> are those of the target that are free and whole at \
-the end, in the cache or with the host: what the next guest can have. The dashed line is the most \
-that any policy could have reached: with the pages that hold something lying side by side. The \
-least to scan is what the guest writes to beyond the target before it gives anything back.</p>";
+the end, in the cache or with the host. The next guest can have them. The dashed line is the most \
+that any policy could have reached, if the live pages lay side by side. The least to scan is the \
+memory that the guest writes to beyond the target before it gives anything back.</p>";
 
 const REAL_GUESTS: &str = "<p><b>Real guests.</b> Those whose names begin with qemu- are Linux \
 under QEMU; <b>plain</b> is QEMU without zerosweep. Memory held is what the host's kernel charges \
-for the guest, QEMU's own left out.</p>";
+for the guest, without QEMU's own.</p>";
 
 /// The report as one HTML document.
 #[must_use]
@@ -175,7 +175,7 @@ fn timelines(page: &mut String, group: &Group<'_>) {
     }
     page.push_str(
         "<h3>Over the run</h3><p class=dim>Left to right: the guest's work, boot then ballooning \
-         (from the dotted line). Above: quantities, from 0 to all that the guest was told of. Below: \
+         (from the dotted line). Above: quantities, from 0 to the guest's whole memory. Below: \
          guest memory from its first page (top) to its last; a cell shows the worst of its \
          superpages.</p>",
     );

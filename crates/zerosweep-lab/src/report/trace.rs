@@ -119,15 +119,15 @@ fn facts(page: &mut String, report: &TraceReport<'_>) {
     if let Some(broken) = report.broken {
         let _ = write!(
             page,
-            "<p class=note><b>Cut or damaged.</b> {}. What comes before it is shown.</p>",
+            "<p class=note><b>Cut or damaged.</b> {}. The part before is shown.</p>",
             escape(broken)
         );
     }
     if report.lost > 0 {
         let _ = write!(
             page,
-            "<p class=note><b>{} records are missing</b> by the trace's own word: counts and pages \
-             are less than what happened.</p>",
+            "<p class=note><b>{} records are missing</b>, as the trace reports: the counts and \
+             pages are too low.</p>",
             report.lost
         );
     }

@@ -214,8 +214,8 @@ function alerts(guest) {
   const { status, error } = guest;
   const all = [];
   const add = (kind, title, text) => all.push({ kind, title, text });
-  if (error === null) add("warn", "It is not running any more.", "What is below was seen last.");
-  else if (error) add("bad", "Its agent does not answer.", `${error}. What is below was seen last.`);
+  if (error === null) add("warn", "It is not running any more.", "The figures below are the last ones.");
+  else if (error) add("bad", "Its agent does not answer.", `${error}. The figures below are the last ones.`);
   if (status?.state === "cap_lifted") {
     add("bad", "The guest goes on without its memory limit.", status.reason ?? "No reason was given.");
   }
@@ -224,7 +224,7 @@ function alerts(guest) {
   }
   if (status?.stalled_threads > 0) {
     add("bad", `The guest waits for memory (threads: ${status.stalled_threads}).`,
-      "It holds its target and nothing in it is zero. Raise the target, or give it less to do.");
+      "It holds its target, and none of its pages is zero. Raise the target, or give it less to do.");
   }
   if (status?.borrowed_pages > 0) {
     add("warn", `It holds ${pages(status.borrowed_pages)} beyond its target.`, "No frame could be found.");
@@ -330,7 +330,7 @@ function locks() {
   $("fields").disabled = !open;
   $("unlock").hidden = open;
   if (!open) {
-    set("unlock-why", "This page only shows. To change a guest, enter the token that zerosweep serve printed.");
+    set("unlock-why", "This page can only show guests. To change one, enter the token that zerosweep serve printed.");
   }
 }
 

@@ -21,7 +21,7 @@ pub(super) fn table(runs: &[Run]) -> String {
     text.push('\n');
     if models {
         text.push_str(
-            "free 2M: superpages of the target that are free at the end, of the most possible\n\
+            "free 2M: superpages of the target that are free at the end, of those possible\n\
              live on: share of the memory in use that lies in whole superpages\n\
              scanned: bytes read by zero checks (the least possible)\n",
         );

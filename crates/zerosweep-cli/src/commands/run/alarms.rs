@@ -37,8 +37,8 @@ impl Alarms {
         }
         if rises(&mut self.stalled, status.stalled_threads > 0) {
             lines.push(format!(
-                "guest {name} waits for memory ({} threads): it holds its target and nothing in \
-                 it is zero; raise --target, or give it less to do",
+                "guest {name} waits for memory ({} threads): it holds its target, and none of its \
+                 pages is zero; raise --target, or give it less to do",
                 status.stalled_threads
             ));
         }
