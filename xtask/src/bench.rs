@@ -1,4 +1,4 @@
-//! Runs the benches that this machine allows, and writes a record that others can be compared with.
+//! Runs the benches that this machine allows, and writes a record for comparison.
 //!
 //! Times are criterion's medians; instructions are counted by callgrind, and do not depend on what
 //! else the machine does. docs/benchmarks.md says what each case is.
@@ -37,7 +37,7 @@ const SCAN: Bench = Bench { package: "zerosweep-scan", name: "scan" };
 const ENGINE: Bench = Bench { package: "zerosweep", name: "engine" };
 const REAL: Bench = Bench { package: "zerosweep-linux", name: "real" };
 
-/// Runs them all; whether none failed.
+/// Runs all benches. Returns whether none failed.
 pub(crate) fn run(pace: Pace) -> Result<bool> {
     let record = Record::begin()?;
     println!("load before: {}", machine::load());

@@ -6,10 +6,10 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result};
 
-/// The profile of ordinary tests, as arguments of cargo: optimised, because the zero-scan kernels are
-/// some fifty times slower otherwise, and with every assertion.
+/// The profile of ordinary tests, as arguments of cargo. It has every assertion. It is optimised,
+/// because the zero-scan kernels are some fifty times slower otherwise.
 pub(crate) const CHECKED: [&str; 2] = ["--profile", "checked"];
-/// The profile in which real guests are run: what users have.
+/// The profile for real guests: the one that users have.
 pub(crate) const RELEASE: &str = "--release";
 
 /// The root of the workspace.
@@ -22,7 +22,7 @@ pub(crate) fn target() -> PathBuf {
     env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from)
 }
 
-/// Whether a command did its work.
+/// Whether a command succeeded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// Exit status 0.
@@ -54,8 +54,8 @@ pub(crate) fn has(subcommand: &str) -> bool {
     status.is_ok_and(|status| status.success())
 }
 
-/// Starts cargo and does not wait for it: a build that something later needs. What it says comes
-/// when it is done again.
+/// Starts cargo and does not wait for it: a build that is needed later. Its output is shown when
+/// the build is repeated.
 pub(crate) fn start(arguments: &[&str]) -> Result<Child> {
     eprintln!("\n=== {} &", shown(arguments, &[]));
     let mut command = command(arguments, &[]);

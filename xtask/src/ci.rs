@@ -5,8 +5,8 @@ use anyhow::Result;
 use crate::cargo::{Outcome, cargo, has};
 use crate::tests::{self, RealGuests};
 
-/// Runs everything, also after a failure, so that one run shows all that is wrong; whether all of
-/// it passed.
+/// Runs everything, also after a failure, so that one run shows all errors. Returns whether
+/// everything passed.
 pub(crate) fn run() -> Result<bool> {
     let mut failed = Vec::new();
     let mut step = |arguments: &[&'static str], variables: &[(&str, &str)]| -> Result<()> {

@@ -13,7 +13,7 @@ use crate::machine;
 const SHELLS: [(&str, &str); 3] =
     [("bash", "zerosweep"), ("zsh", "_zerosweep"), ("fish", "zerosweep.fish")];
 
-/// Builds everything; whether the package was built too, as far as that is possible here.
+/// Builds everything. Returns whether the package was built too, as far as that is possible here.
 pub(crate) fn run() -> Result<bool> {
     let build = ["build", RELEASE, "-p", "zerosweep-cli", "-p", "zerosweep-agent"];
     if cargo(&build, &[])? == Outcome::Failed {

@@ -23,9 +23,9 @@ use self::mirrors::Mirrors;
 use crate::cargo::{target, workspace};
 use crate::{apt, machine, need};
 
-/// What the README has people run.
+/// The commands that the README gives.
 const COMMANDS: [&str; 2] = ["cargo run --release -- demo", "cargo xtask test"];
-/// What a machine with Rust has beside it: rustc links by `cc`, and cargo asks for certificates.
+/// What a machine with Rust also has: rustc links with `cc`, and cargo needs certificates.
 const PACKAGES: &str = "gcc,libc6-dev,ca-certificates";
 /// Where the clone and the toolchain are in the new root.
 const CLONE: &str = "root/zerosweep";
@@ -56,11 +56,11 @@ exec sh -c "exec $3"
 pub(crate) struct Options {
     /// `None`: below the target directory.
     pub(crate) root: Option<PathBuf>,
-    /// Whether it stays.
+    /// Whether the root is kept.
     pub(crate) keep: bool,
 }
 
-/// Makes the root and runs the commands in it; whether all of them passed.
+/// Makes the root and runs the commands in it. Returns whether all of them passed.
 pub(crate) fn run(options: &Options) -> Result<bool> {
     if !need::can_install() {
         bail!("`cargo xtask fresh` needs root on Debian or Ubuntu, to make a root directory");
@@ -90,14 +90,14 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     Ok(steps.len() == COMMANDS.len() + 1 && steps.iter().all(|step| step.passed))
 }
 
-/// Something that was done, and how long it took.
+/// A step that was done, and how long it took.
 struct Step {
     what: &'static str,
     passed: bool,
     time: Duration,
 }
 
-/// A directory that becomes a root; removed when dropped, if it is not to be kept.
+/// A directory that becomes a root. It is removed when dropped, unless it is kept.
 struct Root {
     path: PathBuf,
     keep: bool,
@@ -203,8 +203,8 @@ fn in_namespaces() -> Command {
     command
 }
 
-/// Waits until a process has ended; if this one is interrupted, until the other has noticed, and no
-/// longer than it may take for that.
+/// Waits until a process has ended. If this process is interrupted, waits for a limited time until
+/// the other one has noticed that.
 fn wait(mut child: Child, interrupted: &AtomicBool, ending: Duration) -> Result<ExitStatus> {
     let mut deadline = None;
     loop {

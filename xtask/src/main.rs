@@ -1,5 +1,5 @@
-//! Developer tasks: `cargo xtask setup`, `cargo xtask test`, `cargo xtask bench`, `cargo xtask dist`,
-//! `cargo xtask ci`, `cargo xtask fresh`.
+//! Developer tasks: `cargo xtask setup`, `cargo xtask test`, `cargo xtask bench`,
+//! `cargo xtask dist`, `cargo xtask ci`, `cargo xtask fresh`.
 //!
 //! - [`setup`] installs QEMU, fetches a guest kernel and builds the guest image;
 //! - [`need`] knows what tests need, and installs it;
@@ -45,7 +45,7 @@ enum Task {
     /// Where this is root on Debian or Ubuntu it installs QEMU and downloads a kernel package
     /// (without installing it); elsewhere it says what is missing and how to get it.
     Setup {
-        /// Only say what is missing; exit status 1 if anything is
+        /// Only say what is missing; exit status 1 if something is
         #[arg(long)]
         check: bool,
     },

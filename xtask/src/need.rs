@@ -1,9 +1,9 @@
-//! What tests need beyond cargo: how it is named where a test says so, whether this machine has it,
-//! and how to get it.
+//! What tests need beyond cargo: the name of each need, whether this machine has it, and how to get
+//! it.
 //!
-//! A test says all that it needs in the reason for which it is ignored: `#[ignore = "needs
-//! userfaultfd, KVM"]`. What can be installed is installed where this is root on Debian or Ubuntu;
-//! the rest is a property of the machine.
+//! The reason for which a test is ignored names everything that it needs: `#[ignore = "needs
+//! userfaultfd, KVM"]`. As root on Debian or Ubuntu, needs that can be installed are installed; the
+//! others are properties of the machine.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -34,25 +34,25 @@ pub(crate) enum Need {
 /// All that a test needs.
 pub(crate) type Needs = BTreeSet<Need>;
 
-/// How a need is met where it is not.
+/// How a need that is not met can be met.
 #[derive(Clone, Copy)]
 enum Get {
     /// Debian's and Ubuntu's packages.
     Packages(&'static [&'static str]),
     /// A kernel package is downloaded, and the image built of it.
     Image,
-    /// This machine has it, or it has not.
+    /// This machine has it, or does not have it.
     Machine,
 }
 
 struct Entry {
     need: Need,
-    /// What a test's reason may call it; the first one is shown.
+    /// Its names in the reasons of tests; the first one is shown.
     names: &'static [&'static str],
     /// Why it is not there.
     check: fn() -> Result<(), String>,
     get: Get,
-    /// For people, where nothing can be installed by us.
+    /// Advice for people, where xtask cannot install anything.
     hint: &'static str,
 }
 

@@ -21,7 +21,7 @@ use self::summary::Summary;
 use crate::cargo::{CHECKED, Outcome, RELEASE, cargo, start, target, workspace};
 use crate::need::{self, Missing, Need, Needs};
 
-/// Whether tests on real guests are wanted.
+/// Whether tests on real guests are run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RealGuests {
     /// Set up what they need, and run them.
@@ -30,9 +30,9 @@ pub(crate) enum RealGuests {
     LeftOut,
 }
 
-/// The program whose tests start what users have: the release build.
+/// The test program whose tests start the release build, which users have.
 const REAL_GUEST: &str = "real_guest";
-/// The variable that tells them where it is.
+/// The variable with the path of that build.
 const PROGRAM: &str = "ZEROSWEEP_PROGRAM";
 const BUILD: [&str; 6] = ["build", RELEASE, "-p", "zerosweep-cli", "-p", "zerosweep-agent"];
 /// The module of them that compares times.
@@ -49,7 +49,8 @@ struct Job<'a> {
     tests: Vec<String>,
 }
 
-/// Runs the tests; whether none failed, and nothing was left out that could have been installed.
+/// Runs the tests. Returns whether none failed, and none was left out for want of something that
+/// can be installed.
 pub(crate) fn run(real_guests: RealGuests) -> Result<bool> {
     let began = Instant::now();
     let mut summary = Summary::default();
@@ -96,7 +97,7 @@ pub(crate) fn run(real_guests: RealGuests) -> Result<bool> {
     Ok(summary.passed() && !failed_to_install)
 }
 
-/// All that any test needs.
+/// Returns everything that any test needs.
 fn wanted() -> Result<Needs> {
     let crates = workspace().join("crates");
     let mut needs = Needs::new();
@@ -106,7 +107,7 @@ fn wanted() -> Result<Needs> {
     Ok(needs)
 }
 
-/// What is missing if nothing is installed, and no real guest wanted.
+/// Returns what is missing if nothing is installed, and no real guest is run.
 fn left_out(wanted: &Needs) -> Vec<Missing> {
     let missing = wanted.iter().filter_map(|need| need.missing());
     let mut missing: Vec<_> = missing.filter(|missing| missing.need != Need::GuestImage).collect();
@@ -114,7 +115,7 @@ fn left_out(wanted: &Needs) -> Vec<Missing> {
     missing
 }
 
-/// What can be run; what cannot is left out in the summary.
+/// Returns the jobs that can be run. The summary lists the others as left out.
 fn jobs<'a>(
     programs: &'a [Program],
     missing: &[Missing],

@@ -32,5 +32,6 @@ pub use status::{
 /// Version of the messages in this crate.
 pub const PROTOCOL: u32 = 1;
 
-/// Longest line, in bytes and without its end, that either side accepts; a longer one ends the connection.
+/// Longest line that either side accepts, in bytes without the line end. A longer one ends the
+/// connection.
 pub const MAX_LINE_BYTES: usize = 64 * 1024;

@@ -10,11 +10,11 @@ use anyhow::{Context, Result, ensure};
 
 /// Files that are the same in the new root, if the host has them.
 const FILES: [&str; 3] = ["etc/resolv.conf", "etc/hosts", "etc/ssl/certs/ca-certificates.crt"];
-/// What variables with a say in it begin or end with.
+/// How the names of variables that matter for this begin or end.
 const PREFIXES: [&str; 5] =
     ["CARGO_HTTP_", "CARGO_NET_", "CARGO_REGISTRIES_", "CARGO_REGISTRY_", "CARGO_SOURCE_"];
 const SUFFIXES: [&str; 2] = ["_proxy", "_PROXY"];
-/// Of apt's settings, those that say how something is fetched.
+/// The settings of apt that say how files are fetched.
 const APT: [&str; 3] = ["Acquire::http", "Acquire::https", "Acquire::Retries"];
 
 /// How the mirrors are reached.
@@ -32,7 +32,7 @@ pub(super) struct Mirrors {
 }
 
 impl Mirrors {
-    /// Those of this host.
+    /// Returns the mirrors of this host.
     pub(super) fn of_host() -> Result<Self> {
         let release = fs::read_to_string("/etc/os-release").context("reading /etc/os-release")?;
         let suite = release
@@ -62,7 +62,7 @@ impl Mirrors {
         Ok(Self { suite, sources, apt: apt.map(str::to_owned).collect(), variables, cargo })
     }
 
-    /// Writes to the new root what is in files.
+    /// Writes the settings that are files to the new root.
     pub(super) fn copy_to(&self, root: &Path) -> Result<()> {
         let copy = |from: &Path, to: PathBuf| -> Result<()> {
             // A link would be followed to the host's file.
@@ -112,7 +112,7 @@ fn is_of(name: &str, suite: &str) -> bool {
     name.strip_prefix(suite).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
 }
 
-/// Of a file of stanzas those of the release.
+/// Returns the stanzas of the release from a file of stanzas.
 fn stanzas_of(text: &str, suite: &str) -> String {
     let lines = text.lines().filter(|line| !line.starts_with('#')).collect::<Vec<_>>().join("\n");
     let is_kept = |stanza: &&str| {
@@ -124,7 +124,8 @@ fn stanzas_of(text: &str, suite: &str) -> String {
     stanzas.map(|stanza| format!("{stanza}\n\n")).collect()
 }
 
-/// Of a file of lines (`deb [options] URI SUITE COMPONENTS`) those of the release, as stanzas.
+/// Returns the lines of the release from a file of lines (`deb [options] URI SUITE COMPONENTS`), as
+/// stanzas.
 fn stanzas_of_lines(text: &str, suite: &str) -> String {
     let stanza = |line: &str| {
         let rest = line.trim().strip_prefix("deb ")?.trim_start();

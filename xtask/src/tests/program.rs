@@ -1,7 +1,7 @@
 //! Test programs: built by cargo, asked for their tests, and run.
 //!
-//! They are run here and not by `cargo test`, which cannot run exactly these tests of that program
-//! and those of another.
+//! They are not run by `cargo test`, because it cannot run chosen tests of one program and other
+//! tests of another.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -50,7 +50,7 @@ pub(crate) fn build(arguments: &[&str]) -> Result<Option<Vec<Program>>> {
 }
 
 impl Program {
-    /// The program that one of cargo's messages tells of, if it does.
+    /// Returns the program that one of cargo's messages names, if it names one.
     fn from(message: &Value) -> Option<Self> {
         if message["reason"] != "compiler-artifact" || message["profile"]["test"] != true {
             return None;
@@ -78,7 +78,7 @@ impl Program {
         self.cargo.last().is_some_and(|last| last == test)
     }
 
-    /// How it is called among the tests.
+    /// Returns its name in the summary.
     pub(crate) fn name(&self) -> String {
         self.cargo[1..].join(" ").replace("--test ", "").replace("--", "")
     }
@@ -130,8 +130,8 @@ impl Program {
         command
     }
 
-    /// Runs the tests of these names, or if there are none all that are not ignored, and shows what it
-    /// said when it is done.
+    /// Runs the tests with these names; without names, all tests that are not ignored. Shows the
+    /// output at the end.
     pub(crate) fn run(&self, tests: &[String], variables: &[(&str, &Path)]) -> Result<Ran> {
         let log = cargo::target().join("tests");
         fs::create_dir_all(&log).with_context(|| format!("creating {}", log.display()))?;

@@ -26,8 +26,8 @@ impl Reasons {
     /// Reads the sources below `package`.
     ///
     /// # Errors
-    /// When a test needs something unknown, says no reason, or has the name of another one that needs
-    /// something else.
+    /// When a test needs something unknown, gives no reason, or has the name of another test that
+    /// needs something else.
     pub(crate) fn of_package(package: &Path) -> Result<Self> {
         let mut reasons = Self::default();
         reasons.add_all(&package.join("src"))?;
@@ -46,7 +46,7 @@ impl Reasons {
         })
     }
 
-    /// What each of the tests needs that need something.
+    /// Returns the needs of each test that needs something.
     pub(crate) fn needs(&self) -> impl Iterator<Item = &Needs> {
         self.0.values().filter_map(|reason| match reason {
             Reason::Needs(needs) => Some(needs),
@@ -150,7 +150,7 @@ mod unit_tests {
         assert!(message.starts_with("two tests are called f"), "{message}");
     }
 
-    /// A reason that nobody can read is found here, not in the middle of a run.
+    /// An invalid reason is found here, not in the middle of a run.
     #[test]
     fn every_reason_in_the_workspace_is_read() {
         let crates = crate::cargo::workspace().join("crates");

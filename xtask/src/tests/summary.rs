@@ -50,7 +50,7 @@ impl Summary {
         Ok(())
     }
 
-    /// Tests were run; `command` runs those again that failed.
+    /// Adds tests that were run; `command` gives the command that repeats the failed ones.
     pub(crate) fn ran(
         &mut self,
         needs: &Needs,
@@ -66,7 +66,7 @@ impl Summary {
         }
     }
 
-    /// Tests were not run, because something is missing.
+    /// Adds tests that were not run, because something is missing.
     pub(crate) fn left_out(&mut self, needs: &Needs, tests: usize) {
         self.groups.entry(needs.clone()).or_default().left_out += tests;
     }
@@ -78,7 +78,7 @@ impl Summary {
             && self.builds.iter().all(|&(_, outcome, _)| outcome == Outcome::Passed)
     }
 
-    /// All of it as a table; `missing` is why tests were left out.
+    /// Returns the summary as a table; `missing` is the reason why tests were left out.
     pub(crate) fn shown(&self, total: Duration, missing: &[Missing]) -> String {
         let mut text = "\nsummary\n".to_owned();
         let mut line = |verdict: &str, count: &str, time: Duration, what: &str| {
@@ -119,7 +119,7 @@ impl Summary {
     }
 }
 
-/// How a group is called.
+/// Returns the name of a group.
 fn name(needs: &Needs) -> String {
     if needs.is_empty() {
         return "ordinary tests".to_owned();
