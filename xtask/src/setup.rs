@@ -7,7 +7,7 @@ use crate::need::{self, Need, Needs};
 
 const NEEDS: [Need; 2] = [Need::Qemu, Need::GuestImage];
 
-/// Says what is missing; whether nothing is.
+/// Says what is missing. Returns whether nothing is.
 pub(crate) fn check() -> bool {
     let missing: Vec<_> = NEEDS.into_iter().filter_map(Need::missing).collect();
     for missing in &missing {

@@ -1,4 +1,4 @@
-//! Has the agent recount every figure from its tables (rule [R19]).
+//! Makes the agent recount every figure from its tables (rule [R19]).
 //!
 //! [R19]: zerosweep::rules#r19
 
@@ -43,7 +43,7 @@ impl Audit {
     }
 }
 
-/// Has the agent count.
+/// Makes the agent recount its figures.
 ///
 /// # Errors
 /// When it does not answer, or cannot count now.

@@ -44,7 +44,7 @@ impl Settling {
         Self { first: first.max(STILL), longest, total_kib, changed_at: None }
     }
 
-    /// Takes a look `now` (since the start); whether the wait is over.
+    /// Looks at the balloon; `now` is the time since the start. Returns whether the wait is over.
     pub(crate) fn is_over(&mut self, total_kib: u64, now: Duration) -> bool {
         if total_kib != self.total_kib {
             (self.total_kib, self.changed_at) = (total_kib, Some(now));

@@ -263,7 +263,7 @@ async fn long_work(server: &Server, name: &str, what: Work) -> Result<Json<Told>
     .await
 }
 
-/// Has a guest's agent recount everything.
+/// Makes a guest's agent recount all figures.
 pub(crate) async fn recount(
     State(server): State<Server>,
     Path(name): Path<String>,

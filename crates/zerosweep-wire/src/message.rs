@@ -122,9 +122,9 @@ pub enum Answer {
 /// Why a request was not done.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorBody {
-    /// For programs.
+    /// The kind, for programs.
     pub kind: ErrorKind,
-    /// For people: lowercase, with the value that was wrong.
+    /// The message, for people: lowercase, with the value that was wrong.
     pub message: String,
 }
 

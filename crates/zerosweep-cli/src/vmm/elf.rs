@@ -67,9 +67,9 @@ pub(crate) enum LibraryError {
     /// part dies of SIGBUS.
     #[error("is cut off: it has {length} bytes, and its headers need {needed}")]
     Cut {
-        /// As long as it is.
+        /// Its length in bytes.
         length: u64,
-        /// As long as it was.
+        /// The length that its headers need, in bytes.
         needed: u64,
     },
     /// Another processor.

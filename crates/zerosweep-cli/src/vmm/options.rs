@@ -211,8 +211,8 @@ pub(crate) fn split(arguments: &[OsString]) -> Vec<VmmOption> {
     options
 }
 
-/// Adds what `-set` says to the option with that group and id; JSON cannot be added to, by QEMU
-/// neither.
+/// Adds what `-set` says to the option with that group and id. Nothing can be added to JSON; QEMU
+/// cannot do this either.
 fn set(options: &mut [VmmOption]) {
     let sets: Vec<_> = options
         .iter()

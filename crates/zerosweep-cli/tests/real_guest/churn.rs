@@ -74,7 +74,7 @@ fn inflate(variant: &str, append: &str, managed: Option<(&Place, f64)>) -> Durat
     time
 }
 
-/// Has the guest balloon down to its target. Returns how long it took.
+/// Makes the guest balloon down to its target. Returns how long it took.
 fn balloon(guest: &Guest, managed: Option<&Place>) -> Duration {
     let mut qmp = guest.qmp();
     // The guest's own programs come to rest first.
@@ -126,7 +126,7 @@ fn check_layout(guest: &Guest, variant: &str, least: f64) {
     assert_eq!(status.borrowed_pages, 0);
 }
 
-/// Of each superpage whether it is whole, and how many live pages it has.
+/// Returns for each superpage whether it is whole, and how many live pages it has.
 fn live_pages(map: &Map) -> Vec<(bool, u64)> {
     let count =
         |index: usize| u64::from_str_radix(&map.live[index * 3..index * 3 + 3], 16).unwrap();

@@ -25,9 +25,9 @@ enum Version {
 pub struct Charge {
     /// Everything.
     pub usage: u64,
-    /// Of this, files' pages.
+    /// The part for pages of files.
     pub cache: u64,
-    /// Of this, the kernel's own: page tables, stacks, slabs.
+    /// The part for the kernel's own memory: page tables, stacks, slabs.
     pub kernel: u64,
 }
 

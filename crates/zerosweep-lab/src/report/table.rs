@@ -23,7 +23,7 @@ const BALLOON: Column =
     Column { head: "balloon s", is_time: true, cell: |run| format!("{:.2}", run.balloon_seconds) };
 const LIVE: Column = column("live on 2M", |run| format!("{:.1} %", run.live_on_superpages * 100.0));
 
-/// Of guest models.
+/// The columns for guest models.
 const MODEL: [Column; 10] = [
     BOOT,
     BALLOON,
@@ -37,7 +37,7 @@ const MODEL: [Column; 10] = [
     column("flushes", |run| run.unmap_flushes.to_string()),
 ];
 
-/// Of real guests.
+/// The columns for real guests.
 const REAL: [Column; 10] = [
     BOOT,
     BALLOON,

@@ -1,4 +1,4 @@
-//! Has the guest balloon down to its target, through QMP.
+//! Makes the guest balloon down to its target, through QMP.
 //!
 //! A connection is made for each step and closed after it, so that other tools get their turn.
 //! The target is sent at once: the device keeps it until the guest's driver comes up, and through

@@ -134,9 +134,9 @@ pub(crate) enum Refusal {
     /// `-m` and the backend differ.
     #[error("-m gives {ram} bytes, and the memory backend {backend}; they must be equal")]
     BackendSize {
-        /// By `-m`.
+        /// Bytes, by `-m`.
         ram: u64,
-        /// By the object.
+        /// Bytes, by the object.
         backend: u64,
     },
 }

@@ -104,7 +104,7 @@ impl Qmp {
         answer["actual"].as_u64().ok_or_else(|| io::Error::other(answer.to_string()))
     }
 
-    /// Has the guest balloon until it has `bytes`.
+    /// Makes the guest balloon until it has `bytes`.
     pub(crate) fn balloon(&mut self, bytes: u64) -> io::Result<()> {
         self.execute("balloon", &json!({"value": bytes})).map(drop)
     }

@@ -177,7 +177,7 @@ fn a_small_difference_is_no_reason() {
     assert!(decisions.iter().all(|decision| decision.why == Why::Near), "{decisions:?}");
 }
 
-/// As near as they are, together they are too much.
+/// Each target is near its ideal, but the sum is above the total.
 #[test]
 fn a_sum_above_the_total_does_not_stay() {
     let guests = [guest(604, 600), guest(604, 600)];

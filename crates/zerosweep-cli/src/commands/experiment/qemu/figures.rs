@@ -88,8 +88,8 @@ fn in_cache(end: Option<&Status>) -> (u64, u64) {
     })
 }
 
-/// Of the guest's frames that are in use, the share in huge pages, by the kernel. Pages that were
-/// given back and are retained in their superpage are in use no more.
+/// Returns the share of the guest's frames in use that is in huge pages, by the kernel. Retained
+/// pages are not in use.
 fn live_on_superpages(held: &Held, end: Option<&Status>) -> f64 {
     let retained = end.map_or(0, |status| status.pages.retained) * PAGE_BYTES;
     let live = held.guest_anonymous.saturating_sub(retained);

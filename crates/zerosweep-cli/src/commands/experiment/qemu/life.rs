@@ -137,7 +137,7 @@ impl<'a> Life<'a> {
         })
     }
 
-    /// One line of the guest's; whether its kernel has given up.
+    /// Reads one line of the guest. Returns whether its kernel has given up.
     fn hear(&mut self, line: &Line) -> Result<bool> {
         let Some(marker) = line.marker() else { return Ok(line.is_panic()) };
         match marker.split(' ').next().unwrap_or_default() {
@@ -197,7 +197,7 @@ impl<'a> Life<'a> {
         }
     }
 
-    /// Looks at the engine's figures now and then; whether the guest has waited too long.
+    /// Reads the engine's figures now and then. Returns whether the guest has waited too long.
     fn ask_agent(&mut self) -> Result<bool> {
         if !self.vm.is_managed() || self.asked_agent.elapsed() < ASK {
             return Ok(false);
