@@ -7,9 +7,9 @@
 //! is in the processor's caches and has memory behind it, while the one that came first goes back
 //! to the host.
 //!
-//! Invariant ([INV-4]): whoever puts a frame here has cleared it or has just found it zero. Frames
-//! that are still to be cleared (rule [R11]) wait in a list of their own, and are counted, but not
-//! handed out.
+//! Invariant ([INV-4]): a frame is cleared, or was just found zero, before it is put here. Frames
+//! that are not cleared yet (rule [R11]) have a list of their own. They are counted, and not handed
+//! out.
 //!
 //! [R11]: crate::rules#r11
 //! [INV-4]: crate::rules#inv-4
@@ -114,7 +114,7 @@ impl Cache {
     /// asking for memory.
     ///
     /// # Errors
-    /// When the memory cannot be had; nothing is changed then.
+    /// When there is no memory. Nothing was changed.
     pub(crate) fn reserve(
         &mut self,
         superpages: u64,
@@ -139,7 +139,7 @@ impl Cache {
     /// Makes room for frames 0 to `frames`, so that nothing has to grow later.
     ///
     /// # Errors
-    /// When the memory cannot be had.
+    /// When there is no memory.
     pub(crate) fn expect_frames(&mut self, frames: u64) -> Result<(), OutOfTableMemory> {
         let superframes = usize::try_from(frames.div_ceil(SUPERPAGE_PAGES));
         let superframes = superframes.map_err(|_| OutOfTableMemory)?;

@@ -12,41 +12,40 @@ use crate::ring::Rings;
 use crate::session::Session;
 use crate::sweep::Cursors;
 
-/// How a domain is made. Fields may be added: begin with [`Config::new`], as in
+/// The parameters of a new domain. Fields may be added: begin with [`Config::new`], as in
 /// `Config { upkeep: Upkeep::Host, ..Config::new(pages, target, policy) }`.
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
-    /// Pages that the guest is told of: gfns 0 to `max_pages`.
+    /// M: the pages that the guest is told that it has, gfns 0 to `max_pages`.
     pub max_pages: u64,
-    /// Pages that the domain may hold.
+    /// T: the pages that the domain may hold.
     pub target: u64,
-    /// How it decides.
+    /// The policy that it follows.
     pub policy: Policy,
     /// What a touch of a page that is ballooned out means.
     pub invalid_touch: InvalidTouch,
-    /// How many bytes one fault may scan under [`Policy::Zerosweep`] before others are served.
+    /// Bytes that one fault may scan under [`Policy::Zerosweep`] before other faults are served.
     pub fault_budget_bytes: u64,
-    /// Who does what can wait: clearing, breaking superpages of which pages are retained, giving
-    /// back what is left over.
+    /// Who does the maintenance: clearing frames, breaking superpages with retained pages,
+    /// returning frames that are not needed.
     pub upkeep: Upkeep,
 }
 
-/// Who does what can wait.
+/// Who does the maintenance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Upkeep {
-    /// The operation that brings it about, before it returns.
+    /// The operation that causes it, before it returns.
     Inline,
-    /// The host, in a thread of its own: it calls [`Session::upkeep`] when
-    /// [`Domain::wants_upkeep`] says so. What an operation leaves over goes back to the host in
-    /// part before it returns, 64 runs at most: a guest may wait for it.
+    /// A thread of the host. It calls [`Session::upkeep`] when [`Domain::wants_upkeep`] is true. An
+    /// operation returns at most 64 runs of frames itself, because a guest may wait for it.
     Host,
 }
 
 impl Config {
-    /// 8 MiB: four cold superpages, about a third of a millisecond.
+    /// 8 MiB: four superpages that are not in the processor's caches, about 0.3 ms.
     pub const DEFAULT_FAULT_BUDGET_BYTES: u64 = 8 << 20;
 
-    /// The defaults, for so many pages.
+    /// The default parameters for a guest of `max_pages` pages that may hold `target` of them.
     #[must_use]
     pub fn new(max_pages: u64, target: u64, policy: Policy) -> Self {
         Self {
@@ -63,35 +62,37 @@ impl Config {
 /// What a touch of a page that is ballooned out means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InvalidTouch {
-    /// An error of the guest's, as under Xen.
+    /// An error of the guest, as under Xen.
     Refuse,
-    /// The guest takes the page back without a word, as under QEMU: one more page is promised and
-    /// populated at once.
+    /// The guest takes the page back, as under QEMU, where a guest need not say so. One more page
+    /// is promised and populated at once.
     Increase,
 }
 
-/// A domain that cannot be.
+/// An invalid [`Config`], or no memory for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConfigError {
-    /// No pages, or more than frame numbers can tell.
+    /// 0 pages, or more than frame numbers can address.
     MaxPages(u64),
-    /// 0, or above the maximum.
+    /// A target of 0 pages, or above the maximum.
     Target {
-        /// What was asked for, in pages.
+        /// The target that was asked for, in pages.
         target: u64,
-        /// The most that it can be.
+        /// The greatest valid target, in pages.
         max: u64,
     },
-    /// The tables cannot be had.
+    /// There is no memory for the tables.
     TableMemory(OutOfTableMemory),
 }
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::MaxPages(pages) => write!(f, "{pages} pages of guest memory cannot be"),
+            Self::MaxPages(pages) => {
+                write!(f, "invalid guest memory: {pages} pages (must be 1 to {FRAME_LIMIT})")
+            }
             Self::Target { target, max } => {
-                write!(f, "a target of {target} pages cannot be: 1 to {max} are possible")
+                write!(f, "invalid target: {target} pages (must be 1 to {max})")
             }
             Self::TableMemory(error) => error.fmt(f),
         }
@@ -140,26 +141,27 @@ impl Quantities {
         self.entries as i64 - self.cache as i64 - self.retained as i64
     }
 
-    /// What the cache has that no entry needs.
+    /// Frames in the cache that back no promised page.
     #[must_use]
     pub fn excess(&self) -> u64 {
         (self.cache + self.retained).saturating_sub(self.entries).min(self.cache)
     }
 
-    /// How far the total is above the target, once the cache gives back what no entry needs.
+    /// How far the total is above the target once the [excess](Quantities::excess) is returned.
     #[must_use]
     pub fn above_target(&self) -> u64 {
         (self.total() - self.excess()).saturating_sub(self.target)
     }
 
-    /// B − T: what the guest has still to give back.
+    /// B − T: pages that the guest has still to give back.
     #[must_use]
     pub fn owed(&self) -> i64 {
         self.guest() as i64 - self.target as i64
     }
 }
 
-/// What a domain has done since it was made. Bytes where it says so, else pages of 4 KiB or times.
+/// Counters of a domain since it was made: bytes where the name says so, otherwise pages of 4 KiB
+/// or events.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names are those of the program's JSON output")]
 pub struct Statistics {
@@ -196,7 +198,7 @@ pub struct Statistics {
     pub low_forecasts: u64,
 }
 
-/// What checks found lately, in pages: older ones count for less and less.
+/// A decaying tally of recent zero checks, in pages.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Finds {
     looked: u64,
@@ -204,7 +206,7 @@ pub(crate) struct Finds {
 }
 
 impl Finds {
-    /// So many pages are remembered at least.
+    /// The least number of checked pages before old results are halved.
     const LEAST: u64 = 8 * crate::SUPERPAGE_PAGES;
 
     fn note(&mut self, looked: u64, found: u64, populated: u64) {
@@ -217,42 +219,40 @@ impl Finds {
     }
 }
 
-/// Before it happens: what the guest can still touch.
+/// How much the guest can still touch before it is exhausted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Forecast {
     /// Pages that can be touched without a scan.
     pub certain: u64,
-    /// More pages that are out but retained, or that a sweep should find, going by how many of the
-    /// last pages that were checked were zero. 0 where nothing was checked, or the last sweep found
-    /// nothing.
+    /// More pages that can be touched if scans find as many zero pages as they found lately,
+    /// retained pages included. 0 if nothing was checked lately, or the last sweep found nothing.
     pub likely: u64,
-    /// Pages promised beyond both: when the guest touches these, it is exhausted.
+    /// Pages that are promised beyond both. A guest that touches them is exhausted.
     pub short: u64,
 }
 
-/// Pages in the hands of an operation, between the table and its quantities.
+/// Pages that operations are working on. The audit allows for them.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Flight {
-    /// Counted as populated; their entries still say PoD.
+    /// Counted as populated, while their entries are still PoD.
     pub(crate) from_pod: u64,
-    /// Counted as populated; their entries still say invalid.
+    /// Counted as populated, while their entries are still invalid.
     pub(crate) from_invalid: u64,
-    /// On their way from the host to the cache; not counted yet.
+    /// On their way from the host to the cache. Not counted yet.
     pub(crate) incoming: u64,
-    /// Taken out of the cache to be cleared, joined or copied to, and on their way back or to the
-    /// table; counted as in the cache.
+    /// Taken out of the cache to be cleared, joined or copied to. Counted as in the cache.
     pub(crate) in_hand: u64,
 }
 
-/// Where a domain is in its life.
+/// The state of a domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Life {
     /// It runs.
     Alive,
     /// [`Session::teardown`] has begun; the next superpage to take down.
     Dying(u64),
-    /// Every frame is back with the host.
+    /// Every frame was returned to the host.
     Dead,
 }
 
@@ -301,7 +301,7 @@ impl Domain {
     /// A domain without a page: see [`Session::populate_on_demand`] and [`Session::set_target`].
     ///
     /// # Errors
-    /// When it cannot be, or its tables cannot be had.
+    /// See [`ConfigError`].
     pub fn new(config: Config) -> Result<Self, ConfigError> {
         let Config { max_pages, target, policy, invalid_touch, fault_budget_bytes, upkeep } =
             config;
@@ -334,16 +334,16 @@ impl Domain {
         })
     }
 
-    /// Makes room for a machine's frames 0 to `frames`, so that the cache's lists need not grow
-    /// while the guest runs.
+    /// Reserves memory in the cache's lists for a machine with frames 0 to `frames`, so that they
+    /// do not grow while the guest runs.
     ///
     /// # Errors
-    /// When the memory cannot be had.
+    /// When there is no memory.
     pub fn expect_frames(&mut self, frames: u64) -> Result<(), OutOfTableMemory> {
         self.cache.expect_frames(frames)
     }
 
-    /// Works on this domain and a machine that nobody else uses.
+    /// Joins this domain and a machine that no other thread uses.
     pub fn with<'a, M: Machine>(&'a mut self, machine: &'a mut M) -> Session<Exclusive<'a, M>> {
         Session::new(Exclusive::new(self, machine))
     }
@@ -385,8 +385,8 @@ impl Domain {
         self.policy
     }
 
-    /// Pages held beyond the target because no frame could be found. What is held beyond it only
-    /// because the balloon has not got there yet is not among them.
+    /// Pages that were borrowed and are still held beyond the target. Pages beyond a lowered target
+    /// that the balloon has still to bring are not counted.
     #[must_use]
     pub fn borrowed(&self) -> u64 {
         self.borrowed.min(self.total().saturating_sub(self.target))
@@ -406,7 +406,7 @@ impl Domain {
         self.invalid_touch
     }
 
-    /// Where it is in its life.
+    /// The state of the domain.
     #[must_use]
     pub fn life(&self) -> Life {
         self.life
@@ -428,7 +428,7 @@ impl Domain {
         Forecast { certain, likely, short: q.entries - certain - likely }
     }
 
-    /// So many pages were checked, and so many of them came free.
+    /// Notes a check of `looked` pages, of which `found` were reclaimed.
     pub(crate) fn note_finds(&mut self, looked: u64, found: u64) {
         self.finds.note(looked, found, self.populated);
     }
@@ -441,7 +441,7 @@ impl Domain {
         let forecast = self.forecast();
         let can_touch = forecast.certain + forecast.likely;
         let was = self.is_low;
-        // Once told, it takes twice as much until it is told again.
+        // Once it was reported, it must double before it is reported again.
         self.is_low = forecast.short > 0 && can_touch < self.target >> if was { 3 } else { 4 };
         self.statistics.low_forecasts += u64::from(self.is_low && !was);
         (self.is_low && !was).then_some(forecast)

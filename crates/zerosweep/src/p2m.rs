@@ -235,14 +235,14 @@ struct Table {
     tally: Tally,
 }
 
-/// Memory for the entries of one broken range, to be had without the lock that faults need.
+/// Memory for the entries of one broken range. It is allocated without the lock that faults need.
 pub(crate) struct SpareTable(Vec<u64>);
 
 impl SpareTable {
     /// Memory for one.
     ///
     /// # Errors
-    /// When it cannot be had.
+    /// When there is no memory.
     pub(crate) fn new() -> Result<Self, OutOfTableMemory> {
         let mut entries = Vec::new();
         entries.try_reserve_exact(PAGES).map_err(|_| OutOfTableMemory)?;
@@ -251,7 +251,7 @@ impl SpareTable {
     }
 }
 
-/// So many spare tables are wanted, and so many are kept.
+/// Spare tables that should be ready, and the most that are kept.
 const SPARES_WANTED: usize = 2;
 const SPARES_KEPT: usize = 64;
 
@@ -271,14 +271,14 @@ impl P2m {
     /// A table for gfns 0 to `pages`, all invalid.
     ///
     /// # Errors
-    /// When its memory cannot be had.
+    /// When there is no memory for it.
     pub(crate) fn new(pages: u64) -> Result<Self, OutOfTableMemory> {
         let count =
             usize::try_from(pages.div_ceil(SUPERPAGE_PAGES)).map_err(|_| OutOfTableMemory)?;
         let mut records = Vec::new();
         records.try_reserve_exact(count).map_err(|_| OutOfTableMemory)?;
         records.resize(count, Record::default());
-        // Addresses for the worst case: memory is taken as it comes to that.
+        // Address space for the worst case. The host takes memory only for what is used.
         let (mut tables, mut free_tables, mut spares) = (Vec::new(), Vec::new(), Vec::new());
         tables.try_reserve_exact(count).map_err(|_| OutOfTableMemory)?;
         free_tables.try_reserve_exact(count).map_err(|_| OutOfTableMemory)?;
@@ -441,7 +441,7 @@ impl P2m {
     /// broken already; a PoD or ram range beyond the end of the table stays invalid there.
     ///
     /// # Errors
-    /// When the memory cannot be had; nothing is changed then.
+    /// When there is no memory. Nothing was changed.
     pub(crate) fn split(&mut self, superpage: Superpage) -> Result<(), OutOfTableMemory> {
         let Some(entry) = self.whole(superpage) else { return Ok(()) };
         let inside = (self.pages - superpage.first().raw()).min(SUPERPAGE_PAGES) as usize;
@@ -557,7 +557,7 @@ impl P2m {
     /// Marks a page of a whole ram superpage as out and retained; false if it was.
     ///
     /// # Errors
-    /// When the memory for that cannot be had; nothing is changed then.
+    /// When there is no memory for the mark. Nothing was changed.
     pub(crate) fn retain(&mut self, gfn: Gfn) -> Result<bool, OutOfTableMemory> {
         let superpage = gfn.superpage();
         debug_assert!(matches!(self.whole(superpage), Some(Entry::Ram { .. })));

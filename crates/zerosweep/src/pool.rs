@@ -10,7 +10,7 @@ use crate::frame::{Mfn, Order, SUPERPAGE_PAGES};
 use crate::machine::OutOfFrames;
 use crate::p2m::OutOfTableMemory;
 
-/// Frames 0 to a number, and who has them.
+/// The frames of a machine, and which of them are free.
 pub struct FramePool {
     /// Superframes that are wholly here, oldest first.
     whole: VecDeque<u32>,
@@ -36,7 +36,7 @@ impl FramePool {
     /// A pool of `superpages` superframes, all here, given out in ascending order.
     ///
     /// # Errors
-    /// When its tables cannot be had.
+    /// When there is no memory for its tables.
     pub fn new(superpages: u32) -> Result<Self, OutOfTableMemory> {
         let count = superpages as usize;
         let (mut whole, mut partial, mut frames) = (VecDeque::new(), Vec::new(), Vec::new());

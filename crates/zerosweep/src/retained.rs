@@ -80,13 +80,13 @@ pub(crate) struct Retained {
 }
 
 impl Retained {
-    /// For a table of so many superpages.
+    /// An empty set for a table of `superpages` superpages.
     ///
     /// # Errors
-    /// When there is not even room for it.
+    /// When there is no address space for its list.
     pub(crate) fn new(superpages: usize) -> Result<Self, OutOfTableMemory> {
         let mut places = Vec::new();
-        // Addresses for the worst case: memory is taken as it comes to that.
+        // Address space for the worst case. The host takes memory only for what is used.
         places.try_reserve_exact(superpages).map_err(|_| OutOfTableMemory)?;
         Ok(Self {
             places,

@@ -24,7 +24,7 @@ pub(crate) enum Check {
     NotZero,
     /// It is not 512 free ram pages of one superframe, it is in use, or in transit.
     NotEligible,
-    /// So many of its pages have gone to the cache; the live ones are singles now.
+    /// Its live pages are singles now. The number of its pages that went to the cache.
     Evacuated(u64),
 }
 

@@ -1,4 +1,4 @@
-//! Live singles come together, so that whole superframes come free (rule [R13]).
+//! Moves live singles together, so that whole superframes become free (rule [R13]).
 //!
 //! Independent of PoD and of the policy. First every single is counted where it lies; the
 //! superframes that hold the most stay, as few as can hold all; then the singles of the others are
@@ -23,7 +23,8 @@ const PAGES: usize = SUPERPAGE_PAGES as usize;
 /// Pages that may be held beyond the target while they are copied, if there is no other way.
 const OVER_PAGES: u64 = 16;
 
-/// How far a consolidation is: its caller keeps it between the steps. It is made for each anew.
+/// The progress of a consolidation. The caller keeps it between the steps, and makes a new one for
+/// each consolidation.
 #[derive(Default)]
 pub struct Consolidation {
     phase: Phase,
@@ -100,7 +101,7 @@ impl<H: Host> Session<H> {
     /// Goes on with a consolidation, for up to `superpages` ranges.
     ///
     /// # Errors
-    /// When the memory to plan with cannot be had; nothing was moved then.
+    /// When there is no memory for the plan. Nothing was moved.
     pub fn consolidate(
         &mut self,
         work: &mut Consolidation,
@@ -328,7 +329,7 @@ impl<H: Host> Session<H> {
     }
 }
 
-/// What became of pages that were to be moved.
+/// The outcome of moving pages.
 #[derive(Clone, Copy, Default)]
 struct Moved {
     done: PageBits,

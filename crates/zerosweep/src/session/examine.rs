@@ -6,7 +6,7 @@
 //! superpage unmapped and looked at in full. Pages that are out and retained count as zero until
 //! that last look, which is the truth about them too.
 //!
-//! What was seen of pages that are not reclaimed is told: [`Event::Checked`].
+//! What a check found in pages that are not reclaimed is reported: [`Event::Checked`].
 //!
 //! [R5]: crate::rules#r5
 //! [R6]: crate::rules#r6
@@ -24,7 +24,7 @@ use crate::retained::PageBits;
 pub(crate) const WORTH_COPYING: u64 = 64;
 
 const WORDS_PER_PAGE: u64 = PAGE_BYTES / 8;
-/// Every so many pages are looked at while they are mapped.
+/// One page in this many is checked while it is mapped.
 const STRIDE: u64 = 8;
 
 /// What a look at the mapped superpage says.
@@ -90,7 +90,7 @@ impl<H: Host> Session<H> {
             return Check::NotZero;
         }
         if found.count == SUPERPAGE_PAGES {
-            // Every page that was out was taken again without a word: nothing is to be had.
+            // The guest has taken every page again that was out: there is nothing to reclaim.
             self.retake_all(superpage);
             self.map_back_superpage(superpage, mfn);
             return Check::NotZero;

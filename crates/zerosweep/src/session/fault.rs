@@ -18,20 +18,20 @@ use crate::policy::BeforeFrame;
 use crate::ring::Recent;
 use crate::sweep::Step;
 
-/// What came of a touch.
+/// The answer to a touch.
 #[must_use = "the guest waits for an answer"]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// The range around the page has a frame; whoever waits for it can go on.
+    /// The range around the page has frames. Every thread that waits for it can go on.
     Present {
         /// First gfn of the range.
         gfn: Gfn,
         /// Its size.
         order: Order,
     },
-    /// Another operation is at work on the range: wait until it is done, then call again.
+    /// Another operation has claimed the range. Wait until it is done, then call again.
     InTransit,
-    /// The byte budget is used up: serve others, then call again.
+    /// The byte budget is used up. Serve other faults, then call again.
     Again,
     /// No frame can be found (rule [R15]): stall, [borrow](Session::fault_borrowing), or end it.
     ///

@@ -28,9 +28,9 @@ pub enum FillError {
 pub enum TargetError {
     /// 0, or above the maximum; nothing was changed.
     OutOfRange {
-        /// What was asked for, in pages.
+        /// The target that was asked for, in pages.
         target: u64,
-        /// The most that it can be.
+        /// The greatest valid target, in pages.
         max: u64,
     },
     /// The domain is being taken down.
@@ -52,21 +52,24 @@ impl fmt::Display for TargetError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::OutOfRange { target, max } => {
-                write!(f, "a target of {target} pages cannot be: 1 to {max} are possible")
+                write!(f, "invalid target: {target} pages (must be 1 to {max})")
             }
             Self::Dying => f.write_str("the domain is being taken down"),
-            Self::Fill(error) => write!(f, "the target is set, but the cache is not full: {error}"),
+            Self::Fill(error) => {
+                write!(f, "the target is set, but the cache could not be filled: {error}")
+            }
         }
     }
 }
 
 impl core::error::Error for FillError {}
+
 impl core::error::Error for TargetError {}
 
 /// How many steps [`Session::set_target`] takes at a time.
 const FILL_STEPS: u64 = 1024;
-/// Where the host does what can wait, no operation gives back more runs: what it came to free may
-/// be a million singles, and a guest waits for it.
+/// Where a thread of the host does the maintenance, an operation returns at most this many runs:
+/// there may be a million singles to return, and a guest waits for the operation.
 const RETURN_RUNS: u64 = 64;
 
 /// What the cache gives back next.
@@ -155,7 +158,7 @@ impl<H: Host> Session<H> {
     /// Sets the target only: [`Session::shrink`] and [`Session::fill`] do the rest in steps.
     ///
     /// # Errors
-    /// When the target cannot be; nothing is changed then.
+    /// When the target is not valid. Nothing was changed.
     pub fn begin_target(&mut self, target: u64) -> Result<(), TargetError> {
         if !self.is_alive() {
             return Err(TargetError::Dying);

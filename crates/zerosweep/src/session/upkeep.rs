@@ -18,7 +18,7 @@ use crate::machine::{Host, Machine};
 
 /// Pages that are cleared with one flush.
 const CLEAN_PAGES: u64 = SUPERPAGE_PAGES;
-/// So many dirty pages are left alone by inline upkeep.
+/// Inline upkeep begins to clear at this many dirty pages.
 const INLINE_DIRTY_PAGES: u64 = SUPERPAGE_PAGES;
 
 impl Domain {
@@ -44,7 +44,7 @@ impl Domain {
 }
 
 impl<H: Host> Session<H> {
-    /// Does what can wait, in at most `steps` steps of about a superpage each.
+    /// Does maintenance, in at most `steps` steps of about a superpage each.
     pub fn upkeep(&mut self, steps: u64, idle: bool) -> Progress {
         self.domain().balloon_idle = idle;
         for _ in 0..steps {
