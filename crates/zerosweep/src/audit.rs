@@ -10,7 +10,7 @@ use core::fmt;
 use crate::domain::Domain;
 use crate::frame::{Mfn, Order, SUPERPAGE_PAGES, Superpage};
 use crate::p2m::{Entry, Tally};
-use crate::retained::PageBits;
+use crate::page_bits::PageBits;
 
 /// The first difference that an audit found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

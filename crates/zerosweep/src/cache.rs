@@ -17,8 +17,8 @@
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
+use crate::error::OutOfTableMemory;
 use crate::frame::{Mfn, Order, SUPERPAGE_PAGES};
-use crate::p2m::OutOfTableMemory;
 
 /// Runs that may be waiting to be cleared before their list has to grow.
 const EXPECTED_DIRTY: usize = 8192;

@@ -14,13 +14,12 @@ pub use statistics::Statistics;
 use core::fmt;
 
 use crate::cache::Cache;
+use crate::cursors::Cursors;
+use crate::error::OutOfTableMemory;
 use crate::frame::{FRAME_LIMIT, Mfn, Order};
-use crate::machine::{Exclusive, Machine};
-use crate::p2m::{OutOfTableMemory, P2m};
+use crate::p2m::P2m;
 use crate::policy::Policy;
 use crate::ring::Rings;
-use crate::session::Session;
-use crate::sweep::Cursors;
 use forecast::ReclaimRate;
 
 /// Pages that operations are working on. The audit allows for them.
@@ -41,7 +40,7 @@ pub(crate) struct Flight {
 pub enum Life {
     /// It runs.
     Alive,
-    /// [`Session::teardown`] has begun; the next superpage to take down.
+    /// [`Session::teardown`](crate::Session::teardown) has begun; the next superpage to take down.
     Dying(u64),
     /// Every frame was returned to the host.
     Dead,
@@ -89,7 +88,8 @@ pub struct Domain {
 }
 
 impl Domain {
-    /// A domain without a page: see [`Session::populate_on_demand`] and [`Session::set_target`].
+    /// A domain without a page: see [`Session::populate_on_demand`](crate::Session::populate_on_demand) and
+    /// [`Session::set_target`](crate::Session::set_target).
     ///
     /// # Errors
     /// See [`ConfigError`].
@@ -132,11 +132,6 @@ impl Domain {
     /// When there is no memory.
     pub fn expect_frames(&mut self, frames: u64) -> Result<(), OutOfTableMemory> {
         self.cache.expect_frames(frames)
-    }
-
-    /// Joins this domain and a machine that no other thread uses.
-    pub fn with<'a, M: Machine>(&'a mut self, machine: &'a mut M) -> Session<Exclusive<'a, M>> {
-        Session::new(Exclusive::new(self, machine))
     }
 
     /// The quantities, now.
@@ -241,7 +236,7 @@ impl Domain {
     }
 
     /// Puts a clean run into the cache; room was reserved. A superframe that becomes whole is
-    /// handed out: [`Session::finish_join`] brings it back.
+    /// handed out: `Session::finish_join` brings it back.
     #[must_use]
     pub(crate) fn put(&mut self, mfn: Mfn, order: Order) -> Option<Mfn> {
         let joined = self.cache.put(mfn, order);

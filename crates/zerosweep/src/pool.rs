@@ -6,9 +6,9 @@
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
+use crate::error::OutOfTableMemory;
 use crate::frame::{Mfn, Order, SUPERPAGE_PAGES};
 use crate::machine::OutOfFrames;
-use crate::p2m::OutOfTableMemory;
 
 /// The frames of a machine, and which of them are free.
 pub struct FramePool {

@@ -2,8 +2,8 @@
 
 use core::fmt;
 
+use crate::error::OutOfTableMemory;
 use crate::frame::FRAME_LIMIT;
-use crate::p2m::OutOfTableMemory;
 use crate::policy::Policy;
 
 /// The parameters of a new domain. Fields may be added: begin with [`Config::new`], as in

@@ -14,10 +14,11 @@ use alloc::vec::Vec;
 
 use super::{Progress, Session};
 use crate::cache::Dirty;
+use crate::error::OutOfTableMemory;
 use crate::frame::{Mfn, Order, PAGE_BYTES, SUPERPAGE_PAGES, Superpage};
 use crate::machine::{Allocated, Host, Machine, OutOfFrames, Unmapped};
-use crate::p2m::{Entry, OutOfTableMemory, RamState};
-use crate::retained::PageBits;
+use crate::p2m::{Entry, RamState};
+use crate::page_bits::PageBits;
 
 const PAGES: usize = SUPERPAGE_PAGES as usize;
 /// Pages that may be held beyond the target while they are copied, if there is no other way.
@@ -194,7 +195,7 @@ impl<H: Host> Session<H> {
             moving.insert(index);
         }
         let moved = self.copy_singles(superpage, &from, &to, moving);
-        self.settle_moved(superpage, &from, &to, moving, moved);
+        self.commit_moves(superpage, &from, &to, moving, moved);
         self.give_back_dirty(from_host);
         work.moved += moved.done.count();
         moved.done.count()
@@ -291,7 +292,7 @@ impl<H: Host> Session<H> {
         moved
     }
 
-    fn settle_moved(
+    fn commit_moves(
         &mut self,
         superpage: Superpage,
         from: &[Mfn; PAGES],

@@ -7,8 +7,8 @@
 use core::fmt;
 
 use super::Session;
-use super::check::Check;
-use super::examine::WORTH_COPYING;
+use super::sweep::Step;
+use super::zero_check::{Check, WORTH_COPYING};
 use crate::domain::{Forecast, InvalidTouch};
 use crate::event::Event;
 use crate::frame::{Gfn, Mfn, Order, SUPERPAGE_PAGES};
@@ -16,7 +16,6 @@ use crate::machine::{Allocated, Content, Host, Machine, Mapped};
 use crate::p2m::{Entry, RamState};
 use crate::policy::BeforeFrame;
 use crate::ring::Recent;
-use crate::sweep::Step;
 
 /// The answer to a touch.
 #[must_use = "the guest waits for an answer"]

@@ -3,9 +3,9 @@
 //! [R17]: crate::rules#r17
 
 use super::Session;
+use crate::error::OutOfTableMemory;
 use crate::frame::{Mfn, Order};
 use crate::machine::{Host, Machine};
-use crate::p2m::OutOfTableMemory;
 
 /// What was done about a broken frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -88,9 +88,9 @@ impl<H: Host> Session<H> {
 
     /// Gives the retained pages of a claimed superpage back to the cache, so that its entry may be
     /// changed. False if that cannot be done now.
-    pub(super) fn settle_outs(&mut self, superpage: Superpage) -> bool {
+    pub(super) fn reclaim_retained(&mut self, superpage: Superpage) -> bool {
         if self.domain().p2m.outs(superpage) > 0 {
-            self.examine(superpage, SUPERPAGE_PAGES);
+            self.check_ours(superpage, SUPERPAGE_PAGES);
         }
         self.domain().p2m.outs(superpage) == 0
     }

@@ -8,10 +8,10 @@ use core::fmt;
 use super::{Progress, Session};
 use crate::cache::Dirty;
 use crate::domain::{Domain, Upkeep};
+use crate::error::OutOfTableMemory;
 use crate::event::Event;
 use crate::frame::{Mfn, Order, SUPERPAGE_PAGES};
 use crate::machine::{Allocated, Content, Host, Machine};
-use crate::p2m::OutOfTableMemory;
 use crate::policy::Policy;
 
 /// The cache could not be filled; what was got so far stays, and the target stands.
@@ -170,7 +170,7 @@ impl<H: Host> Session<H> {
         }
         domain.borrowed = domain.borrowed();
         domain.target = target;
-        domain.p2m.forgive();
+        domain.p2m.clear_deferred();
         Ok(())
     }
 

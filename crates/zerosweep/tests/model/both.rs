@@ -228,7 +228,7 @@ impl Both {
                 let gfn = Gfn::new(page % pages);
                 let mapped = self.guest.machine.translate(gfn).is_some();
                 let mut runs = false;
-                let settled = self.session().settle(gfn, |_| runs = true);
+                let settled = self.session().with_claim(gfn, |_| runs = true);
                 assert_eq!(settled, runs);
                 assert!(mapped || !settled);
             }

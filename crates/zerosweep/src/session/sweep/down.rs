@@ -4,7 +4,8 @@ use crate::event::Event;
 use crate::frame::{Gfn, SUPERPAGE_PAGES, Superpage};
 use crate::machine::Host;
 use crate::p2m::Entry;
-use crate::session::{BATCH, Progress, Session, WORTH_COPYING};
+use crate::session::zero_check::{BATCH, WORTH_COPYING};
+use crate::session::{Progress, Session};
 
 /// A sweep visits at least this many pages, even if it finds something before.
 const LIMIT: u64 = 1024;

@@ -5,12 +5,14 @@
 //! times. What the last faults populated may have to be left alone
 //! ([`Touched`](crate::ring::Touched)).
 
+use crate::cursors::{Fruitless, Phase, Seek};
 use crate::domain::Domain;
 use crate::event::Event;
 use crate::frame::{Gfn, SUPERPAGE_PAGES, Superpage};
 use crate::machine::Host;
 use crate::p2m::Entry;
-use crate::session::{BATCH, Session, WORTH_COPYING};
+use crate::session::Session;
+use crate::session::zero_check::{BATCH, WORTH_COPYING};
 
 /// The outcome of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,50 +21,6 @@ pub(crate) enum Step {
     Ended,
     /// The budget is used up.
     Again,
-}
-
-/// What is looked at in this round.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Phase {
-    #[default]
-    Superpages,
-    BrokenRanges,
-    WholeRanges,
-}
-
-/// Where the sweep is.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Cursor {
-    phase: Phase,
-    next: u64,
-    /// Ranges seen in this phase since something was found.
-    seen: u64,
-    /// Whether one of them was in transit.
-    passed_over: bool,
-    /// Singles were found in this round: before it is given up, another is made.
-    found: bool,
-    /// Full rounds in which something was passed over and nothing found.
-    rounds: u64,
-    /// A round found nothing.
-    fruitless: Option<Fruitless>,
-}
-
-/// When a sweep that found nothing is worth repeating.
-#[derive(Clone, Copy, Debug)]
-struct Fruitless {
-    /// At this count of populates.
-    populates: u64,
-    /// As soon as the guest has given back more than this.
-    given_back: u64,
-}
-
-/// Where the search for a superpage is.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Seek {
-    next: u64,
-    seen: u64,
-    /// A round found nothing: how many populates there had been.
-    fruitless: Option<u64>,
 }
 
 /// A step ends when it has found this many pages: a superpage, or a batch of singles.
@@ -251,27 +209,6 @@ impl Domain {
     pub fn allow_sweep(&mut self) {
         self.cursors.bounded.fruitless = None;
         self.rings.touched.forget();
-        self.p2m.forgive();
-    }
-}
-
-impl Cursor {
-    /// Whether the last sweep found nothing.
-    pub(crate) fn is_fruitless(&self) -> bool {
-        self.fruitless.is_some()
-    }
-
-    /// A superpage was found: superpages first, the next time. A single: on with this round, or
-    /// what was looked at before would be looked at again and again.
-    fn note_found(&mut self) {
-        if self.phase == Phase::Superpages {
-            self.restart();
-        } else {
-            (self.found, self.rounds) = (true, 0);
-        }
-    }
-
-    fn restart(&mut self) {
-        *self = Self { next: self.next, ..Self::default() };
+        self.p2m.clear_deferred();
     }
 }
