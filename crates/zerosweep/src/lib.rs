@@ -85,7 +85,8 @@ pub use domain::{
 pub use error::OutOfTableMemory;
 pub use event::Event;
 pub use frame::{
-    FRAME_LIMIT, Gfn, Mfn, Order, PAGE_BYTES, SUPERPAGE_BYTES, SUPERPAGE_PAGES, Superpage,
+    FRAME_LIMIT, Gfn, Mfn, Order, PAGE_BYTES, SUPERPAGE_BYTES, SUPERPAGE_PAGES, Superframe,
+    Superpage,
 };
 pub use machine::{
     Allocated, Content, Exclusive, Host, Machine, MapError, Mapped, OutOfFrames, QUICK_CHECK_WORDS,

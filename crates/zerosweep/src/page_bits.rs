@@ -35,6 +35,19 @@ impl PageBits {
         self.0.iter().map(|word| u64::from(word.count_ones())).sum()
     }
 
+    /// No page.
+    pub(crate) const EMPTY: Self = Self([0; PAGES / 64]);
+    /// All pages.
+    pub(crate) const ALL: Self = Self([u64::MAX; PAGES / 64]);
+
+    /// Takes the first page out; `None` if it is empty.
+    pub(crate) fn take_first(&mut self) -> Option<usize> {
+        let word = self.0.iter().position(|&bits| bits != 0)?;
+        let bit = self.0[word].trailing_zeros() as usize;
+        self.0[word] &= self.0[word] - 1;
+        Some(word * 64 + bit)
+    }
+
     /// Its bits: page 0 is bit 0 of the first word.
     pub(crate) fn words(&self) -> [u64; PAGES / 64] {
         self.0

@@ -15,7 +15,7 @@ use alloc::vec::Vec;
 use super::{Progress, Session};
 use crate::cache::Dirty;
 use crate::error::OutOfTableMemory;
-use crate::frame::{Mfn, Order, PAGE_BYTES, SUPERPAGE_PAGES, Superpage};
+use crate::frame::{Mfn, Order, PAGE_BYTES, SUPERPAGE_PAGES, Superframe, Superpage};
 use crate::machine::{Allocated, Host, Machine, OutOfFrames, Unmapped};
 use crate::p2m::{Entry, RamState};
 use crate::page_bits::PageBits;
@@ -61,7 +61,7 @@ impl Consolidation {
     }
 
     fn count(&mut self, mfn: Mfn, pinned: bool) -> Result<(), OutOfTableMemory> {
-        let superframe = (mfn.raw() / SUPERPAGE_PAGES) as usize;
+        let superframe = mfn.superframe().index();
         if superframe >= self.lying.len() {
             let more = superframe + 1 - self.lying.len();
             self.lying.try_reserve(more).map_err(|_| OutOfTableMemory)?;
@@ -92,7 +92,7 @@ impl Consolidation {
     }
 
     fn stays(&self, mfn: Mfn) -> bool {
-        let superframe = (mfn.raw() / SUPERPAGE_PAGES) as usize;
+        let superframe = mfn.superframe().index();
         // What was not there when it was counted is left alone.
         self.lying.get(superframe).is_none_or(|lying| lying.stays)
     }
@@ -209,7 +209,7 @@ impl<H: Host> Session<H> {
         from_host: u64,
     ) -> Option<(Mfn, bool)> {
         while let Some(&superframe) = work.stay.get(work.full) {
-            let first = Mfn::new(u64::from(superframe) * SUPERPAGE_PAGES);
+            let first = Superframe::new(u64::from(superframe)).first();
             let domain = self.host.domain();
             if let Some(mfn) = domain.cache.take_single_in(first) {
                 domain.flight.in_hand += 1;

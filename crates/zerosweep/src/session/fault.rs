@@ -14,7 +14,7 @@ use crate::event::Event;
 use crate::frame::{Gfn, Mfn, Order, SUPERPAGE_PAGES};
 use crate::machine::{Allocated, Content, Host, Machine, Mapped};
 use crate::p2m::{Entry, RamState};
-use crate::policy::BeforeFrame;
+use crate::policy::{AfterPopulate, BeforeFrame};
 use crate::ring::Recent;
 
 /// The answer to a touch.
@@ -495,14 +495,16 @@ impl<H: Host> Session<H> {
         let domain = self.host.domain();
         let debt = domain.debt() > 0;
         let superpage = order >= Order::SUPERPAGE;
-        let old = match domain.policy {
-            crate::Policy::Xen2016 => {
+        let wanted = debt && superpage;
+        let old = match domain.policy.after_populate() {
+            AfterPopulate::Nothing => None,
+            AfterPopulate::Record2016 => {
                 domain.rings.xen_2016.record(recent);
                 None
             }
-            crate::Policy::Xen2012 if debt && superpage => domain.rings.xen_2012.record(recent),
-            crate::Policy::Zerosweep if debt && superpage => domain.rings.zerosweep.record(recent),
-            _ => None,
+            AfterPopulate::Check2012 if wanted => domain.rings.xen_2012.record(recent),
+            AfterPopulate::CheckZerosweep if wanted => domain.rings.zerosweep.record(recent),
+            AfterPopulate::Check2012 | AfterPopulate::CheckZerosweep => None,
         };
         if let Some(old) = old {
             let most = if domain.is_cache_low() { WORTH_COPYING } else { 0 };

@@ -12,7 +12,6 @@ use crate::error::OutOfTableMemory;
 use crate::event::Event;
 use crate::frame::{Mfn, Order, SUPERPAGE_PAGES};
 use crate::machine::{Allocated, Content, Host, Machine};
-use crate::policy::Policy;
 
 /// The cache could not be filled; what was got so far stays, and the target stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,13 +90,13 @@ impl Domain {
         let q = self.quantities();
         // While the balloon works, what is retained may be taken out any moment: only the cache
         // counts, and superpages in it wait for the pages that the guest touches to give them back.
-        let working = self.policy == Policy::Zerosweep && q.owed() > 0 && !idle;
+        let working = self.policy.returns_superframes() && q.owed() > 0 && !idle;
         let backing = if working { q.cache } else { q.cache + q.retained };
         let excess = backing.checked_sub(q.entries).filter(|&pages| pages > 0)?;
         let over = q.total() > q.target;
         let cache = &self.cache;
         let single = (cache.clean_pages() > 0).then_some(Excess::Single);
-        if self.policy == Policy::Zerosweep {
+        if self.policy.returns_superframes() {
             // What is to be cleared goes first: nobody needs to clear it then.
             if excess >= SUPERPAGE_PAGES {
                 if cache.has_dirty_superpage() {
