@@ -6,7 +6,7 @@ use std::panic::{self, RefUnwindSafe};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// So many inputs are made out of a corpus, if there is time.
+/// How many inputs are made out of a corpus, if there is time.
 const CHANGED: u64 = 4000;
 const TIME: Duration = Duration::from_secs(5);
 const SEED: u64 = 20_110_309;
@@ -57,8 +57,8 @@ impl Chance {
     }
 }
 
-/// Has `check` look at each file of a target's corpus, and at changes to them, and says how many
-/// that were. What it panics at is told as `shown` shows it.
+/// Calls `check` with each file of a target's corpus, and with changes to them. Returns a sentence
+/// with their number. An input at which `check` panics is reported as `shown` shows it.
 pub(crate) fn each(
     target: &str,
     check: impl Fn(&[u8]) + RefUnwindSafe,

@@ -1,5 +1,5 @@
-//! What somebody sees who has Rust and nothing else: an empty system, a clean clone, and the commands
-//! of the README.
+//! What a user sees on a system with Rust and nothing else: an empty system, a clean clone, and the
+//! commands of the README.
 //!
 //! The system is a Debian (or Ubuntu) root of the host's release, made by `mmdebstrap`, with a C
 //! compiler to link with and certificates. It becomes the root of a mount and a process namespace of
@@ -30,7 +30,7 @@ const PACKAGES: &str = "gcc,libc6-dev,ca-certificates";
 /// Where the clone and the toolchain are in the new root.
 const CLONE: &str = "root/zerosweep";
 const TOOLCHAIN: &str = "opt/rust";
-/// So long what was interrupted may take to end by itself.
+/// How long an interrupted command may take to end by itself.
 const ENDING: Duration = Duration::from_secs(15);
 
 /// Makes `$1` the root, with the toolchain of `$2`, and becomes the command `$3` in the clone.
@@ -52,7 +52,7 @@ rmdir /old
 exec sh -c "exec $3"
 "#;
 
-/// Where the root is made, and what becomes of it.
+/// Where the root is made, and whether it is kept.
 pub(crate) struct Options {
     /// `None`: below the target directory.
     pub(crate) root: Option<PathBuf>,

@@ -244,7 +244,7 @@ pub(crate) fn obtain(needs: &Needs) -> Vec<Missing> {
     let all: Vec<_> = missing.iter().flat_map(packages).copied().collect();
     let mut failures = Vec::new();
     if !all.is_empty() && apt::install(&all).is_err() {
-        // One that cannot be had keeps the others from being installed.
+        // One package that is not available keeps the others from being installed.
         for missing in &missing {
             let packages = packages(missing);
             if !packages.is_empty()

@@ -37,9 +37,9 @@ const PROGRAM: &str = "ZEROSWEEP_PROGRAM";
 const BUILD: [&str; 6] = ["build", RELEASE, "-p", "zerosweep-cli", "-p", "zerosweep-agent"];
 /// The module of them that compares times.
 const TIMED: &str = "boot_time::";
-/// So many test programs run at once: while one waits, or has one long test left, another goes on.
+/// Test programs that run at once: while one waits, or has one long test left, another goes on.
 const PROGRAMS: usize = 2;
-/// So many real guests run at once. With three, time limits passed on a machine with other work.
+/// Real guests that run at once. With three, time limits passed on a machine with other work.
 const GUESTS: usize = 2;
 
 /// Tests of one program that need the same, or all those that need nothing.
@@ -136,7 +136,7 @@ fn jobs<'a>(
     Ok(jobs)
 }
 
-/// Runs jobs, so many at once.
+/// Runs jobs, `lanes` of them at once.
 fn side_by_side(
     lanes: usize,
     jobs: Vec<Job<'_>>,

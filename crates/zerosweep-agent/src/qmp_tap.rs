@@ -18,7 +18,8 @@
 //! engine learns of a page that was taken again only when it is touched. Without that tool the
 //! target goes up but not down, and the guest goes on.
 //!
-//! Only sockets that were named are read: who can write to them can make the VMM do anything.
+//! Only sockets that were named are read: a process that can write to them can make the VMM do
+//! anything.
 //!
 //! Known holes: commands that do not end with a new line; the balloon asked through the monitor for
 //! people (`human-monitor-command`).
@@ -252,7 +253,7 @@ mod tests {
         assert_eq!(follower.commands(5, &both), [REQUEST, Command::Continue]);
         assert_eq!(follower.commands(5, b"{\"execute\":"), []);
         assert_eq!(follower.commands(5, b""), []);
-        assert_eq!(follower.commands(5, BALLOON), [REQUEST], "a new connection begins anew");
+        assert_eq!(follower.commands(5, BALLOON), [REQUEST], "a new connection starts over");
     }
 
     #[test]

@@ -2,12 +2,12 @@
 //
 // This file is made from crates/zerosweep-capi/src; docs/c.md is the introduction.
 //
-// Threads: every function may be called by any thread at any time, also with the same domain, unless
-// it says otherwise; locks and waiting are inside. What a pointer argument points to is read or
-// written during the call only, and is the caller's.
+// Threads: any thread may call any function at any time, also with the same domain, unless a
+// function says otherwise. The library does the locking and the waiting. What a pointer argument
+// points to is read or written during the call only, and belongs to the caller.
 //
-// Structures that begin with `size` grow at their end: set it to sizeof, and all else that you do
-// not know to 0. Older and newer programs and libraries then understand each other.
+// Structures that begin with `size` grow at their end. Set `size` to sizeof, and all fields that
+// you do not use to 0. Older and newer programs and libraries then understand each other.
 //
 // Numbers of pages, gfns (where the guest sees a page) and mfns (which frame stands behind it) are
 // in units of 4 KiB; an order is the log2 of a number of pages: 0 is a page, 9 a superpage of 2 MiB.
@@ -36,8 +36,8 @@
 // What a zero check returns when it found no word that is not zero.
 #define ZS_ALL_ZERO UINT32_MAX
 
-// What a call came to. 0: done. Above 0: no error, but not done either. Below 0: an error; nothing
-// was changed, unless it says otherwise. zs_error_message() has a text for each.
+// The result of a call. 0: done. Above 0: no error, but not done either. Below 0: an error;
+// nothing was changed, unless the function says otherwise. zs_error_message() has a text for each.
 enum zs_status
 #if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
   : int32_t
@@ -50,17 +50,17 @@ enum zs_status
     // No frame can be found. Let the guest wait (zs_fault_wait()), borrow (zs_fault_borrowing()),
     // raise the target, or end the guest.
     ZS_STATUS_EXHAUSTED = 2,
-    // A pointer is NULL that must not be.
+    // A pointer that must not be NULL is NULL.
     ZS_STATUS_NULL = -1,
     // A structure's `size` is too small: it was not set.
     ZS_STATUS_SIZE = -2,
     // A structure asks for something that this library does not know yet.
     ZS_STATUS_UNSUPPORTED = -3,
-    // A field has a value that it cannot have.
+    // A field has an invalid value.
     ZS_STATUS_VALUE = -4,
     // No policy has this name.
     ZS_STATUS_POLICY = -5,
-    // A function of zs_machine is NULL that must not be.
+    // A function of zs_machine that must not be NULL is NULL.
     ZS_STATUS_MACHINE = -6,
     // max_pages is 0, or too large.
     ZS_STATUS_MAX_PAGES = -7,
@@ -74,8 +74,8 @@ enum zs_status
     ZS_STATUS_BUSY = -11,
     // The domain would hold more than its target.
     ZS_STATUS_OVER_TARGET = -12,
-    // The host has no frame to give. After zs_set_target() and zs_fill() the target stands, and
-    // what was got is in the cache: zs_fill() goes on.
+    // The host has no frame to give. After zs_set_target() and zs_fill() the new target is in
+    // force, and the frames that were taken are in the cache. Call zs_fill() to go on.
     ZS_STATUS_OUT_OF_FRAMES = -13,
     // There is no memory for the engine's own tables.
     ZS_STATUS_OUT_OF_MEMORY = -14,
@@ -95,9 +95,9 @@ enum zs_status
     ZS_STATUS_AUDIT_FAILED = -21,
     // The call came from within a function of zs_machine, or from an event.
     ZS_STATUS_REENTRANT = -22,
-    // A function of zs_machine gave an answer that cannot be, or the engine found a defect in
-    // itself. The domain is of no use any more: all calls but zs_failure() and
-    // zs_domain_destroy() return this. zs_failure() says more.
+    // A function of zs_machine gave an invalid answer, or the engine found a defect in itself. The
+    // domain cannot be used any more: all calls except zs_failure() and zs_domain_destroy() return
+    // this. zs_failure() says more.
     ZS_STATUS_BROKEN = -23,
 };
 #ifndef __cplusplus
@@ -135,9 +135,9 @@ enum zs_mapped
  {
     // As one mapping of the order that was asked for.
     ZS_MAPPED_WHOLE = 0,
-    // As that many single pages.
+    // As single pages.
     ZS_MAPPED_PIECES = 1,
-    // Not at all; the run is where it was.
+    // Not at all; nothing has changed.
     ZS_MAPPED_FAILED = 2,
 };
 #ifndef __cplusplus
@@ -148,7 +148,7 @@ typedef uint32_t zs_mapped;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
-// What came of zs_machine.unmap.
+// The result of zs_machine.unmap.
 enum zs_unmapped
 #if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
   : uint32_t
@@ -156,7 +156,7 @@ enum zs_unmapped
  {
     // The guest cannot reach the run any more, once flushed.
     ZS_UNMAPPED_DONE = 0,
-    // Someone outside uses it, such as a device. It is mapped as before, though perhaps as single
+    // Something else uses the run, such as a device. It is mapped as before, but perhaps as single
     // pages.
     ZS_UNMAPPED_BUSY = 1,
 };
@@ -174,11 +174,11 @@ enum zs_machine_calls
   : uint32_t
 #endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
  {
-    // They are, by as many threads as call this library, never for the same pages or frames at
-    // once; allocate, allocate_in, free and flush too.
+    // By all threads that call this library, but never for the same pages or frames at once. This
+    // includes allocate, allocate_in, free and flush.
     ZS_MACHINE_CALLS_CONCURRENT = 0,
-    // One after the other: nothing in the machine needs a lock because of this library. A fault
-    // may then wait while another thread's call checks, clears or copies a superpage.
+    // By one thread at a time: the machine needs no lock because of this library. A fault may then
+    // wait while another thread's call checks, clears or copies a superpage.
     ZS_MACHINE_CALLS_SERIAL = 1,
 };
 #ifndef __cplusplus
@@ -189,7 +189,7 @@ typedef uint32_t zs_machine_calls;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
-// What a touch of a page means that is ballooned out.
+// What a touch of a page that is ballooned out means.
 enum zs_invalid_touch
 #if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
   : uint32_t
@@ -197,8 +197,8 @@ enum zs_invalid_touch
  {
     // An error of the guest's, as under Xen: ZS_STATUS_UNMAPPED.
     ZS_INVALID_TOUCH_REFUSE = 0,
-    // The guest takes the page back without a word, as under QEMU: it is promised and populated at
-    // once.
+    // The guest may use the page again without saying so, as under QEMU: the page is promised and
+    // populated at once.
     ZS_INVALID_TOUCH_INCREASE = 1,
 };
 #ifndef __cplusplus
@@ -209,14 +209,14 @@ typedef uint32_t zs_invalid_touch;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
-// Who does what can wait: clearing frames, breaking superpages of which pages are retained, giving
-// back what is left over.
+// Which thread does the upkeep: clears frames, breaks superpages with retained pages, and returns
+// surplus frames to the host.
 enum zs_upkeep_by
 #if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
   : uint32_t
 #endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
  {
-    // The operation that brings it about, before it returns.
+    // The operation that causes it, before it returns.
     ZS_UPKEEP_BY_OPERATION = 0,
     // The program, in a thread of its own: zs_wants_upkeep() and zs_upkeep().
     ZS_UPKEEP_BY_CALLER = 1,
@@ -251,14 +251,14 @@ enum zs_event_kind
     ZS_EVENT_KIND_STEAL = 6,
     // A frame went back to the host: mfn, order.
     ZS_EVENT_KIND_RETURN = 7,
-    // The guest can soon touch no more: pages that it can still touch without a scan; likely: more
-    // that a scan should find.
+    // The guest will soon be out of frames: pages: how many it can still touch without a scan;
+    // likely: how many more a scan should find.
     ZS_EVENT_KIND_LOW = 8,
     // No frame could be found: gfn, the page that was touched.
     ZS_EVENT_KIND_EXHAUSTED = 9,
-    // A step of a sweep ended: gfn where it began; pages that it brought.
+    // A step of a sweep ended: gfn: where it began; pages: how many it reclaimed.
     ZS_EVENT_KIND_SWEEP = 10,
-    // The guest has a page again that was out and whose frame had stayed: gfn.
+    // The guest has taken a retained page again: gfn.
     ZS_EVENT_KIND_RETAKE = 11,
 };
 #ifndef __cplusplus
@@ -269,7 +269,7 @@ typedef uint32_t zs_event_kind;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
-// What stands behind a page.
+// The kind of a page's entry.
 enum zs_entry_kind
 #if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
   : uint32_t
@@ -299,7 +299,7 @@ typedef struct zs_domain zs_domain;
 typedef struct zs_event {
     // Bytes in this structure, by the library.
     size_t size;
-    // A zs_event_kind. Pass over those that you do not know.
+    // A zs_event_kind. Ignore kinds that you do not know.
     uint32_t kind;
     // Size of the range: 2^order pages.
     uint32_t order;
@@ -319,7 +319,7 @@ typedef struct zs_event {
 typedef struct zs_config {
     // sizeof(zs_config).
     size_t size;
-    // Pages that the guest is told of: gfns 0 to max_pages.
+    // Pages that the guest is told that it has: gfns 0 to max_pages - 1.
     uint64_t max_pages;
     // Pages that the domain may hold: 1 to max_pages.
     uint64_t target;
@@ -337,73 +337,71 @@ typedef struct zs_config {
     uint32_t reserved;
     // How many bytes one zs_fault() may scan before it returns ZS_STATUS_MORE; 0: 8 MiB.
     uint64_t fault_budget_bytes;
-    // If the machine's frames are 0 to some number: that number, so that room for them is made
-    // beforehand. 0: not known.
+    // If the machine's frames are numbered from 0: how many there are, so that tables for them are
+    // allocated at the start. 0: not known.
     uint64_t expect_frames;
-    // Told of each event; NULL: nobody is. It is called by the thread that works, one event at a
-    // time, in order, under the domain's lock: write it down and return. It may not call this
-    // library, nor wait for a thread that does.
+    // Called with each event; NULL: events are not reported. The thread that works calls it with
+    // one event at a time, in order, under the domain's lock. It should record the event and
+    // return. It may not call this library, nor wait for a thread that does.
     void (*event)(void *opaque, const struct zs_event *event);
-    // Given to `event`.
+    // Passed to `event`.
     void *event_opaque;
 } zs_config;
 
-// The machine: what moves frames. A table of functions of yours.
+// The machine, which moves frames: a table of functions of the program.
 //
-// Runs have order 0 (a page) or 9 (a superpage, aligned to 512), unless it says otherwise. A
-// function that fails has changed nothing. Every function gets `opaque`.
+// Runs have order 0 (a page) or 9 (a superpage, aligned to 512), unless a function says otherwise.
+// A function that fails must have changed nothing. Every function gets `opaque`.
 //
-// None of them may call this library (zs_first_nonzero() excepted; others answer
-// ZS_STATUS_REENTRANT), throw, or leave by longjmp. They are called without any lock of the
-// library's but the one that ZS_MACHINE_CALLS_SERIAL asks for. The range that they work on is
-// claimed meanwhile: who touches it waits, in zs_fault().
+// The functions may not call this library (except zs_first_nonzero(); other calls return
+// ZS_STATUS_REENTRANT), throw, or leave by longjmp. They are called without a lock of the library,
+// except the one that ZS_MACHINE_CALLS_SERIAL asks for. The range that they work on is claimed
+// meanwhile: a thread that touches it waits, in zs_fault().
 //
-// An answer that cannot be, such as a frame that is not aligned, breaks the domain:
-// ZS_STATUS_BROKEN.
+// An invalid answer, such as a frame that is not aligned, breaks the domain: ZS_STATUS_BROKEN.
 typedef struct zs_machine {
     // sizeof(zs_machine).
     size_t size;
-    // Given to every function.
+    // Passed to every function.
     void *opaque;
-    // Takes a run from the host. Returns 0 and the first frame, aligned to its order; anything else
-    // if the host has none of that order. `content` is a zs_content, ZS_CONTENT_UNKNOWN unless it
-    // is written.
+    // Takes a run from the host. Returns 0 and the first frame, aligned to its order; anything
+    // else if the host has none of that order. `content` is a zs_content, ZS_CONTENT_UNKNOWN
+    // unless it is written.
     int32_t (*allocate)(void *opaque, uint32_t order, uint64_t *mfn, uint32_t *content);
-    // Gives a run back to the host. Its content is of no interest any more.
+    // Gives a run back to the host. Its content is not needed any more.
     void (*free)(void *opaque, uint64_t mfn, uint32_t order);
-    // Lets the guest have a run at `gfn`, where nothing is mapped. Returns a zs_mapped.
+    // Maps a run for the guest at `gfn`, where nothing is mapped. Returns a zs_mapped.
     uint32_t (*map)(void *opaque, uint64_t gfn, uint64_t mfn, uint32_t order);
-    // Takes a run out of the guest's view. Returns a zs_unmapped. Of a run that was mapped whole,
-    // single pages may be unmapped: the others stay. A run that was mapped in pieces may be
-    // unmapped whole.
+    // Unmaps a run. Returns a zs_unmapped. Single pages of a run that was mapped whole may be
+    // unmapped; the others stay mapped. A run that was mapped in pieces may be unmapped whole.
     uint32_t (*unmap)(void *opaque, uint64_t gfn, uint64_t mfn, uint32_t order);
-    // Waits until no CPU and no device can reach what was unmapped before, by any thread.
+    // Waits until no CPU and no device can reach what any thread has unmapped before.
     void (*flush)(void *opaque);
-    // Looks at the first 16 words of 8 bytes of each page of a mapped run, while the guest may
-    // write: a hint. Returns the offset, in words from the run's first one, of a word that is not
-    // zero, or ZS_ALL_ZERO.
+    // Looks at the first 16 words of 8 bytes of each page of a mapped run. The guest may write at
+    // the same time, so the result is a hint. Returns the offset of a word that is not zero, in
+    // words from the first one of the run, or ZS_ALL_ZERO.
     uint32_t (*quick_check)(void *opaque, uint64_t gfn, uint64_t mfn, uint32_t order);
     // Reads one word of 8 bytes, `word` words into a mapped superpage or page, while the guest may
     // write.
     uint64_t (*peek)(void *opaque, uint64_t gfn, uint64_t mfn, uint32_t word);
-    // Looks at all of `pages` frames, of one superframe, which are not mapped. Returns the offset
-    // in words of the first one that is not zero, or ZS_ALL_ZERO. zs_first_nonzero() is made for
-    // it.
+    // Looks at all words of `pages` frames, of one superframe, which are not mapped. Returns the
+    // offset of the first word that is not zero, in words, or ZS_ALL_ZERO. zs_first_nonzero() does
+    // this.
     uint32_t (*zero_check)(void *opaque, uint64_t mfn, uint64_t pages);
     // Fills a run that is not mapped with zeros.
     void (*clear)(void *opaque, uint64_t mfn, uint32_t order);
     // Copies a frame to another; neither is mapped.
     void (*copy)(void *opaque, uint64_t from, uint64_t to);
-    // Makes a page zero that is mapped and that the guest has given back. Returns a zs_content:
-    // what was in it before.
+    // Makes a mapped page that the guest has given back zero. Returns what was in it before: a
+    // zs_content.
     uint32_t (*scrub)(void *opaque, uint64_t gfn, uint64_t mfn);
-    // May be NULL: the host never has one. As allocate, a single page, of the 512 frames from
-    // `superframe` on: pages that are in use come together there.
+    // May be NULL: the host then never has such a page. As allocate, for a single page out of the
+    // 512 frames from `superframe` on. Consolidation moves live pages there.
     int32_t (*allocate_in)(void *opaque, uint64_t superframe, uint64_t *mfn, uint32_t *content);
-    // May be NULL: nothing is done. A superpage that is all zero goes to the cache: until it is
-    // mapped again nobody looks at it, and the machine may take back what stands behind it.
+    // May be NULL: nothing is done. A superpage that is all zero goes to the cache. Until it is
+    // mapped again nothing reads it, so the machine may take the memory behind it.
     void (*park)(void *opaque, uint64_t mfn);
-    // May be NULL: nothing is done. A frame that zs_offline() named is nobody's from now on; it
+    // May be NULL: nothing is done. A frame that zs_offline() named leaves the domain for good. It
     // must never be given out again.
     void (*retire)(void *opaque, uint64_t mfn);
 } zs_machine;
@@ -422,17 +420,17 @@ typedef struct zs_range {
 typedef struct zs_quantities {
     // sizeof(zs_quantities), by the caller.
     size_t size;
-    // Pages that the guest was told of.
+    // Pages that the guest is told that it has.
     uint64_t max;
     // Pages that the domain may hold.
     uint64_t target;
     // Pages with a frame.
     uint64_t populated;
-    // Pages promised without one.
+    // Pages that are promised and have no frame.
     uint64_t entries;
     // Frames that back nothing.
     uint64_t cache;
-    // Pages given back whose frame stays in its superpage until it is needed.
+    // Pages that were given back and whose frame stays in its superpage until it is needed.
     uint64_t retained;
     // What the domain holds: populated + cache + retained.
     uint64_t total;
@@ -454,7 +452,7 @@ typedef struct zs_quantities {
     uint64_t missing;
 } zs_quantities;
 
-// What a domain has done since it was made: bytes where it says so, else pages or times.
+// What a domain has done since it was made: bytes where the name says so, else pages or counts.
 typedef struct zs_statistics {
     // sizeof(zs_statistics), by the caller.
     size_t size;
@@ -497,13 +495,13 @@ typedef struct zs_entry {
     size_t size;
     // A zs_entry_kind.
     uint32_t kind;
-    // 9 where one entry stands for the superpage, else 0.
+    // 9 if one entry is for the whole superpage, else 0.
     uint32_t order;
-    // The frame of this page, of ram.
+    // The frame of this page, if it is ram.
     uint64_t mfn;
     // 1 if the frame is pinned.
     uint32_t is_pinned;
-    // 1 while an operation is at work on the superpage around the page.
+    // 1 while an operation works on the superpage around the page.
     uint32_t is_in_transit;
 } zs_entry;
 
@@ -511,48 +509,49 @@ typedef struct zs_entry {
 extern "C" {
 #endif // __cplusplus
 
-// The library's ZS_ABI_VERSION. If it is not the header's, do not go on.
+// Returns the library's ZS_ABI_VERSION. If it differs from the header's, do not go on.
 uint32_t zs_abi_version(void);
 
-// The library's version, such as "0.1.0". The string is the library's.
+// Returns the library's version, such as "0.1.0". The string belongs to the library.
 const char *zs_version(void);
 
-// What a zs_status means, in English. The string is the library's. Any number may be asked for.
+// Returns what a zs_status means, in English. The string belongs to the library. Any number is
+// allowed.
 const char *zs_error_message(int32_t status);
 
-// Makes a domain without a page: what follows is zs_populate_on_demand() and zs_set_target().
+// Makes a domain without a page. Call zs_populate_on_demand() and zs_set_target() next.
 //
-// Both structures are copied. What their pointers point to must stay until zs_domain_destroy(), but
-// for `policy`. The domain is the caller's. Every function that takes one may be called by any
-// number of threads at once, unless it says otherwise.
+// Both structures are copied. What their pointers point to must stay until zs_domain_destroy(),
+// except `policy`. The domain belongs to the caller. Any number of threads may call the functions
+// that take a domain at once, unless a function says otherwise.
 //
-// Errors: NULL, SIZE, UNSUPPORTED, VALUE, POLICY, MACHINE, MAX_PAGES, TARGET, OUT_OF_MEMORY. *domain
-// is written only if there is none.
+// Errors: NULL, SIZE, UNSUPPORTED, VALUE, POLICY, MACHINE, MAX_PAGES, TARGET, OUT_OF_MEMORY.
+// *domain is written only if there is no error.
 zs_status zs_domain_create(const struct zs_config *config,
                            const struct zs_machine *machine,
                            struct zs_domain **domain);
 
-// Ends a domain's own memory; NULL is allowed. The machine is not called: frames that are to go
-// back to it go back by zs_teardown() before. No other thread may be in a call with this domain, or
-// make one after.
+// Frees a domain's own memory; NULL is allowed. The machine is not called: to give the frames back
+// to it, call zs_teardown() before. No other thread may be in a call with this domain, or make one
+// later.
 //
 // Errors: REENTRANT.
 zs_status zs_domain_destroy(struct zs_domain *domain);
 
-// Promises 2^order pages from `gfn` on: a touch will populate them. What is promised already stays
-// so, and is not counted again. Any alignment.
+// Promises 2^order pages from `gfn` on: a touch will populate them. Pages that are promised
+// already stay promised, and are not counted again. Any alignment.
 //
 // Errors: ORDER, OUT_OF_RANGE, BUSY (ram or special in the range), OUT_OF_MEMORY, DYING.
 zs_status zs_populate_on_demand(struct zs_domain *domain, uint64_t gfn, uint32_t order);
 
-// Marks 2^order pages from `gfn` on as special: MMIO, foreign, page tables. They are never the
-// engine's. What was promised there no longer is. Any alignment.
+// Marks 2^order pages from `gfn` on as special: MMIO, foreign, page tables. The engine never
+// touches them. Pages that were promised there are promised no longer. Any alignment.
 //
 // Errors: ORDER, OUT_OF_RANGE, BUSY (ram in the range), OUT_OF_MEMORY, DYING.
 zs_status zs_set_special(struct zs_domain *domain, uint64_t gfn, uint32_t order);
 
 // Populates 2^order pages from `gfn` on with frames from the host, all or nothing: a kernel image,
-// or memory that the guest asks for again. What is promised there is replaced. Any alignment.
+// or memory that the guest asks for again. Promised pages there are replaced. Any alignment.
 //
 // Errors: ORDER, OUT_OF_RANGE, BUSY (ram or special in the range), OVER_TARGET, OUT_OF_FRAMES,
 // OUT_OF_MEMORY, DYING.
@@ -568,45 +567,47 @@ zs_status zs_pin(struct zs_domain *domain, uint64_t gfn);
 zs_status zs_unpin(struct zs_domain *domain, uint64_t gfn);
 
 // Sets how many pages the domain may hold, fills the cache up to it, and breaks superpages with
-// retained pages while the total is above it. May take long: zs_begin_target() is for that.
+// retained pages while the total is above it. This may take long; zs_begin_target() works in
+// steps.
 //
-// Errors: TARGET, DYING; OUT_OF_FRAMES, OUT_OF_MEMORY: the target stands, zs_fill() goes on.
+// Errors: TARGET, DYING. OUT_OF_FRAMES, OUT_OF_MEMORY: the target is in force; call zs_fill() to
+// go on.
 zs_status zs_set_target(struct zs_domain *domain, uint64_t target);
 
-// Sets how many pages the domain may hold, and no more: zs_shrink() and zs_fill() do the rest, in
-// steps.
+// Sets how many pages the domain may hold, and does nothing else. zs_shrink() and zs_fill() do the
+// rest, in steps.
 //
 // Errors: TARGET, DYING.
 zs_status zs_begin_target(struct zs_domain *domain, uint64_t target);
 
 // Breaks up to `steps` superpages with retained pages while the total is above the target, and
-// gives back what is left over. MORE if there may be more of either.
+// returns surplus frames to the host. MORE if there may be more to do.
 zs_status zs_shrink(struct zs_domain *domain, uint64_t steps);
 
-// Takes up to `steps` runs from the host for the cache, as far as the target allows. MORE if some
-// are left to take.
+// Takes up to `steps` runs from the host for the cache, as far as the target allows. MORE if there
+// are more to take.
 //
-// Errors: OUT_OF_FRAMES, OUT_OF_MEMORY: what was got stays.
+// Errors: OUT_OF_FRAMES, OUT_OF_MEMORY: the frames that were taken stay in the cache.
 zs_status zs_fill(struct zs_domain *domain, uint64_t steps);
 
-// The guest touched `gfn`. At OK the range around it, which `range` says unless it is NULL, is
-// populated and mapped. Waits for another operation on the range, but not for frames.
+// The guest touched `gfn`. With OK, the range around it is populated and mapped, and `range` gets
+// that range unless it is NULL. Waits for another operation on the range, but not for frames.
 //
-// MORE: the budget is used up, serve others and call again. EXHAUSTED: no frame can be found.
+// MORE: the budget is used up; serve others and call again. EXHAUSTED: no frame can be found.
 //
 // Errors: UNMAPPED, SPECIAL, MAP_FAILED, OUT_OF_MEMORY, DYING.
 zs_status zs_fault(struct zs_domain *domain, uint64_t gfn, struct zs_range *range);
 
-// As zs_fault(), but takes a page from the host beyond the target rather than to return EXHAUSTED;
-// it is counted as borrowed. EXHAUSTED still, if the host has none.
+// As zs_fault(), but takes a page from the host beyond the target instead of returning EXHAUSTED.
+// The page is counted as borrowed. EXHAUSTED only if the host has no page.
 zs_status zs_fault_borrowing(struct zs_domain *domain, uint64_t gfn, struct zs_range *range);
 
 // As zs_fault(), but when there is no frame it waits until other threads' operations bring one:
-// pages given back, a higher target, a sweep. EXHAUSTED if none came for `timeout_ms`;
-// UINT64_MAX: waits for ever. Not for a thread that others need in order to bring frames.
+// pages given back, a higher target, a sweep. EXHAUSTED if no frame came for `timeout_ms`
+// (UINT64_MAX: waits for ever). Do not call it from a thread that others need to bring frames.
 //
-// What the guest made zero by itself nobody is told of: call zs_allow_sweep() about once a second
-// while somebody waits.
+// Nothing reports the pages that the guest itself made zero. Call zs_allow_sweep() about once a
+// second while a thread waits, so that they are found.
 zs_status zs_fault_wait(struct zs_domain *domain,
                         uint64_t gfn,
                         uint64_t timeout_ms,
@@ -626,33 +627,34 @@ zs_status zs_decrease(struct zs_domain *domain, uint64_t gfn, uint32_t order, ui
 // Errors: OUT_OF_RANGE, DYING.
 zs_status zs_discard(struct zs_domain *domain, uint64_t gfn, uint64_t pages, uint64_t *discarded);
 
-// The guest takes `pages` pages from `gfn` on again: its balloon deflates. Those whose frames are
-// still there are its own at once; `retaken`, unless it is NULL, says how many. The others come by
-// zs_populate_on_demand(), zs_populate_physmap(), or with ZS_INVALID_TOUCH_INCREASE by themselves.
+// The guest takes `pages` pages from `gfn` on again: its balloon deflates. Retained pages are
+// retaken at once; `retaken`, unless it is NULL, says how many. For the others, call
+// zs_populate_on_demand() or zs_populate_physmap(); with ZS_INVALID_TOUCH_INCREASE, the guest's
+// touch is enough.
 zs_status zs_retake(struct zs_domain *domain, uint64_t gfn, uint64_t pages, uint64_t *retaken);
 
-// Goes on with a full sweep: looks at `superpages` superpages from number *next on, and takes back
-// what is zero. *next, 0 at the start, is moved on. MORE until the end, and until what came free is
-// back with the host.
+// Goes on with a full sweep: checks `superpages` superpages from number *next on, and reclaims
+// those that are zero. *next must be 0 at the start, and is advanced. MORE until the end, and
+// until surplus frames have been returned to the host.
 //
 // Errors: NULL, DYING.
 zs_status zs_sweep(struct zs_domain *domain, uint64_t *next, uint64_t superpages);
 
-// The next fault that finds no frame sweeps again, though the last sweep found nothing.
+// Lets the next fault that finds no frame sweep again, although the last sweep found nothing.
 zs_status zs_allow_sweep(struct zs_domain *domain);
 
-// MORE if zs_upkeep() has something to do, else OK. Cheap. `idle`: not 0 if the balloon has
-// stopped, though it may be short of the target.
+// Returns MORE if zs_upkeep() has something to do, else OK. Cheap. `idle`: not 0 if the balloon
+// has stopped, even if it has not reached the target.
 zs_status zs_wants_upkeep(struct zs_domain *domain, uint32_t idle);
 
-// Does what can wait, in up to `steps` steps of about a superpage each. MORE if something is left.
+// Does the upkeep, in up to `steps` steps of about a superpage each. MORE if something is left.
 // `idle`: as for zs_wants_upkeep(). For ZS_UPKEEP_BY_CALLER.
 zs_status zs_upkeep(struct zs_domain *domain, uint64_t steps, uint32_t idle);
 
-// Goes on with a consolidation, or begins one if `anew` is not 0, for up to `superpages` ranges:
-// single pages are copied together, so that whole superpages come free. MORE until the end.
-// `moved`, unless it is NULL, says how many pages this consolidation has moved. A domain has one
-// consolidation; a second thread waits for the first one's step.
+// Goes on with a consolidation, or begins one if `anew` is not 0, for up to `superpages` ranges. A
+// consolidation moves single pages together, so that whole superpages become free. MORE until the
+// end. `moved`, unless it is NULL, says how many pages this consolidation has moved. A domain has
+// one consolidation; a second thread waits for the step of the first.
 //
 // Errors: OUT_OF_MEMORY.
 zs_status zs_consolidate(struct zs_domain *domain,
@@ -660,50 +662,50 @@ zs_status zs_consolidate(struct zs_domain *domain,
                          uint64_t superpages,
                          uint64_t *moved);
 
-// A frame is broken: it leaves the cache for good, zs_machine.retire is told, and another is taken
-// from the host if one is needed.
+// Takes a broken frame out of the cache for good and calls zs_machine.retire with it. Takes
+// another frame from the host if one is needed.
 //
 // Errors: NOT_CACHED (the guest has it, or the host), OUT_OF_MEMORY: nothing is changed.
 // OUT_OF_FRAMES: it is gone, but the host had no other.
 zs_status zs_offline(struct zs_domain *domain, uint64_t mfn);
 
-// Recounts everything. `text`, of `bytes` bytes, gets what it found to be different, or "" if
-// nothing is; it may be NULL. Takes time and memory by the size of the guest, under the domain's
-// lock: for tests and for an operator's command.
+// Recounts all figures. `text`, of `bytes` bytes, gets the first difference, or "" if there is
+// none; it may be NULL. The audit takes time and memory by the size of the guest, under the
+// domain's lock. It is for tests and for an operator's command.
 //
 // Errors: AUDIT_FAILED, OUT_OF_MEMORY.
 zs_status zs_audit(struct zs_domain *domain, char *text, size_t bytes);
 
-// The quantities of this moment, which belong together. Set quantities->size before.
+// Gets the quantities, all of the same moment. Set quantities->size before.
 //
 // Errors: NULL, SIZE.
 zs_status zs_get_quantities(struct zs_domain *domain, struct zs_quantities *quantities);
 
-// What the domain has done since it was made. Set statistics->size before.
+// Gets what the domain has done since it was made. Set statistics->size before.
 //
 // Errors: NULL, SIZE.
 zs_status zs_get_statistics(struct zs_domain *domain, struct zs_statistics *statistics);
 
-// What stands behind a page at this moment. Set entry->size before. A page that is given back and
-// retained is invalid, like any other that is given back.
+// Gets a page's entry at this moment. Set entry->size before. A retained page is invalid, like any
+// other page that was given back.
 //
 // Errors: NULL, SIZE, OUT_OF_RANGE.
 zs_status zs_lookup(struct zs_domain *domain, uint64_t gfn, struct zs_entry *entry);
 
-// Takes the domain down: up to `superpages` superpages are unmapped, and their frames and those of
-// the cache go back to the machine. MORE until all are back; OK then. No other operation is
-// accepted from the first call on. A frame that is busy is tried again at the next call.
+// Takes the domain down: unmaps up to `superpages` superpages, and gives their frames and those of
+// the cache back to the machine. MORE until all are back, then OK. From the first call on, no
+// other operation is accepted. A frame that is busy is tried again at the next call.
 zs_status zs_teardown(struct zs_domain *domain, uint64_t superpages);
 
-// Why calls return BROKEN: writes what is known to `text`, of `bytes` bytes, which may be NULL.
-// Returns BROKEN, or OK and "" if the domain is not broken.
+// Writes why calls return BROKEN to `text`, of `bytes` bytes, which may be NULL. Returns BROKEN,
+// or OK and "" if the domain is not broken.
 zs_status zs_failure(struct zs_domain *domain, char *text, size_t bytes);
 
 // Looks for the first of `count` words of 8 bytes that is not zero, with vector instructions where
-// the CPU has them. Returns its index, or ZS_ALL_ZERO, also if `words` is NULL. Others may write
-// the words meanwhile: the answer is a hint then. May be called from the machine's functions.
+// the CPU has them. Returns its index, or ZS_ALL_ZERO, also if `words` is NULL. Other threads may
+// write the words meanwhile; the result is then a hint. The machine's functions may call this.
 //
-// `words` is aligned to 8 bytes, and `count` is less than ZS_ALL_ZERO.
+// `words` must be aligned to 8 bytes, and `count` must be less than ZS_ALL_ZERO.
 uint32_t zs_first_nonzero(const uint64_t *words, size_t count);
 
 #ifdef __cplusplus

@@ -43,19 +43,19 @@ pub enum zs_content {
 pub enum zs_mapped {
     /// As one mapping of the order that was asked for.
     Whole = 0,
-    /// As that many single pages.
+    /// As single pages.
     Pieces = 1,
-    /// Not at all; the run is where it was.
+    /// Not at all; nothing has changed.
     Failed = 2,
 }
 
-/// What came of zs_machine.unmap.
+/// The result of zs_machine.unmap.
 #[repr(u32)]
 #[derive(Clone, Copy)]
 pub enum zs_unmapped {
     /// The guest cannot reach the run any more, once flushed.
     Done = 0,
-    /// Someone outside uses it, such as a device. It is mapped as before, though perhaps as single
+    /// Something else uses the run, such as a device. It is mapped as before, but perhaps as single
     /// pages.
     Busy = 1,
 }
@@ -64,31 +64,31 @@ pub enum zs_unmapped {
 #[repr(u32)]
 #[derive(Clone, Copy)]
 pub enum zs_machine_calls {
-    /// They are, by as many threads as call this library, never for the same pages or frames at
-    /// once; allocate, allocate_in, free and flush too.
+    /// By all threads that call this library, but never for the same pages or frames at once. This
+    /// includes allocate, allocate_in, free and flush.
     Concurrent = 0,
-    /// One after the other: nothing in the machine needs a lock because of this library. A fault
-    /// may then wait while another thread's call checks, clears or copies a superpage.
+    /// By one thread at a time: the machine needs no lock because of this library. A fault may then
+    /// wait while another thread's call checks, clears or copies a superpage.
     Serial = 1,
 }
 
-/// What a touch of a page means that is ballooned out.
+/// What a touch of a page that is ballooned out means.
 #[repr(u32)]
 #[derive(Clone, Copy)]
 pub enum zs_invalid_touch {
     /// An error of the guest's, as under Xen: ZS_STATUS_UNMAPPED.
     Refuse = 0,
-    /// The guest takes the page back without a word, as under QEMU: it is promised and populated at
-    /// once.
+    /// The guest may use the page again without saying so, as under QEMU: the page is promised and
+    /// populated at once.
     Increase = 1,
 }
 
-/// Who does what can wait: clearing frames, breaking superpages of which pages are retained, giving
-/// back what is left over.
+/// Which thread does the upkeep: clears frames, breaks superpages with retained pages, and returns
+/// surplus frames to the host.
 #[repr(u32)]
 #[derive(Clone, Copy)]
 pub enum zs_upkeep_by {
-    /// The operation that brings it about, before it returns.
+    /// The operation that causes it, before it returns.
     Operation = 0,
     /// The program, in a thread of its own: zs_wants_upkeep() and zs_upkeep().
     Caller = 1,
@@ -114,14 +114,14 @@ pub enum zs_event_kind {
     Steal = 6,
     /// A frame went back to the host: mfn, order.
     Return = 7,
-    /// The guest can soon touch no more: pages that it can still touch without a scan; likely: more
-    /// that a scan should find.
+    /// The guest will soon be out of frames: pages: how many it can still touch without a scan;
+    /// likely: how many more a scan should find.
     Low = 8,
     /// No frame could be found: gfn, the page that was touched.
     Exhausted = 9,
-    /// A step of a sweep ended: gfn where it began; pages that it brought.
+    /// A step of a sweep ended: gfn: where it began; pages: how many it reclaimed.
     Sweep = 10,
-    /// The guest has a page again that was out and whose frame had stayed: gfn.
+    /// The guest has taken a retained page again: gfn.
     Retake = 11,
 }
 
@@ -131,7 +131,7 @@ pub enum zs_event_kind {
 pub struct zs_event {
     /// Bytes in this structure, by the library.
     pub size: usize,
-    /// A zs_event_kind. Pass over those that you do not know.
+    /// A zs_event_kind. Ignore kinds that you do not know.
     pub kind: u32,
     /// Size of the range: 2^order pages.
     pub order: u32,
@@ -147,29 +147,28 @@ pub struct zs_event {
     pub likely: u64,
 }
 
-/// The machine: what moves frames. A table of functions of yours.
+/// The machine, which moves frames: a table of functions of the program.
 ///
-/// Runs have order 0 (a page) or 9 (a superpage, aligned to 512), unless it says otherwise. A
-/// function that fails has changed nothing. Every function gets `opaque`.
+/// Runs have order 0 (a page) or 9 (a superpage, aligned to 512), unless a function says otherwise.
+/// A function that fails must have changed nothing. Every function gets `opaque`.
 ///
-/// None of them may call this library (zs_first_nonzero() excepted; others answer
-/// ZS_STATUS_REENTRANT), throw, or leave by longjmp. They are called without any lock of the
-/// library's but the one that ZS_MACHINE_CALLS_SERIAL asks for. The range that they work on is
-/// claimed meanwhile: who touches it waits, in zs_fault().
+/// The functions may not call this library (except zs_first_nonzero(); other calls return
+/// ZS_STATUS_REENTRANT), throw, or leave by longjmp. They are called without a lock of the library,
+/// except the one that ZS_MACHINE_CALLS_SERIAL asks for. The range that they work on is claimed
+/// meanwhile: a thread that touches it waits, in zs_fault().
 ///
-/// An answer that cannot be, such as a frame that is not aligned, breaks the domain:
-/// ZS_STATUS_BROKEN.
+/// An invalid answer, such as a frame that is not aligned, breaks the domain: ZS_STATUS_BROKEN.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct zs_machine {
     /// sizeof(zs_machine).
     pub size: usize,
-    /// Given to every function.
+    /// Passed to every function.
     pub opaque: *mut c_void,
 
-    /// Takes a run from the host. Returns 0 and the first frame, aligned to its order; anything else
-    /// if the host has none of that order. `content` is a zs_content, ZS_CONTENT_UNKNOWN unless it
-    /// is written.
+    /// Takes a run from the host. Returns 0 and the first frame, aligned to its order; anything
+    /// else if the host has none of that order. `content` is a zs_content, ZS_CONTENT_UNKNOWN
+    /// unless it is written.
     pub allocate: Option<
         unsafe extern "C" fn(
             opaque: *mut c_void,
@@ -179,25 +178,24 @@ pub struct zs_machine {
         ) -> i32,
     >,
 
-    /// Gives a run back to the host. Its content is of no interest any more.
+    /// Gives a run back to the host. Its content is not needed any more.
     pub free: Option<unsafe extern "C" fn(opaque: *mut c_void, mfn: u64, order: u32)>,
 
-    /// Lets the guest have a run at `gfn`, where nothing is mapped. Returns a zs_mapped.
+    /// Maps a run for the guest at `gfn`, where nothing is mapped. Returns a zs_mapped.
     pub map:
         Option<unsafe extern "C" fn(opaque: *mut c_void, gfn: u64, mfn: u64, order: u32) -> u32>,
 
-    /// Takes a run out of the guest's view. Returns a zs_unmapped. Of a run that was mapped whole,
-    /// single pages may be unmapped: the others stay. A run that was mapped in pieces may be
-    /// unmapped whole.
+    /// Unmaps a run. Returns a zs_unmapped. Single pages of a run that was mapped whole may be
+    /// unmapped; the others stay mapped. A run that was mapped in pieces may be unmapped whole.
     pub unmap:
         Option<unsafe extern "C" fn(opaque: *mut c_void, gfn: u64, mfn: u64, order: u32) -> u32>,
 
-    /// Waits until no CPU and no device can reach what was unmapped before, by any thread.
+    /// Waits until no CPU and no device can reach what any thread has unmapped before.
     pub flush: Option<unsafe extern "C" fn(opaque: *mut c_void)>,
 
-    /// Looks at the first 16 words of 8 bytes of each page of a mapped run, while the guest may
-    /// write: a hint. Returns the offset, in words from the run's first one, of a word that is not
-    /// zero, or ZS_ALL_ZERO.
+    /// Looks at the first 16 words of 8 bytes of each page of a mapped run. The guest may write at
+    /// the same time, so the result is a hint. Returns the offset of a word that is not zero, in
+    /// words from the first one of the run, or ZS_ALL_ZERO.
     pub quick_check:
         Option<unsafe extern "C" fn(opaque: *mut c_void, gfn: u64, mfn: u64, order: u32) -> u32>,
 
@@ -206,9 +204,9 @@ pub struct zs_machine {
     pub peek:
         Option<unsafe extern "C" fn(opaque: *mut c_void, gfn: u64, mfn: u64, word: u32) -> u64>,
 
-    /// Looks at all of `pages` frames, of one superframe, which are not mapped. Returns the offset
-    /// in words of the first one that is not zero, or ZS_ALL_ZERO. zs_first_nonzero() is made for
-    /// it.
+    /// Looks at all words of `pages` frames, of one superframe, which are not mapped. Returns the
+    /// offset of the first word that is not zero, in words, or ZS_ALL_ZERO. zs_first_nonzero() does
+    /// this.
     pub zero_check: Option<unsafe extern "C" fn(opaque: *mut c_void, mfn: u64, pages: u64) -> u32>,
 
     /// Fills a run that is not mapped with zeros.
@@ -217,12 +215,12 @@ pub struct zs_machine {
     /// Copies a frame to another; neither is mapped.
     pub copy: Option<unsafe extern "C" fn(opaque: *mut c_void, from: u64, to: u64)>,
 
-    /// Makes a page zero that is mapped and that the guest has given back. Returns a zs_content:
-    /// what was in it before.
+    /// Makes a mapped page that the guest has given back zero. Returns what was in it before: a
+    /// zs_content.
     pub scrub: Option<unsafe extern "C" fn(opaque: *mut c_void, gfn: u64, mfn: u64) -> u32>,
 
-    /// May be NULL: the host never has one. As allocate, a single page, of the 512 frames from
-    /// `superframe` on: pages that are in use come together there.
+    /// May be NULL: the host then never has such a page. As allocate, for a single page out of the
+    /// 512 frames from `superframe` on. Consolidation moves live pages there.
     pub allocate_in: Option<
         unsafe extern "C" fn(
             opaque: *mut c_void,
@@ -232,11 +230,11 @@ pub struct zs_machine {
         ) -> i32,
     >,
 
-    /// May be NULL: nothing is done. A superpage that is all zero goes to the cache: until it is
-    /// mapped again nobody looks at it, and the machine may take back what stands behind it.
+    /// May be NULL: nothing is done. A superpage that is all zero goes to the cache. Until it is
+    /// mapped again nothing reads it, so the machine may take the memory behind it.
     pub park: Option<unsafe extern "C" fn(opaque: *mut c_void, mfn: u64)>,
 
-    /// May be NULL: nothing is done. A frame that zs_offline() named is nobody's from now on; it
+    /// May be NULL: nothing is done. A frame that zs_offline() named leaves the domain for good. It
     /// must never be given out again.
     pub retire: Option<unsafe extern "C" fn(opaque: *mut c_void, mfn: u64)>,
 }
@@ -247,7 +245,7 @@ pub struct zs_machine {
 pub struct zs_config {
     /// sizeof(zs_config).
     pub size: usize,
-    /// Pages that the guest is told of: gfns 0 to max_pages.
+    /// Pages that the guest is told that it has: gfns 0 to max_pages - 1.
     pub max_pages: u64,
     /// Pages that the domain may hold: 1 to max_pages.
     pub target: u64,
@@ -265,14 +263,14 @@ pub struct zs_config {
     pub reserved: u32,
     /// How many bytes one zs_fault() may scan before it returns ZS_STATUS_MORE; 0: 8 MiB.
     pub fault_budget_bytes: u64,
-    /// If the machine's frames are 0 to some number: that number, so that room for them is made
-    /// beforehand. 0: not known.
+    /// If the machine's frames are numbered from 0: how many there are, so that tables for them are
+    /// allocated at the start. 0: not known.
     pub expect_frames: u64,
-    /// Told of each event; NULL: nobody is. It is called by the thread that works, one event at a
-    /// time, in order, under the domain's lock: write it down and return. It may not call this
-    /// library, nor wait for a thread that does.
+    /// Called with each event; NULL: events are not reported. The thread that works calls it with
+    /// one event at a time, in order, under the domain's lock. It should record the event and
+    /// return. It may not call this library, nor wait for a thread that does.
     pub event: Option<unsafe extern "C" fn(opaque: *mut c_void, event: *const zs_event)>,
-    /// Given to `event`.
+    /// Passed to `event`.
     pub event_opaque: *mut c_void,
 }
 
@@ -294,17 +292,17 @@ pub struct zs_range {
 pub struct zs_quantities {
     /// sizeof(zs_quantities), by the caller.
     pub size: usize,
-    /// Pages that the guest was told of.
+    /// Pages that the guest is told that it has.
     pub max: u64,
     /// Pages that the domain may hold.
     pub target: u64,
     /// Pages with a frame.
     pub populated: u64,
-    /// Pages promised without one.
+    /// Pages that are promised and have no frame.
     pub entries: u64,
     /// Frames that back nothing.
     pub cache: u64,
-    /// Pages given back whose frame stays in its superpage until it is needed.
+    /// Pages that were given back and whose frame stays in its superpage until it is needed.
     pub retained: u64,
     /// What the domain holds: populated + cache + retained.
     pub total: u64,
@@ -326,7 +324,7 @@ pub struct zs_quantities {
     pub missing: u64,
 }
 
-/// What a domain has done since it was made: bytes where it says so, else pages or times.
+/// What a domain has done since it was made: bytes where the name says so, else pages or counts.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 pub struct zs_statistics {
@@ -365,7 +363,7 @@ pub struct zs_statistics {
     pub low_forecasts: u64,
 }
 
-/// What stands behind a page.
+/// The kind of a page's entry.
 #[repr(u32)]
 #[derive(Clone, Copy)]
 pub enum zs_entry_kind {
@@ -387,12 +385,12 @@ pub struct zs_entry {
     pub size: usize,
     /// A zs_entry_kind.
     pub kind: u32,
-    /// 9 where one entry stands for the superpage, else 0.
+    /// 9 if one entry is for the whole superpage, else 0.
     pub order: u32,
-    /// The frame of this page, of ram.
+    /// The frame of this page, if it is ram.
     pub mfn: u64,
     /// 1 if the frame is pinned.
     pub is_pinned: u32,
-    /// 1 while an operation is at work on the superpage around the page.
+    /// 1 while an operation works on the superpage around the page.
     pub is_in_transit: u32,
 }

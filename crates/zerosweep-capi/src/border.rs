@@ -52,7 +52,8 @@ pub(crate) fn without_domain(work: impl FnOnce() -> Result<zs_status, zs_status>
     }
 }
 
-/// Puts a domain where the program can have it. `Box::new` would end the process for want of memory.
+/// Puts a domain where the program can have it. `Box::new` would end the process for want of
+/// memory.
 pub(crate) fn lend(domain: zs_domain) -> Result<*mut zs_domain, zs_status> {
     let mut one = Vec::new();
     one.try_reserve_exact(1).map_err(|_| zs_status::OutOfMemory)?;

@@ -8,9 +8,10 @@
 //!  fault ────── Exhausted ──► wait for `changed`  ──► again
 //! ```
 //!
-//! Claims are given back under the lock, and whoever drops it wakes those that wait for a range;
-//! whoever ends an operation that may have brought frames wakes those that wait for one. Both look
-//! again under the lock before they wait, so that no wake-up is missed.
+//! Claims are given back under the lock. The thread that drops the lock wakes those that wait for
+//! a range. The thread that ends an operation that may have brought frames wakes those that wait
+//! for a frame. A waiting thread looks again under the lock before it waits, so no wake-up is
+//! missed.
 //!
 //! Locks, in order: the consolidation's, the domain's. The machine's is taken without the domain's.
 
@@ -213,7 +214,8 @@ impl zs_domain {
         if self.is_broken() { Err(zs_status::Broken) } else { Ok(books.changes != seen) }
     }
 
-    /// Goes on with a consolidation, or begins anew. Returns how many pages it has moved so far.
+    /// Goes on with a consolidation, or begins a new one. Returns the number of pages that it has
+    /// moved so far.
     pub(crate) fn consolidate(
         &self,
         anew: bool,

@@ -20,33 +20,34 @@ use crate::domain::{Beyond, zs_domain};
 use crate::machine::{Functions, Subscriber};
 use crate::status::zs_status;
 
-/// The library's ZS_ABI_VERSION. If it is not the header's, do not go on.
+/// Returns the library's ZS_ABI_VERSION. If it differs from the header's, do not go on.
 #[unsafe(no_mangle)]
 pub extern "C" fn zs_abi_version() -> u32 {
     ZS_ABI_VERSION
 }
 
-/// The library's version, such as "0.1.0". The string is the library's.
+/// Returns the library's version, such as "0.1.0". The string belongs to the library.
 #[unsafe(no_mangle)]
 pub extern "C" fn zs_version() -> *const c_char {
     const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "\0");
     VERSION.as_ptr().cast()
 }
 
-/// What a zs_status means, in English. The string is the library's. Any number may be asked for.
+/// Returns what a zs_status means, in English. The string belongs to the library. Any number is
+/// allowed.
 #[unsafe(no_mangle)]
 pub extern "C" fn zs_error_message(status: i32) -> *const c_char {
     zs_status::of(status).map_or(c"not a zs_status", zs_status::message).as_ptr()
 }
 
-/// Makes a domain without a page: what follows is zs_populate_on_demand() and zs_set_target().
+/// Makes a domain without a page. Call zs_populate_on_demand() and zs_set_target() next.
 ///
-/// Both structures are copied. What their pointers point to must stay until zs_domain_destroy(), but
-/// for `policy`. The domain is the caller's. Every function that takes one may be called by any
-/// number of threads at once, unless it says otherwise.
+/// Both structures are copied. What their pointers point to must stay until zs_domain_destroy(),
+/// except `policy`. The domain belongs to the caller. Any number of threads may call the functions
+/// that take a domain at once, unless a function says otherwise.
 ///
-/// Errors: NULL, SIZE, UNSUPPORTED, VALUE, POLICY, MACHINE, MAX_PAGES, TARGET, OUT_OF_MEMORY. *domain
-/// is written only if there is none.
+/// Errors: NULL, SIZE, UNSUPPORTED, VALUE, POLICY, MACHINE, MAX_PAGES, TARGET, OUT_OF_MEMORY.
+/// *domain is written only if there is no error.
 #[unsafe(no_mangle)]
 pub extern "C" fn zs_domain_create(
     config: *const zs_config,
@@ -93,9 +94,9 @@ fn make(config: &zs_config, machine: zs_machine) -> Result<zs_domain, zs_status>
     Ok(zs_domain::new(domain, functions, Subscriber::new(config), is_serial))
 }
 
-/// Ends a domain's own memory; NULL is allowed. The machine is not called: frames that are to go
-/// back to it go back by zs_teardown() before. No other thread may be in a call with this domain, or
-/// make one after.
+/// Frees a domain's own memory; NULL is allowed. The machine is not called: to give the frames back
+/// to it, call zs_teardown() before. No other thread may be in a call with this domain, or make one
+/// later.
 ///
 /// Errors: REENTRANT.
 #[unsafe(no_mangle)]
@@ -108,8 +109,8 @@ pub extern "C" fn zs_domain_destroy(domain: Option<NonNull<zs_domain>>) -> zs_st
     })
 }
 
-/// Promises 2^order pages from `gfn` on: a touch will populate them. What is promised already stays
-/// so, and is not counted again. Any alignment.
+/// Promises 2^order pages from `gfn` on: a touch will populate them. Pages that are promised
+/// already stay promised, and are not counted again. Any alignment.
 ///
 /// Errors: ORDER, OUT_OF_RANGE, BUSY (ram or special in the range), OUT_OF_MEMORY, DYING.
 #[unsafe(no_mangle)]
@@ -123,8 +124,8 @@ pub extern "C" fn zs_populate_on_demand(
     })
 }
 
-/// Marks 2^order pages from `gfn` on as special: MMIO, foreign, page tables. They are never the
-/// engine's. What was promised there no longer is. Any alignment.
+/// Marks 2^order pages from `gfn` on as special: MMIO, foreign, page tables. The engine never
+/// touches them. Pages that were promised there are promised no longer. Any alignment.
 ///
 /// Errors: ORDER, OUT_OF_RANGE, BUSY (ram in the range), OUT_OF_MEMORY, DYING.
 #[unsafe(no_mangle)]
@@ -139,7 +140,7 @@ pub extern "C" fn zs_set_special(
 }
 
 /// Populates 2^order pages from `gfn` on with frames from the host, all or nothing: a kernel image,
-/// or memory that the guest asks for again. What is promised there is replaced. Any alignment.
+/// or memory that the guest asks for again. Promised pages there are replaced. Any alignment.
 ///
 /// Errors: ORDER, OUT_OF_RANGE, BUSY (ram or special in the range), OVER_TARGET, OUT_OF_FRAMES,
 /// OUT_OF_MEMORY, DYING.
@@ -188,16 +189,18 @@ fn set_pinned(domain: Option<NonNull<zs_domain>>, gfn: u64, pinned: bool) -> zs_
 }
 
 /// Sets how many pages the domain may hold, fills the cache up to it, and breaks superpages with
-/// retained pages while the total is above it. May take long: zs_begin_target() is for that.
+/// retained pages while the total is above it. This may take long; zs_begin_target() works in
+/// steps.
 ///
-/// Errors: TARGET, DYING; OUT_OF_FRAMES, OUT_OF_MEMORY: the target stands, zs_fill() goes on.
+/// Errors: TARGET, DYING. OUT_OF_FRAMES, OUT_OF_MEMORY: the target is in force; call zs_fill() to
+/// go on.
 #[unsafe(no_mangle)]
 pub extern "C" fn zs_set_target(domain: Option<NonNull<zs_domain>>, target: u64) -> zs_status {
     on(domain, |domain| Ok(domain.session().set_target(target).map(|()| zs_status::Ok)?))
 }
 
-/// Sets how many pages the domain may hold, and no more: zs_shrink() and zs_fill() do the rest, in
-/// steps.
+/// Sets how many pages the domain may hold, and does nothing else. zs_shrink() and zs_fill() do the
+/// rest, in steps.
 ///
 /// Errors: TARGET, DYING.
 #[unsafe(no_mangle)]
@@ -206,25 +209,25 @@ pub extern "C" fn zs_begin_target(domain: Option<NonNull<zs_domain>>, target: u6
 }
 
 /// Breaks up to `steps` superpages with retained pages while the total is above the target, and
-/// gives back what is left over. MORE if there may be more of either.
+/// returns surplus frames to the host. MORE if there may be more to do.
 #[unsafe(no_mangle)]
 pub extern "C" fn zs_shrink(domain: Option<NonNull<zs_domain>>, steps: u64) -> zs_status {
     on(domain, |domain| Ok(progress(domain.session().shrink(steps))))
 }
 
-/// Takes up to `steps` runs from the host for the cache, as far as the target allows. MORE if some
-/// are left to take.
+/// Takes up to `steps` runs from the host for the cache, as far as the target allows. MORE if there
+/// are more to take.
 ///
-/// Errors: OUT_OF_FRAMES, OUT_OF_MEMORY: what was got stays.
+/// Errors: OUT_OF_FRAMES, OUT_OF_MEMORY: the frames that were taken stay in the cache.
 #[unsafe(no_mangle)]
 pub extern "C" fn zs_fill(domain: Option<NonNull<zs_domain>>, steps: u64) -> zs_status {
     on(domain, |domain| Ok(progress(domain.session().fill(steps)?)))
 }
 
-/// The guest touched `gfn`. At OK the range around it, which `range` says unless it is NULL, is
-/// populated and mapped. Waits for another operation on the range, but not for frames.
+/// The guest touched `gfn`. With OK, the range around it is populated and mapped, and `range` gets
+/// that range unless it is NULL. Waits for another operation on the range, but not for frames.
 ///
-/// MORE: the budget is used up, serve others and call again. EXHAUSTED: no frame can be found.
+/// MORE: the budget is used up; serve others and call again. EXHAUSTED: no frame can be found.
 ///
 /// Errors: UNMAPPED, SPECIAL, MAP_FAILED, OUT_OF_MEMORY, DYING.
 #[unsafe(no_mangle)]
@@ -236,8 +239,8 @@ pub extern "C" fn zs_fault(
     on(domain, |domain| Ok(answer(domain.fault(Gfn::new(gfn), Beyond::Stop)?, range)))
 }
 
-/// As zs_fault(), but takes a page from the host beyond the target rather than to return EXHAUSTED;
-/// it is counted as borrowed. EXHAUSTED still, if the host has none.
+/// As zs_fault(), but takes a page from the host beyond the target instead of returning EXHAUSTED.
+/// The page is counted as borrowed. EXHAUSTED only if the host has no page.
 #[unsafe(no_mangle)]
 pub extern "C" fn zs_fault_borrowing(
     domain: Option<NonNull<zs_domain>>,
@@ -248,11 +251,11 @@ pub extern "C" fn zs_fault_borrowing(
 }
 
 /// As zs_fault(), but when there is no frame it waits until other threads' operations bring one:
-/// pages given back, a higher target, a sweep. EXHAUSTED if none came for `timeout_ms`;
-/// UINT64_MAX: waits for ever. Not for a thread that others need in order to bring frames.
+/// pages given back, a higher target, a sweep. EXHAUSTED if no frame came for `timeout_ms`
+/// (UINT64_MAX: waits for ever). Do not call it from a thread that others need to bring frames.
 ///
-/// What the guest made zero by itself nobody is told of: call zs_allow_sweep() about once a second
-/// while somebody waits.
+/// Nothing reports the pages that the guest itself made zero. Call zs_allow_sweep() about once a
+/// second while a thread waits, so that they are found.
 #[unsafe(no_mangle)]
 pub extern "C" fn zs_fault_wait(
     domain: Option<NonNull<zs_domain>>,
@@ -333,9 +336,10 @@ pub extern "C" fn zs_discard(
     })
 }
 
-/// The guest takes `pages` pages from `gfn` on again: its balloon deflates. Those whose frames are
-/// still there are its own at once; `retaken`, unless it is NULL, says how many. The others come by
-/// zs_populate_on_demand(), zs_populate_physmap(), or with ZS_INVALID_TOUCH_INCREASE by themselves.
+/// The guest takes `pages` pages from `gfn` on again: its balloon deflates. Retained pages are
+/// retaken at once; `retaken`, unless it is NULL, says how many. For the others, call
+/// zs_populate_on_demand() or zs_populate_physmap(); with ZS_INVALID_TOUCH_INCREASE, the guest's
+/// touch is enough.
 #[unsafe(no_mangle)]
 pub extern "C" fn zs_retake(
     domain: Option<NonNull<zs_domain>>,
@@ -349,9 +353,9 @@ pub extern "C" fn zs_retake(
     })
 }
 
-/// Goes on with a full sweep: looks at `superpages` superpages from number *next on, and takes back
-/// what is zero. *next, 0 at the start, is moved on. MORE until the end, and until what came free is
-/// back with the host.
+/// Goes on with a full sweep: checks `superpages` superpages from number *next on, and reclaims
+/// those that are zero. *next must be 0 at the start, and is advanced. MORE until the end, and
+/// until surplus frames have been returned to the host.
 ///
 /// Errors: NULL, DYING.
 #[unsafe(no_mangle)]
@@ -367,7 +371,7 @@ pub extern "C" fn zs_sweep(
     })
 }
 
-/// The next fault that finds no frame sweeps again, though the last sweep found nothing.
+/// Lets the next fault that finds no frame sweep again, although the last sweep found nothing.
 #[unsafe(no_mangle)]
 pub extern "C" fn zs_allow_sweep(domain: Option<NonNull<zs_domain>>) -> zs_status {
     on(domain, |domain| {
@@ -376,8 +380,8 @@ pub extern "C" fn zs_allow_sweep(domain: Option<NonNull<zs_domain>>) -> zs_statu
     })
 }
 
-/// MORE if zs_upkeep() has something to do, else OK. Cheap. `idle`: not 0 if the balloon has
-/// stopped, though it may be short of the target.
+/// Returns MORE if zs_upkeep() has something to do, else OK. Cheap. `idle`: not 0 if the balloon
+/// has stopped, even if it has not reached the target.
 #[unsafe(no_mangle)]
 pub extern "C" fn zs_wants_upkeep(domain: Option<NonNull<zs_domain>>, idle: u32) -> zs_status {
     on(domain, |domain| {
@@ -386,7 +390,7 @@ pub extern "C" fn zs_wants_upkeep(domain: Option<NonNull<zs_domain>>, idle: u32)
     })
 }
 
-/// Does what can wait, in up to `steps` steps of about a superpage each. MORE if something is left.
+/// Does the upkeep, in up to `steps` steps of about a superpage each. MORE if something is left.
 /// `idle`: as for zs_wants_upkeep(). For ZS_UPKEEP_BY_CALLER.
 #[unsafe(no_mangle)]
 pub extern "C" fn zs_upkeep(
@@ -397,10 +401,10 @@ pub extern "C" fn zs_upkeep(
     on(domain, |domain| Ok(progress(domain.session().upkeep(steps, idle != 0))))
 }
 
-/// Goes on with a consolidation, or begins one if `anew` is not 0, for up to `superpages` ranges:
-/// single pages are copied together, so that whole superpages come free. MORE until the end.
-/// `moved`, unless it is NULL, says how many pages this consolidation has moved. A domain has one
-/// consolidation; a second thread waits for the first one's step.
+/// Goes on with a consolidation, or begins one if `anew` is not 0, for up to `superpages` ranges. A
+/// consolidation moves single pages together, so that whole superpages become free. MORE until the
+/// end. `moved`, unless it is NULL, says how many pages this consolidation has moved. A domain has
+/// one consolidation; a second thread waits for the step of the first.
 ///
 /// Errors: OUT_OF_MEMORY.
 #[unsafe(no_mangle)]
@@ -417,8 +421,8 @@ pub extern "C" fn zs_consolidate(
     })
 }
 
-/// A frame is broken: it leaves the cache for good, zs_machine.retire is told, and another is taken
-/// from the host if one is needed.
+/// Takes a broken frame out of the cache for good and calls zs_machine.retire with it. Takes
+/// another frame from the host if one is needed.
 ///
 /// Errors: NOT_CACHED (the guest has it, or the host), OUT_OF_MEMORY: nothing is changed.
 /// OUT_OF_FRAMES: it is gone, but the host had no other.
@@ -431,9 +435,9 @@ pub extern "C" fn zs_offline(domain: Option<NonNull<zs_domain>>, mfn: u64) -> zs
     })
 }
 
-/// Recounts everything. `text`, of `bytes` bytes, gets what it found to be different, or "" if
-/// nothing is; it may be NULL. Takes time and memory by the size of the guest, under the domain's
-/// lock: for tests and for an operator's command.
+/// Recounts all figures. `text`, of `bytes` bytes, gets the first difference, or "" if there is
+/// none; it may be NULL. The audit takes time and memory by the size of the guest, under the
+/// domain's lock. It is for tests and for an operator's command.
 ///
 /// Errors: AUDIT_FAILED, OUT_OF_MEMORY.
 #[unsafe(no_mangle)]
@@ -453,7 +457,7 @@ pub extern "C" fn zs_audit(
     })
 }
 
-/// The quantities of this moment, which belong together. Set quantities->size before.
+/// Gets the quantities, all of the same moment. Set quantities->size before.
 ///
 /// Errors: NULL, SIZE.
 #[unsafe(no_mangle)]
@@ -489,7 +493,7 @@ fn quantities_of(domain: &Domain) -> zs_quantities {
     }
 }
 
-/// What the domain has done since it was made. Set statistics->size before.
+/// Gets what the domain has done since it was made. Set statistics->size before.
 ///
 /// Errors: NULL, SIZE.
 #[unsafe(no_mangle)]
@@ -524,8 +528,8 @@ fn statistics_of(statistics: Statistics) -> zs_statistics {
     )
 }
 
-/// What stands behind a page at this moment. Set entry->size before. A page that is given back and
-/// retained is invalid, like any other that is given back.
+/// Gets a page's entry at this moment. Set entry->size before. A retained page is invalid, like any
+/// other page that was given back.
 ///
 /// Errors: NULL, SIZE, OUT_OF_RANGE.
 #[unsafe(no_mangle)]
@@ -568,16 +572,16 @@ fn entry_of(domain: &Domain, gfn: Gfn) -> Option<zs_entry> {
     Some(found)
 }
 
-/// Takes the domain down: up to `superpages` superpages are unmapped, and their frames and those of
-/// the cache go back to the machine. MORE until all are back; OK then. No other operation is
-/// accepted from the first call on. A frame that is busy is tried again at the next call.
+/// Takes the domain down: unmaps up to `superpages` superpages, and gives their frames and those of
+/// the cache back to the machine. MORE until all are back, then OK. From the first call on, no
+/// other operation is accepted. A frame that is busy is tried again at the next call.
 #[unsafe(no_mangle)]
 pub extern "C" fn zs_teardown(domain: Option<NonNull<zs_domain>>, superpages: u64) -> zs_status {
     on(domain, |domain| Ok(progress(domain.session().teardown(superpages))))
 }
 
-/// Why calls return BROKEN: writes what is known to `text`, of `bytes` bytes, which may be NULL.
-/// Returns BROKEN, or OK and "" if the domain is not broken.
+/// Writes why calls return BROKEN to `text`, of `bytes` bytes, which may be NULL. Returns BROKEN,
+/// or OK and "" if the domain is not broken.
 #[unsafe(no_mangle)]
 pub extern "C" fn zs_failure(
     domain: Option<NonNull<zs_domain>>,
@@ -592,10 +596,10 @@ pub extern "C" fn zs_failure(
 }
 
 /// Looks for the first of `count` words of 8 bytes that is not zero, with vector instructions where
-/// the CPU has them. Returns its index, or ZS_ALL_ZERO, also if `words` is NULL. Others may write
-/// the words meanwhile: the answer is a hint then. May be called from the machine's functions.
+/// the CPU has them. Returns its index, or ZS_ALL_ZERO, also if `words` is NULL. Other threads may
+/// write the words meanwhile; the result is then a hint. The machine's functions may call this.
 ///
-/// `words` is aligned to 8 bytes, and `count` is less than ZS_ALL_ZERO.
+/// `words` must be aligned to 8 bytes, and `count` must be less than ZS_ALL_ZERO.
 #[unsafe(no_mangle)]
 pub extern "C" fn zs_first_nonzero(words: *const u64, count: usize) -> u32 {
     if words.is_null() {

@@ -13,12 +13,12 @@
 //! | `border` | pointers in and out, panics stopped | reads and writes |
 //! | `functions` | the functions themselves | their names, the domain's end, the scan |
 //!
-//! Invariant: no panic crosses the border. One inside an operation breaks the domain: whoever
-//! waits there is let go, every later call is refused, and the memory of the guest is left as it
-//! is. An answer of the program's that cannot be is such a panic.
+//! Invariant: no panic crosses the border. A panic inside an operation breaks the domain: the
+//! waiting threads return, every later call is refused, and the memory of the guest is left as it
+//! is. An invalid answer of a function of the program's is such a panic.
 //!
 //! Invariant: the domain's lock is not held while a function of the machine runs (rule [R14]).
-//! Events are told under it, so that they come in order.
+//! Events are reported under it, so that they come in order.
 //!
 //! Absent on purpose: a domain without a lock. It would save some 20 ns a call, and a program that
 //! uses it from two threads after all would corrupt it silently.

@@ -47,9 +47,9 @@ impl Drop for Inside {
 /// The program's functions, of which those that must be there are.
 pub(crate) struct Functions(zs_machine);
 
-// SAFETY: `zs_machine` is a table of functions and a pointer that is only handed to them. Whoever
-// creates a domain vouches that they can be called from any thread that calls the library, at once
-// unless `ZS_MACHINE_CALLS_SERIAL` is set.
+// SAFETY: `zs_machine` is a table of functions and a pointer that is only handed to them. The
+// caller of `zs_domain_create` vouches that any thread that calls the library can call them, and
+// several at once unless `ZS_MACHINE_CALLS_SERIAL` is set.
 unsafe impl Send for Functions {}
 // SAFETY: as above.
 unsafe impl Sync for Functions {}
@@ -103,7 +103,7 @@ macro_rules! call {
         let Some(function) = $self.0.$name else {
             unreachable!("zs_domain_create has seen to it that there is {}", stringify!($name))
         };
-        // SAFETY: whoever created the domain vouches that the function can be called so.
+        // SAFETY: the caller of `zs_domain_create` vouches that the function can be called so.
         unsafe { function($self.0.opaque, $($argument),*) }
     }};
 }
@@ -160,7 +160,7 @@ impl Machine for Calls<'_> {
         let Some(allocate_in) = self.0.allocate_in else { return Err(OutOfFrames) };
         let name = "allocate_in";
         let allocated = Self::allocated(name, Order::PAGE, |mfn, content| {
-            // SAFETY: whoever created the domain vouches that the function can be called so.
+            // SAFETY: the caller of `zs_domain_create` vouches that the function can be called so.
             unsafe { allocate_in(self.0.opaque, superframe.raw(), mfn, content) }
         })?;
         let mfn = allocated.mfn;
@@ -225,27 +225,27 @@ impl Machine for Calls<'_> {
 
     fn park(&mut self, mfn: Mfn) {
         if let Some(park) = self.0.park {
-            // SAFETY: whoever created the domain vouches that the function can be called so.
+            // SAFETY: the caller of `zs_domain_create` vouches that the function can be called so.
             unsafe { park(self.0.opaque, mfn.raw()) };
         }
     }
 
     fn retire(&mut self, mfn: Mfn) {
         if let Some(retire) = self.0.retire {
-            // SAFETY: whoever created the domain vouches that the function can be called so.
+            // SAFETY: the caller of `zs_domain_create` vouches that the function can be called so.
             unsafe { retire(self.0.opaque, mfn.raw()) };
         }
     }
 }
 
-/// Who is told of events.
+/// The program's function that receives events.
 pub(crate) struct Subscriber {
     tell: unsafe extern "C" fn(opaque: *mut c_void, event: *const zs_event),
     opaque: *mut c_void,
 }
 
-// SAFETY: the pointer is only handed to the function; whoever creates a domain vouches that it can
-// be called from any thread that calls the library. It is called by one at a time.
+// SAFETY: the pointer is only handed to the function. The caller of `zs_domain_create` vouches that
+// the function can be called from any thread that calls the library. One thread at a time calls it.
 unsafe impl Send for Subscriber {}
 // SAFETY: as above.
 unsafe impl Sync for Subscriber {}
@@ -257,7 +257,7 @@ impl Subscriber {
 
     pub(crate) fn tell(&self, event: Event) {
         let Some(event) = flat(event) else { return };
-        // SAFETY: whoever created the domain vouches that the function can be called so.
+        // SAFETY: the caller of `zs_domain_create` vouches that the function can be called so.
         unsafe { (self.tell)(self.opaque, &raw const event) };
     }
 }

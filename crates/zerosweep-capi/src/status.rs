@@ -5,8 +5,8 @@ use core::ffi::CStr;
 use zerosweep::{BuildError, ConfigError, DecreaseError, FaultError, FillError, OutOfTableMemory};
 use zerosweep::{TargetError, UnknownPolicy};
 
-/// What a call came to. 0: done. Above 0: no error, but not done either. Below 0: an error; nothing
-/// was changed, unless it says otherwise. zs_error_message() has a text for each.
+/// The result of a call. 0: done. Above 0: no error, but not done either. Below 0: an error;
+/// nothing was changed, unless the function says otherwise. zs_error_message() has a text for each.
 #[repr(i32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum zs_status {
@@ -18,17 +18,17 @@ pub enum zs_status {
     /// raise the target, or end the guest.
     Exhausted = 2,
 
-    /// A pointer is NULL that must not be.
+    /// A pointer that must not be NULL is NULL.
     Null = -1,
     /// A structure's `size` is too small: it was not set.
     Size = -2,
     /// A structure asks for something that this library does not know yet.
     Unsupported = -3,
-    /// A field has a value that it cannot have.
+    /// A field has an invalid value.
     Value = -4,
     /// No policy has this name.
     Policy = -5,
-    /// A function of zs_machine is NULL that must not be.
+    /// A function of zs_machine that must not be NULL is NULL.
     Machine = -6,
     /// max_pages is 0, or too large.
     MaxPages = -7,
@@ -42,8 +42,8 @@ pub enum zs_status {
     Busy = -11,
     /// The domain would hold more than its target.
     OverTarget = -12,
-    /// The host has no frame to give. After zs_set_target() and zs_fill() the target stands, and
-    /// what was got is in the cache: zs_fill() goes on.
+    /// The host has no frame to give. After zs_set_target() and zs_fill() the new target is in
+    /// force, and the frames that were taken are in the cache. Call zs_fill() to go on.
     OutOfFrames = -13,
     /// There is no memory for the engine's own tables.
     OutOfMemory = -14,
@@ -63,9 +63,9 @@ pub enum zs_status {
     AuditFailed = -21,
     /// The call came from within a function of zs_machine, or from an event.
     Reentrant = -22,
-    /// A function of zs_machine gave an answer that cannot be, or the engine found a defect in
-    /// itself. The domain is of no use any more: all calls but zs_failure() and
-    /// zs_domain_destroy() return this. zs_failure() says more.
+    /// A function of zs_machine gave an invalid answer, or the engine found a defect in itself. The
+    /// domain cannot be used any more: all calls except zs_failure() and zs_domain_destroy() return
+    /// this. zs_failure() says more.
     Broken = -23,
 }
 
@@ -109,16 +109,16 @@ impl zs_status {
             Self::Ok => c"done",
             Self::More => c"work is left: call again",
             Self::Exhausted => c"no frame can be found",
-            Self::Null => c"a pointer is NULL that must not be",
+            Self::Null => c"a pointer that must not be NULL is NULL",
             Self::Size => c"a structure's size is not set",
             Self::Unsupported => c"a structure asks for something that this library does not know",
-            Self::Value => c"a field has a value that it cannot have",
+            Self::Value => c"a field has an invalid value",
             Self::Policy => {
                 c"unknown policy; there are none, hypercall-2011, rfc-2011:gate=debt, \
                   rfc-2011:gate=always, xen-2012, xen-2016, zerosweep"
             }
-            Self::Machine => c"a function of zs_machine is NULL that must not be",
-            Self::MaxPages => c"so many pages of guest memory cannot be",
+            Self::Machine => c"a function of zs_machine that must not be NULL is NULL",
+            Self::MaxPages => c"max_pages is 0, or too large",
             Self::Target => c"the target is 0, or above max_pages",
             Self::Order => c"the order is above 18",
             Self::OutOfRange => c"the range ends beyond the guest's memory",
@@ -192,7 +192,7 @@ impl From<FaultError> for zs_status {
     }
 }
 
-/// An operation's error: another one is at work in the range, or what a caller is told.
+/// An operation's error: another operation works in the range, or a status for the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
     InTransit,

@@ -26,7 +26,7 @@ fn the_header_is_up_to_date() {
     assert!(
         there == made,
         "include/zerosweep.h differs from the sources from line {} on: \
-         `ZEROSWEEP_WRITE_HEADER=1 cargo test -p zerosweep-capi --test header` writes it anew",
+         `ZEROSWEEP_WRITE_HEADER=1 cargo test -p zerosweep-capi --test header` updates it",
         differs.unwrap_or_else(|| there.lines().count().min(made.lines().count())) + 1
     );
 }

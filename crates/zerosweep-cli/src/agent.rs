@@ -27,11 +27,11 @@ static BUILT_IN: &[u8] = include_bytes!(env!("ZEROSWEEP_AGENT_FILE"));
 pub(crate) fn find() -> Result<PathBuf, Failure> {
     let program = std::env::current_exe().unwrap_or_default();
     let path = find_for(std::env::var_os(VARIABLE), &program, &cache_dir())?;
-    // The loader would have the VMM die of it, without a word.
+    // With a broken library the VMM would die in the loader, and nothing would say why.
     elf::check_library(&path).map_err(|error| {
         Failure::work(format!(
-            "the agent library {} {error}; take {VARIABLE} out of the environment for the one that \
-             came with this program, or install that again",
+            "the agent library {} {error}; unset {VARIABLE} to use the one that came with this \
+             program, or install that one again",
             path.display()
         ))
     })?;
@@ -47,8 +47,8 @@ fn find_for(variable: Option<OsString>, program: &Path, cache: &Path) -> Result<
     let Some(path) = found.and_then(|path| path.canonicalize().ok()) else {
         let place = named.unwrap_or_else(|| cache.to_owned());
         return Err(Failure::work(format!(
-            "the agent library {} is not there; take {VARIABLE} out of the environment for the one \
-             that came with this program",
+            "the agent library {} is not there; unset {VARIABLE} to use the one that came with \
+             this program",
             place.display()
         )));
     };
@@ -56,8 +56,8 @@ fn find_for(variable: Option<OsString>, program: &Path, cache: &Path) -> Result<
     let text = path.to_string_lossy();
     if text.contains([':', '$']) || text.contains(char::is_whitespace) {
         return Err(Failure::work(format!(
-            "the agent library's path {text:?} has white space, ':' or '$' in it, which LD_PRELOAD \
-             cannot carry; put it elsewhere and name it in {VARIABLE}"
+            "the agent library's path {text:?} has white space, ':' or '$' in it, which is not \
+             possible in LD_PRELOAD; put it elsewhere and name it in {VARIABLE}"
         )));
     }
     Ok(path)
@@ -98,7 +98,7 @@ fn unpack(cache: &Path) -> Result<PathBuf, Failure> {
     Ok(path)
 }
 
-/// Whoever owns the directory says what the VMM loads.
+/// Refuses a directory of another user: its owner decides what the VMM loads.
 fn is_ours(directory: &Path) -> io::Result<()> {
     let owner = fs::symlink_metadata(directory)?.uid();
     if owner == rustix::process::geteuid().as_raw() {

@@ -31,8 +31,8 @@ pub(crate) const POLICIES: [&str; 8] = [
 
 /// Guests on populate-on-demand memory that keeps superpages whole.
 ///
-/// Sizes are written as 512M or 2G. Exit status: 0 done, 1 the work failed, 2 wrong usage; `run`
-/// passes on the VMM's, but for a 0 where no guest was ever managed.
+/// Sizes are written as 512M or 2G. Exit status: 0 done, 1 the work failed, 2 wrong usage. `run`
+/// ends with the VMM's status, or with 1 if that is 0 and no guest was ever managed.
 #[derive(Debug, Parser)]
 #[command(name = "zerosweep", version, arg_required_else_help = true)]
 pub(crate) struct Arguments {
@@ -49,7 +49,7 @@ pub(crate) enum Command {
     Status(GuestArguments),
     /// List the running guests
     Ps(ListArguments),
-    /// Watch a guest: its superpage map and figures, anew each second
+    /// Watch a guest: its superpage map and figures, updated each second
     Watch(WatchArguments),
     /// Set what a guest may hold, and have its balloon follow
     SetTarget(TargetArguments),
@@ -57,7 +57,7 @@ pub(crate) enum Command {
     Balance(Box<BalanceArguments>),
     /// Look at all of a guest's superpages, and take back those that are zero
     Sweep(GuestArguments),
-    /// Move a guest's single pages together, so that whole superpages come free
+    /// Move a guest's single pages together, so that whole superpages become free
     Consolidate(GuestArguments),
     /// Recount all figures of a guest and compare
     Audit(GuestArguments),
@@ -67,12 +67,12 @@ pub(crate) enum Command {
     Demo(DemoArguments),
     /// Run every policy on every guest model and compare
     Experiment(Box<ExperimentArguments>),
-    /// Drive the engine on the software machine, a step a line; JSON lines come out
+    /// Run a script of steps on the engine and the software machine; print JSON lines
     Script(ScriptArguments),
-    /// Read, draw and replay traces, of Xen hosts or of --events
+    /// Read, draw and replay traces of Xen hosts or of --events
     #[command(subcommand)]
     Trace(TraceCommand),
-    /// Say what this machine allows, and the command that mends each gap
+    /// Check what this machine allows, and print the command that mends each gap
     Doctor(ListArguments),
     /// Build kernel and initramfs of the test guest
     GuestImage(ImageArguments),
@@ -103,25 +103,24 @@ pub(crate) struct RunArguments {
     /// When cached memory goes back to the host
     #[arg(long = "return", value_name = "WHEN", value_enum, default_value_t)]
     pub(crate) return_mode: Return,
-    /// Record what happens to the guest's memory, as a trace of Xen's; FILE is written anew
+    /// Record what happens to the guest's memory, as a trace of Xen's; FILE is overwritten
     #[arg(long, value_name = "FILE")]
     pub(crate) events: Option<PathBuf>,
     /// Record the guest's side, and what zero checks see of its pages, for trace replay; packed by
-    /// gzip; FILE is written anew
+    /// gzip; FILE is overwritten
     #[arg(long, value_name = "FILE", conflicts_with = "events")]
     pub(crate) record: Option<PathBuf>,
-    /// Warn when the guest has given nothing back for so many seconds
+    /// Warn when the guest has given nothing back for this many seconds
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = parse_seconds)]
     pub(crate) wait_balloon: Duration,
-    /// After SIGTERM, kill a VMM that has not ended after so many seconds; another signal hastens
-    /// it
+    /// Kill a VMM that has not ended this many seconds after SIGTERM; a second signal kills it soon
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = parse_seconds)]
     pub(crate) wait_end: Duration,
     /// How long the agent may take to answer, in seconds
     #[arg(long, hide = true, value_name = "SECONDS", default_value = "10")]
     #[arg(value_parser = parse_seconds)]
     pub(crate) wait_agent: Duration,
-    /// Say every step on standard error
+    /// Report every step on standard error
     #[arg(short, long)]
     pub(crate) verbose: bool,
     /// The VMM and its arguments
@@ -144,13 +143,13 @@ pub(crate) struct GuestArguments {
 pub(crate) struct WatchArguments {
     /// Name of the guest; `zerosweep ps` lists them
     pub(crate) name: String,
-    /// Seconds between two looks
+    /// Seconds between two updates
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = parse_interval)]
     pub(crate) interval: Duration,
-    /// Look so many times, then end [default: until the guest ends or Ctrl-C]
+    /// Show the guest N times, then end [default: until the guest ends or Ctrl-C]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) count: Option<u64>,
-    /// Print one JSON document a line
+    /// Print one JSON document per line
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -160,10 +159,10 @@ pub(crate) struct WatchArguments {
 pub(crate) struct TargetArguments {
     #[command(flatten)]
     pub(crate) guest: GuestArguments,
-    /// What it may hold, as 512M or 2G
+    /// What the guest may hold, as 512M or 2G
     #[arg(value_name = "SIZE", value_parser = Size::parse)]
     pub(crate) size: Size,
-    /// Give up waiting for the balloon when it has not moved for so many seconds
+    /// Give up waiting for the balloon when it has not moved for this many seconds
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = parse_seconds)]
     pub(crate) wait: Duration,
     /// Do not wait until the balloon has followed
@@ -183,7 +182,7 @@ pub(crate) struct BalanceArguments {
     /// A file with total, [default] and [guest.NAME] (TOML, or JSON)
     #[arg(long, value_name = "FILE")]
     pub(crate) policy: Option<PathBuf>,
-    /// Between two rounds, in seconds
+    /// Seconds between two rounds
     #[arg(long, value_name = "SECONDS", default_value = "2", value_parser = parse_seconds)]
     pub(crate) interval: Duration,
     /// Print one round's decisions with their reasons, and change nothing
@@ -192,7 +191,7 @@ pub(crate) struct BalanceArguments {
     /// Do one round
     #[arg(long)]
     pub(crate) once: bool,
-    /// Print one JSON document a round, on a line of its own
+    /// Print one JSON document for each round, on a line of its own
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -212,13 +211,13 @@ pub struct ServeArguments {
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:7300")]
     #[arg(value_parser = parse_listen)]
     pub listen: SocketAddr,
-    /// Let other machines connect; reading needs the token too then
+    /// Let other machines connect; reading then needs the token too
     #[arg(long)]
     pub allow_remote: bool,
     /// A name of this host that browsers may use, as behind a proxy; can be repeated
     #[arg(long, value_name = "NAME")]
     pub allow_host: Vec<String>,
-    /// Let nobody read without the token, also on this machine
+    /// Require the token for reading too, also on this machine
     #[arg(long)]
     pub private: bool,
     /// Take the token from a file instead of making one
@@ -238,7 +237,7 @@ pub(crate) struct DemoArguments {
     /// What the guest is told that it has [default: 1G; 2G with QEMU]
     #[arg(long, value_name = "SIZE", value_parser = Size::parse)]
     pub(crate) max_mem: Option<Size>,
-    /// What it may hold [default: a quarter]
+    /// What the guest may hold [default: a quarter]
     #[arg(long, value_name = "SIZE", value_parser = Size::parse)]
     pub(crate) target: Option<Size>,
     /// Print one JSON document, and nothing else
@@ -277,7 +276,7 @@ pub(crate) struct ImageArguments {
 /// Arguments of `script`.
 #[derive(Args, Debug)]
 pub(crate) struct ScriptArguments {
-    /// The script, `-` for standard input; docs/script.md has the language
+    /// The script, or `-` for standard input; docs/script.md describes the language
     pub(crate) file: PathBuf,
     /// How zero pages are found and superpages kept
     #[arg(long, default_value = "zerosweep", value_parser = PossibleValuesParser::new(POLICIES))]
@@ -285,7 +284,7 @@ pub(crate) struct ScriptArguments {
     /// What the guest is told that it has; a multiple of 4K
     #[arg(long, value_name = "SIZE", value_parser = Size::parse)]
     pub(crate) max_mem: Size,
-    /// What it may hold; a multiple of 4K
+    /// What the guest may hold; a multiple of 4K
     #[arg(long, value_name = "SIZE", value_parser = Size::parse)]
     pub(crate) target: Size,
 }
@@ -297,7 +296,7 @@ pub(crate) enum TraceCommand {
     Read(TraceReadArguments),
     /// Draw how a domain's memory changed: one HTML page
     Report(TraceReportArguments),
-    /// Do again what the guest did, under every policy, and compare
+    /// Replay what the guest did under every policy, and compare
     Replay(TraceReplayArguments),
 }
 
@@ -329,11 +328,11 @@ pub(crate) struct TraceReportArguments {
     /// Where the page goes
     #[arg(short, long, value_name = "PAGE")]
     pub(crate) output: PathBuf,
-    /// Whose memory [default: the only domain in it]
+    /// The domain to draw [default: the only domain in the trace]
     #[arg(long, value_name = "NUMBER")]
     pub(crate) domain: Option<u32>,
-    /// How fast the time stamps count, as 2.4G; traces of `--events` have 1G. Without it there are
-    /// no seconds on the page
+    /// Time stamps per second, as 2.4G; traces of `--events` have 1G. Without it the page shows no
+    /// seconds
     #[arg(long, value_name = "HZ", value_parser = parse_hertz)]
     pub(crate) cpu_hz: Option<f64>,
 }
@@ -343,16 +342,16 @@ pub(crate) struct TraceReportArguments {
 pub(crate) struct TraceReplayArguments {
     #[command(flatten)]
     pub(crate) trace: TraceFile,
-    /// Whose side of it [default: the only domain in it]
+    /// The domain to replay [default: the only domain in the trace]
     #[arg(long, value_name = "NUMBER")]
     pub(crate) domain: Option<u32>,
-    /// Under which policy; may be given more than once [default: all]
+    /// The policy to replay under; can be repeated [default: all]
     #[arg(long, value_parser = PossibleValuesParser::new(POLICIES))]
     pub(crate) policy: Vec<String>,
-    /// What the guest may hold [default: what it had when its balloon was done]
+    /// What the guest may hold [default: what it had after its balloon was done]
     #[arg(long, value_name = "SIZE", value_parser = Size::parse)]
     pub(crate) target: Option<Size>,
-    /// What is in pages of which the trace says nothing
+    /// The content of pages of which the trace says nothing
     #[arg(long, value_enum, default_value_t)]
     pub(crate) unknown: TraceUnknown,
     /// Print one JSON document
@@ -407,14 +406,14 @@ pub(crate) struct CompletionsArguments {
 /// Arguments of `man`.
 #[derive(Args, Debug)]
 pub(crate) struct ManArguments {
-    /// Where the pages go; it is made if it is not there
+    /// Where the pages go; created if it does not exist
     pub(crate) dir: PathBuf,
 }
 
 /// [`OnExhaustion`] on the command line.
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
 pub(crate) enum Exhaustion {
-    /// The vCPU waits until frames come free or the target rises
+    /// The vCPU waits until frames become free or the target rises
     #[default]
     Stall,
     /// Host memory beyond the target is taken, and reported

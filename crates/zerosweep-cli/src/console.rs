@@ -15,10 +15,10 @@ use zerosweep_client::printable::printable;
 const WAITING: &str = "{spinner} {msg} ({elapsed})";
 const MOVING: &str = "{spinner} {msg} [{wide_bar}] {percent}% ({elapsed})";
 
-/// Who else writes to the terminal.
+/// What else writes to the terminal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Terminal {
-    /// Nobody: live lines may be drawn.
+    /// Nothing: live lines may be drawn.
     Ours,
     /// The guest's console or the VMM's monitor: only warnings are written.
     Shared,

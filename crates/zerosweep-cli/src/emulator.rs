@@ -13,22 +13,23 @@
 //! | `companion` | the process beside QEMU |
 //!
 //! A command line that only asks what QEMU can do (libvirt's probing, `-version`) is passed on
-//! untouched. Of others, what `zerosweep run` refuses is refused, with the same words, before QEMU
-//! is started; libvirt shows them, and they are in `/var/log/libvirt/qemu/NAME.log`.
+//! untouched. Other command lines are refused for the same reasons as by `zerosweep run`, with the
+//! same messages, before QEMU is started. libvirt shows the messages, and they are in
+//! `/var/log/libvirt/qemu/NAME.log`.
 //!
-//! **The target.** libvirt tells QEMU `<memory>` on the command line and `<currentMemory>` later:
-//! it starts QEMU stopped (`-S`), sends `balloon` with it over QMP, and lets the guest run (`cont`)
-//! after that. `virsh setmem` sends `balloon` again. QEMU has no word for what its balloon was
-//! asked for, and serves libvirt's socket to libvirt alone. So the agent inside QEMU reads along
-//! what comes in on that socket: the first request is the target before the guest has run at all,
-//! and a higher one raises the target before the balloon has heard of it. A lower one is followed
-//! by the companion, as the guest gives back. A target in the settings holds from the start, and
-//! the companion asks the balloon for it when the guest runs.
+//! **The target.** libvirt passes `<memory>` to QEMU on the command line and `<currentMemory>`
+//! later: it starts QEMU stopped (`-S`), sends `balloon` over QMP, and then lets the guest run
+//! (`cont`). `virsh setmem` sends `balloon` again. No command of QEMU says what its balloon was
+//! asked for, and QEMU serves libvirt's socket to libvirt alone. So the agent inside QEMU also
+//! reads what comes in on that socket. The first request sets the target before the guest has run
+//! at all, and a higher one raises the target before the balloon gets it. A lower one is followed
+//! by the companion, as the guest gives pages back. A target in the settings is used from the
+//! start, and the companion asks the balloon for it when the guest runs.
 //!
-//! Why a companion, and not more of the agent: it tells the agent which threads are virtual CPUs,
-//! checks guest RAM, tells troubles, and clears up after a QEMU that was killed, all of it with
-//! `run`'s own code, and nothing in it can harm the guest. Without it (it may be killed) the guest
-//! goes on, and its target still rises.
+//! Why there is a companion, and not more work for the agent: the companion tells the agent which
+//! threads are virtual CPUs, checks guest RAM, reports alarms, and clears up after a QEMU that was
+//! killed. It does all of this with the code of `run`, and no error in it can harm the guest. If
+//! the companion is killed, the guest goes on, and a higher request still raises its target.
 
 mod companion;
 mod settings;
@@ -114,7 +115,8 @@ fn directory_for(is_set: bool, uid: u32, is_there: impl Fn(&Path) -> bool) -> Pa
     }
 }
 
-/// Refuses a machine on which the agent would fail inside QEMU, where it can say less.
+/// Refuses a machine on which the agent would fail inside QEMU, where its messages are harder to
+/// see.
 fn check_machine() -> Result<(), Failure> {
     let probe = Probe::run();
     let Some(check) = probe.first_failure() else { return Ok(()) };

@@ -1,5 +1,5 @@
-//! The VMM that is to be run: its program file and its command line, understood before anything
-//! is started, so that what cannot work is refused with the reason.
+//! The program file and the command line of the VMM. Both are checked before anything is started,
+//! so that a guest that cannot be managed is refused with the reason.
 
 pub(crate) mod args;
 pub(crate) mod elf;

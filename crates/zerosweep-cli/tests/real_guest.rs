@@ -16,7 +16,7 @@
 //! | `boots` | boots, balloons, keeps every page, and stays within its target at every moment |
 //! | `boot_time` | what that costs, against plain QEMU, in pairs |
 //! | `churn` | what is in use after churn stays on superpages; deflating, re-use and reset |
-//! | `endings` | whoever of VMM and tool is killed, nothing is left and no guest is lost |
+//! | `endings` | the VMM or the tool is killed: nothing is left, and no guest ends with its tool |
 //! | `experiment` | `zerosweep experiment --machine qemu` |
 //! | `events` | what happens, recorded by `run --events` |
 //! | `exhaustion` | a guest that needs more than its target: rule [R15] |

@@ -37,7 +37,7 @@ pub enum ClientError {
         theirs: u32,
     },
     /// The agent belongs to another guest than its socket does.
-    #[error("the agent that listens there says that it is of guest {theirs:?}; it is not believed")]
+    #[error("the agent that listens there names another guest ({theirs:?}); it is not trusted")]
     OtherGuest {
         /// The guest that the agent names.
         theirs: String,

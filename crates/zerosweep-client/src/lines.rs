@@ -233,7 +233,7 @@ mod tests {
         let long_over = Instant::now().checked_sub(2 * LATE).unwrap();
         lines.write_line("request", long_over).unwrap();
         assert_eq!(lines.read_line(long_over).unwrap(), "answer");
-        // Who has waited has waited.
+        // A deadline that passes while this process runs gives no extra time.
         let began = Instant::now();
         assert!(matches!(lines.read_line(Instant::now()), Err(LineError::Timeout)));
         assert!(began.elapsed() < GRACE);

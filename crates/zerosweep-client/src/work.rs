@@ -17,7 +17,7 @@ pub enum Work {
     ///
     /// [R8]: zerosweep::rules#r8
     Sweep,
-    /// Move single pages together, so that whole superpages come free (rule [R13]).
+    /// Move single pages together, so that whole superpages become free (rule [R13]).
     ///
     /// [R13]: zerosweep::rules#r13
     Consolidate,

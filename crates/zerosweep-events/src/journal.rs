@@ -1,4 +1,4 @@
-//! Where the threads that have events leave them.
+//! The buffer that threads put their events into.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -9,7 +9,7 @@ use zerosweep::{Domain, Event};
 
 use crate::note::{Detail, Note, notes};
 
-/// Notes that were left since the journal was last emptied.
+/// Notes that were added since the journal was last emptied.
 pub struct Batch {
     notes: Vec<(u64, Note)>,
     lost: u64,
@@ -17,25 +17,25 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Room for so many; more is never had.
+    /// Returns a batch with room for `notes` notes. It never allocates more.
     #[must_use]
     pub fn with_capacity(notes: usize) -> Self {
         Self { notes: Vec::with_capacity(notes), lost: 0, lost_since_ns: 0 }
     }
 
-    /// When, in ns, and what; in this order.
+    /// Returns the notes in order, each with its time in ns.
     #[must_use]
     pub fn notes(&self) -> &[(u64, Note)] {
         &self.notes
     }
 
-    /// How many came after these and did not fit, and since when, in ns.
+    /// Returns how many notes did not fit after these, and the time of the first one, in ns.
     #[must_use]
     pub fn lost(&self) -> Option<(u64, u64)> {
         (self.lost > 0).then_some((self.lost, self.lost_since_ns))
     }
 
-    /// Adds a note. After one that did not fit none does: what is missing is missing in one place.
+    /// Adds a note. After a note that did not fit, no other is added: the gap is in one place.
     fn push(&mut self, time_ns: u64, note: Note) {
         if self.lost == 0 && self.notes.len() < self.notes.capacity() {
             self.notes.push((time_ns, note));
@@ -53,20 +53,20 @@ impl Batch {
     }
 }
 
-/// Notes of many threads, in order. A note is left under the domain's lock, so that it says what the
-/// domain was then; the journal's own lock is taken after that one, and held for as long as a note
-/// takes to be copied.
+/// Notes of many threads, in order. A note is added under the domain's lock, so that it describes
+/// the domain at that moment. The journal's own lock is taken after the domain's, and is held only
+/// while a note is copied.
 pub struct Journal {
     began: Instant,
     detail: Detail,
     open: AtomicBool,
     batch: Mutex<Batch>,
-    /// Who empties it.
+    /// The thread that empties it.
     reader: OnceLock<Thread>,
 }
 
 impl Journal {
-    /// A journal with room for so many notes, which nobody empties yet.
+    /// Returns a journal with room for `capacity` notes. No thread empties it yet.
     #[must_use]
     pub fn new(capacity: usize, detail: Detail) -> Self {
         Self {
@@ -78,7 +78,8 @@ impl Journal {
         }
     }
 
-    /// Leaves what an event says. Never waits for whoever empties the journal, and allocates nothing.
+    /// Adds the notes of an event. Never waits for the thread that empties the journal. Allocates
+    /// nothing.
     pub fn record(&self, event: Event, domain: &Domain) {
         let left_out = matches!(event, Event::Checked { .. }) && self.detail == Detail::Xen;
         if left_out || !self.open.load(Ordering::Relaxed) {
@@ -97,23 +98,23 @@ impl Journal {
         }
     }
 
-    /// Takes all notes out; `spare` is what the next ones go to.
+    /// Swaps all notes with `spare`, which is cleared first and takes the next notes.
     pub fn take(&self, spare: &mut Batch) {
         spare.clear();
         std::mem::swap(&mut *self.lock(), spare);
     }
 
-    /// No more notes are wanted.
+    /// Ends the journal: no more notes are added.
     pub fn close(&self) {
         self.open.store(false, Ordering::Relaxed);
     }
 
-    /// Time since the journal began, in ns; never 0.
+    /// Returns the time since the journal began, in ns; never 0.
     pub(crate) fn now_ns(&self) -> u64 {
         u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX).max(1)
     }
 
-    /// The calling thread is woken when the journal is half full.
+    /// Makes the journal wake the calling thread when it is half full.
     pub(crate) fn call_me(&self) {
         let _ = self.reader.set(std::thread::current());
     }

@@ -12,8 +12,9 @@
 //! | [`Recording`] | a journal and the file that a thread empties it into |
 //! | [`Writer`] | the records; [`record`] has their numbers |
 //!
-//! Invariant: whoever leaves a note waits for nobody but others that do, for some instructions
-//! each. What does not fit is counted, and a trace says where so many records are missing.
+//! Invariant: a thread that adds a note waits only for other threads that add one, for some
+//! instructions each. What does not fit is counted. A trace says where records are missing, and how
+//! many.
 //!
 //! A recording ([`Detail::Guest`]) has what zero checks saw too, in a record that Xen has not. A
 //! packed file ([`Packing::Gzip`]) has a gzip member for each window.

@@ -1,8 +1,8 @@
-//! What an event of the engine says in the words of a trace.
+//! The records of a trace for an event of the engine.
 
 use zerosweep::{Domain, Entry, Event, Gfn, Mfn, Order, Superpage};
 
-/// What became of a page.
+/// The kind of a page after an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// It has a frame.
@@ -13,13 +13,13 @@ pub enum Kind {
     Pod,
 }
 
-/// How much of what happens is taken down.
+/// Which events are recorded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Detail {
-    /// What Xen has records for.
+    /// Events that Xen has records for.
     #[default]
     Xen,
-    /// What zero checks saw too: more of the guest's side.
+    /// Also what zero checks saw, which shows more of the guest's side.
     Guest,
 }
 
@@ -32,15 +32,15 @@ pub enum What {
     Decrease,
     /// It got a frame; the gfn is the touched one.
     Populate,
-    /// It was zero and is promised again; the mfn is the range's last.
+    /// It was zero and is promised again; the mfn is the last one of the range.
     Reclaim,
     /// Its entry was broken; the gfn is the touched one.
     Splinter,
-    /// Of 64 pages, a check looked at some.
+    /// A check looked at some of 64 pages.
     Look {
-        /// At these; bit n is page n.
+        /// The pages that it looked at; bit n is page n.
         looked: u64,
-        /// These are not zero.
+        /// The pages of these that are not zero.
         live: u64,
     },
 }
@@ -48,18 +48,19 @@ pub enum What {
 /// One record. Gfns and mfns count pages of 4 KiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Note {
-    /// What it says.
+    /// What happened to the range.
     pub what: What,
-    /// Of which range: its first page, if `what` says nothing else.
+    /// The first page of the range, unless `what` says otherwise.
     pub gfn: Gfn,
-    /// Its frame, if it has one.
+    /// The frame of the range, if it has one.
     pub mfn: Option<Mfn>,
-    /// Its size.
+    /// The size of the range.
     pub order: Order,
 }
 
-/// Says an event as notes, those of `detail`. `domain` is in the state after it, and tells what the
-/// event leaves open: which pages of a superpage were promised, and which stay out (rule [R12]).
+/// Calls `each` with the notes of an event, as far as `detail` asks for them. `domain` must be in
+/// the state after the event. It says what the event does not: which pages of a superpage were
+/// promised, and which stay out (rule [R12]).
 ///
 /// [R12]: zerosweep::rules#r12
 pub fn notes(event: Event, domain: &Domain, detail: Detail, mut each: impl FnMut(Note)) {
@@ -116,7 +117,7 @@ fn set(domain: &Domain, gfn: Gfn, mfn: Mfn, order: Order, kind: Kind, each: &mut
     each(Note { what: What::Set(kind), gfn, mfn, order });
 }
 
-/// What a page is, and where; `None` for what is no business of populate on demand.
+/// Returns a page's kind and frame; `None` if the page is not part of populate on demand.
 fn state(domain: &Domain, gfn: Gfn) -> Option<(Kind, Option<Mfn>)> {
     match domain.p2m().get(gfn).0 {
         Entry::Ram { mfn, .. } => Some((Kind::Ram, Some(mfn))),

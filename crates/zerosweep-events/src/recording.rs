@@ -13,14 +13,14 @@ use crate::writer::{Packing, Writer};
 /// Notes that a journal has room for: a balloon that gives back as fast as it can fills half of it
 /// in a twentieth of a second.
 const CAPACITY: usize = 1 << 16;
-/// And of one whose file has to be packed: memory that is only taken if the thread comes late.
+/// The same for a file that is packed. The memory is taken only if the writing thread is late.
 const CAPACITY_TO_PACK: usize = 1 << 18;
-/// A journal is emptied when it is half full, and after this.
+/// The longest time between two writes. A journal that is half full is written at once.
 const INTERVAL: Duration = Duration::from_millis(100);
-/// So long the end of a recording may wait for a write that is under way.
+/// How long the end of a recording may wait for a write that is under way.
 const ENDING: Duration = Duration::from_secs(2);
 
-/// How a recording goes.
+/// The state of a recording.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Figures {
     /// Records that were written.
@@ -33,11 +33,11 @@ pub struct Figures {
     pub error: Option<String>,
 }
 
-/// Takes the events of a guest down. A thread has to call [`Recording::run`].
+/// Records the events of a guest. A thread must call [`Recording::run`].
 pub struct Recording {
     journal: Arc<Journal>,
     desk: Mutex<Desk>,
-    /// Apart from the desk, which is taken while a write is under way.
+    /// Not part of the desk, which is locked while a write is under way.
     figures: Mutex<Figures>,
     ended: AtomicBool,
 }
@@ -48,8 +48,8 @@ struct Desk {
 }
 
 impl Recording {
-    /// Begins, in a file that was opened to be written to and is empty, for a guest all of whose
-    /// `max_pages` are promised.
+    /// Begins a recording of a guest with `max_pages` promised pages. `file` must be empty and open
+    /// for writing.
     #[must_use]
     pub fn new(file: File, max_pages: u64, detail: Detail, packing: Packing) -> Self {
         let capacity = if packing == Packing::Gzip { CAPACITY_TO_PACK } else { CAPACITY };
@@ -60,20 +60,20 @@ impl Recording {
         Self { journal, desk, figures, ended }
     }
 
-    /// Where the events go.
+    /// Returns the journal that takes the events.
     #[must_use]
     pub fn journal(&self) -> &Arc<Journal> {
         &self.journal
     }
 
-    /// How it goes.
+    /// Returns the state of the recording.
     #[must_use]
     pub fn figures(&self) -> Figures {
         self.figures.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Writes what comes, until the recording is ended or writing fails: then the file is cut where
-    /// it was last good, and nothing more is taken down.
+    /// Writes the events as they come, until the recording is ended or writing fails. After a
+    /// failure the file is cut behind its last whole record, and no more events are recorded.
     pub fn run(&self) {
         self.journal.call_me();
         while !self.ended.load(Ordering::Acquire) {
@@ -86,8 +86,8 @@ impl Recording {
         }
     }
 
-    /// Writes what is left and ends the recording. Waits for a write that is under way, but not for
-    /// ever.
+    /// Writes the events that are left and ends the recording. Waits for a write that is under way,
+    /// for a limited time.
     pub fn finish(&self) {
         self.journal.close();
         let Some(mut desk) = self.desk_within(ENDING) else { return };

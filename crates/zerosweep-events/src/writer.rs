@@ -1,9 +1,9 @@
-//! Writes a trace, as Xen 4.18 and newer lay it out.
+//! Writes a trace in the layout of Xen 4.18 and newer.
 //!
-//! One CPU, number 0, runs the one virtual CPU of domain [`Writer::DOMAIN`] from the first record to
-//! the last: `xenalyze` counts only what happens while it knows whose it is. A time stamp is a time
-//! in ns, as of a counter that runs at 1 GHz, in a packed file in steps; records of the same time
-//! share one.
+//! CPU 0 runs the one virtual CPU of domain [`Writer::DOMAIN`] from the first record to the last,
+//! because `xenalyze` counts an event only if it knows whose it is. A time stamp is a time in ns,
+//! as of a counter that runs at 1 GHz. In a packed file it is rounded. Records of the same time
+//! share one time stamp.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -16,7 +16,7 @@ use zerosweep::Order;
 use crate::note::{Kind, Note, What};
 use crate::record as number;
 
-/// A window is written when it has so many bytes.
+/// A window is written when it has this number of bytes.
 const WINDOW_BYTES: usize = 64 << 10;
 /// Times in a packed file are multiples of this (65 µs), or 1.
 const PACKED_TICK_NS: u64 = 1 << 16;
@@ -31,19 +31,19 @@ pub enum Packing {
     /// As they are.
     #[default]
     Plain,
-    /// Each as a member of a gzip file: wherever the file is cut, what comes before can be unpacked.
+    /// Each as a member of a gzip file: the part before a cut can always be unpacked.
     Gzip,
 }
 
 impl Packing {
-    /// What a file's name says.
+    /// Returns the packing that a file's name asks for.
     #[must_use]
     pub fn of(path: &Path) -> Self {
         if path.extension().is_some_and(|end| end == "gz") { Self::Gzip } else { Self::Plain }
     }
 }
 
-/// Writes records in windows: what was written ends with a whole one, unless writing failed.
+/// Writes records in windows. The output ends with a whole window, unless writing failed.
 pub struct Writer<W> {
     out: W,
     packing: Packing,
@@ -55,7 +55,7 @@ pub struct Writer<W> {
 }
 
 impl<W: Write> Writer<W> {
-    /// Whose the records are, by Xen's number.
+    /// The number of the guest's domain.
     pub const DOMAIN: u16 = 1;
     /// The virtual CPU that runs, as [`number::RUNNABLE_TO_RUNNING`] has it.
     const VCPU: u32 = (Self::DOMAIN as u32) << 16;
@@ -81,14 +81,14 @@ impl<W: Write> Writer<W> {
     /// Writes a note.
     ///
     /// # Errors
-    /// When a window is full and cannot be written; it is lost then, and maybe in part in the file:
-    /// [`Writer::written`] says how long that was before.
+    /// When a window is full and cannot be written. The window is lost, and a part of it may be in
+    /// the file; [`Writer::written`] returns the length of the file before it.
     pub fn note(&mut self, time_ns: u64, note: &Note) -> io::Result<()> {
         self.put(time_ns, note);
         if self.window.len() >= WINDOW_BYTES { self.flush() } else { Ok(()) }
     }
 
-    /// Says that `count` records are missing here, the first one of `since_ns`.
+    /// Writes that `count` records are missing here, the first one of `since_ns`.
     pub fn lost(&mut self, time_ns: u64, count: u64, since_ns: u64) {
         let count = u32::try_from(count).unwrap_or(u32::MAX);
         // Which virtual CPU ran is forgotten with what was lost, and has to be said again.
@@ -97,7 +97,7 @@ impl<W: Write> Writer<W> {
         self.record(time_ns, number::RUNNABLE_TO_RUNNING, &[Self::VCPU]);
     }
 
-    /// Writes what there is as a window.
+    /// Writes the records that were not written yet as a window.
     ///
     /// # Errors
     /// See [`Writer::note`].
@@ -135,17 +135,17 @@ impl<W: Write> Writer<W> {
         self.flush()
     }
 
-    /// How many bytes were written in whole windows.
+    /// Returns how many bytes were written in whole windows.
     pub fn written(&self) -> u64 {
         self.written
     }
 
-    /// How many records there were, those included that wait for their window to be full.
+    /// Returns the number of records, including those whose window is not full yet.
     pub fn records(&self) -> u64 {
         self.records
     }
 
-    /// What is written to.
+    /// Returns the output.
     pub fn get_mut(&mut self) -> &mut W {
         &mut self.out
     }

@@ -1,4 +1,4 @@
-//! Whoever leaves a note never waits for the file: what does not fit is counted.
+//! A thread that adds a note never waits for the file: what does not fit is counted.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
@@ -41,7 +41,7 @@ fn what_does_not_fit_is_missing_in_one_place() {
 }
 
 #[test]
-fn times_rise_whoever_leaves_the_notes() {
+fn times_rise_also_with_notes_of_several_threads() {
     let journal = Journal::new(10_000, Detail::Xen);
     std::thread::scope(|scope| {
         for _ in 0..4 {

@@ -15,7 +15,7 @@ use crate::pattern::{PagePattern, WORDS};
 /// Bytes in a page.
 pub(crate) const PAGE_BYTES: u64 = 4096;
 
-/// At most so many `damaged` lines are printed.
+/// How many `damaged` lines are printed, at most.
 const DAMAGE_LINES_MAX: usize = 10;
 
 /// One page of memory, aligned like one.
@@ -50,8 +50,8 @@ impl Page {
 /// Room for `bytes` (rounded up to whole pages), not yet touched.
 ///
 /// # Errors
-/// The reason `stage` when the kernel says that so much is not to be had: better than its killing
-/// process 1.
+/// A failure in `stage` when the kernel says that `bytes` are not available. Without it, the kernel
+/// would kill process 1 later.
 pub(crate) fn reserve(stage: &'static str, bytes: u64) -> Result<Vec<Page>, Failure> {
     let spare_bytes = MemInfo::read()?.spare_bytes();
     if bytes > spare_bytes {

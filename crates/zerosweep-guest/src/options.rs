@@ -4,15 +4,15 @@
 //! | --- | --- | --- |
 //! | `zs.fill=SIZE` | anonymous memory to fill with the pattern and to verify | 0 |
 //! | `zs.seed=N` | seed of pattern and churn | 1 |
-//! | `zs.rewrite=1` | the background check also writes every page anew in each pass | 0 |
+//! | `zs.rewrite=1` | the background check also rewrites every page in each pass | 0 |
 //! | `zs.churn=SIZE` | files to write to tmpfs, of which three quarters are deleted | 0 |
-//! | `zs.clump=SIZE` | files written together are deleted together, at least so many bytes | 0 |
+//! | `zs.clump=SIZE` | files written together are deleted together, at least this many bytes | 0 |
 //! | `zs.scrub=1` | write zeros to nearly all free memory before the balloon is loaded | 0 |
 //! | `zs.settle=SECONDS` | the longest wait for the balloon | 60 |
 //! | `zs.first=SECONDS` | how long the balloon may take until it begins | 1 |
 //! | `zs.balloon=0` | the balloon driver is never loaded | 1 |
 //! | `zs.touch=SIZE` | further memory to fill and verify once the balloon has settled | 0 |
-//! | `zs.stir=SIZE` | an idle guest writes, deletes and verifies files of so many bytes all the while | 0 |
+//! | `zs.stir=SIZE` | files that an idle guest writes, deletes and verifies again and again | 0 |
 //! | `zs.end=poweroff\|reboot\|idle` | what happens at the end | poweroff |
 
 use std::time::Duration;
@@ -22,7 +22,7 @@ use std::time::Duration;
 pub(crate) enum End {
     /// The machine is switched off.
     PowerOff,
-    /// The machine starts anew.
+    /// The machine restarts.
     Reboot,
     /// The guest goes on checking its memory until someone ends it.
     Idle,
@@ -65,7 +65,7 @@ pub(crate) struct Options {
     pub(crate) settle: Duration,
     /// Longest wait for the first change of the balloon.
     pub(crate) first: Duration,
-    /// What becomes of the balloon driver.
+    /// Whether the balloon driver is loaded.
     pub(crate) balloon: Driver,
     /// Bytes to touch after ballooning.
     pub(crate) touch_bytes: u64,

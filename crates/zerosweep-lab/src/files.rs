@@ -7,8 +7,8 @@
 //!
 //! In a directory that others can write to, such as `/tmp`, a name may be another's link to a file
 //! of this user's, or another's file: neither is written to. Nothing here waits for a pipe's other
-//! end. Whoever can write to a directory further up can put another one in its place: that is not
-//! seen.
+//! end. A user who can write to a directory further up can replace the one below: this is not
+//! noticed.
 
 use std::ffi::OsStr;
 use std::fs::{File, Permissions};
@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-/// As many links are followed one after the other.
+/// The most links that are followed one after the other.
 const MOST_LINKS: usize = 16;
 /// Who may read and write a recording.
 const PRIVATE: Mode = Mode::RUSR.union(Mode::WUSR);

@@ -84,8 +84,8 @@ pub struct Limit {
     /// pages with something in them would lie side by side. No policy that cannot move pages gets
     /// there when they are scattered.
     pub superpages_free: u64,
-    /// Bytes that have to be scanned at least: the guest writes to so much more than the target
-    /// before it gives anything back, and only a scan shows that there are zeros behind it.
+    /// The least number of bytes that must be scanned. Before the guest gives anything back, it
+    /// writes to this much more than the target. Only a scan shows that the content is zero.
     pub bytes_scanned: u64,
 }
 

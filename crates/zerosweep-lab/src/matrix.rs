@@ -64,7 +64,7 @@ impl Shard {
     pub const WHOLE: Self = Self { index: 0, of: 1 };
 }
 
-/// A shard that cannot be.
+/// An invalid shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a shard is written I/N with I from 0 to N-1, as 0/4 to 3/4")]
 pub struct ShardError;
@@ -167,7 +167,7 @@ pub fn trace_name(guest: &impl Display, policy: impl Display, stage: Stage, seed
     name.chars().map(|c| if belongs(c) { c } else { '-' }).collect()
 }
 
-/// Whether `run` is what came of `experiment`.
+/// Whether `run` is the result of `experiment`.
 #[must_use]
 pub fn is_run_of<G: Display, P: Display>(
     run: &Run,
@@ -226,10 +226,10 @@ impl Stage {
     }
 }
 
-/// Runs `experiments` in the order of `queue`, `jobs` at a time. `finished` is called with the
-/// number of each and what came of it, by one thread at a time. Once `stop` is set, or one has
-/// failed, no more are begun and those under way are ended; then the result is that failure, or
-/// [`Interrupted`].
+/// Runs `experiments` in the order of `queue`, `jobs` at a time. Calls `finished` with the number
+/// of each experiment and its result, from one thread at a time. Once `stop` is set, or an
+/// experiment has failed, no more are begun and those under way are ended. The result is then that
+/// failure, or [`Interrupted`].
 ///
 /// # Errors
 /// See there.

@@ -164,7 +164,7 @@ impl Run {
         self.superpages_in_cache + self.superpages_returned
     }
 
-    /// Whether both are runs of the same experiment, whatever came of them.
+    /// Whether both are runs of the same experiment, whatever their results are.
     #[must_use]
     pub fn is_repeat_of(&self, other: &Self) -> bool {
         self.identity() == other.identity()

@@ -1,4 +1,4 @@
-//! A small language that drives the engine on the software machine, a step a line.
+//! A small language for the engine on the software machine: one step in each line.
 //!
 //! ```text
 //! file    = { [ step ] [ "#" comment ] newline }

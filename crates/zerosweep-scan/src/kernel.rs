@@ -1,4 +1,4 @@
-//! Which kernel scans: the fastest that this CPU can run, unless the environment names another.
+//! Chooses the kernel: the fastest that this CPU can run, unless the environment names another.
 
 use core::fmt;
 use std::env;
@@ -10,7 +10,7 @@ use crate::scan;
 /// The environment variable that names the kernel to use: [`Kernel::requested`].
 pub const KERNEL_VARIABLE: &str = "ZEROSWEEP_SCAN";
 
-/// A way to scan that this CPU can run: whoever holds one has the proof of that.
+/// A way to scan. A value of this type proves that this CPU can run it.
 ///
 /// ```
 /// use zerosweep_scan::Kernel;
@@ -155,7 +155,7 @@ impl fmt::Debug for Kernel {
     }
 }
 
-/// Why a kernel cannot be had by name.
+/// Why a name gives no kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum KernelError {

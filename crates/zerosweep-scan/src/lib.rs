@@ -1,12 +1,11 @@
-//! Zero-scan kernels: is this memory all zero, and if not, where is the first word that is not?
+//! Zero-scan kernels: they find the first word of memory that is not zero.
 //!
 //! Memory is looked at in words of 8 bytes. [`first_nonzero`] is for memory that nobody writes;
 //! [`first_nonzero_live`] reads what a guest may be writing to, and its answer is a hint.
 //!
-//! Both use [`Kernel::chosen`]: AVX2 where the CPU has it, else the portable kernel, or what the
-//! environment names: `ZEROSWEEP_SCAN=portable`, `ZEROSWEEP_SCAN=avx2`. Another value, or a kernel
-//! that the CPU cannot run, is as if the variable were unset; [`Kernel::requested`] tells a person
-//! so.
+//! Both use [`Kernel::chosen`]: AVX2 where the CPU has it, else the portable kernel. The
+//! environment can name another one: `ZEROSWEEP_SCAN=portable`, `ZEROSWEEP_SCAN=avx2`. Another
+//! value, or a kernel that the CPU cannot run, is ignored; [`Kernel::requested`] reports it.
 //!
 //! ```text
 //! kernel   what is chosen, the safe calls
@@ -16,9 +15,10 @@
 //!
 //! Left out after measuring ("Zero-scan kernels" in `docs/measurements.md`): AVX-512, which is
 //! faster on single pages and slower on a superpage out of the cache, the check that matters most;
-//! prefetches and non-temporal hints, which never gained.
+//! prefetches and non-temporal hints, which never helped.
 //!
-//! Known holes: no NEON kernel, as none has been measured; AArch64 has the portable one.
+//! Known holes: there is no NEON kernel, because none has been measured. AArch64 has the portable
+//! one.
 
 mod kernel;
 mod scan;
@@ -26,7 +26,7 @@ mod vector;
 
 pub use kernel::{KERNEL_VARIABLE, Kernel, KernelError};
 
-/// The index of the first word that is not zero.
+/// Returns the index of the first word that is not zero.
 ///
 /// ```
 /// assert_eq!(zerosweep_scan::first_nonzero(&[0; 512]), None);
@@ -37,12 +37,12 @@ pub fn first_nonzero(words: &[u64]) -> Option<usize> {
     Kernel::chosen().first_nonzero(words)
 }
 
-/// The index of the first of `words` words at `start` that is not zero, while others may write
-/// them.
+/// Returns the index of the first of `words` words at `start` that is not zero. Others may write
+/// the words meanwhile.
 ///
-/// `Some` is a word that was not zero when it was read, and each before it was zero when it was
-/// read; `None`: each was. They were not all read at one time, so a guest that moves its bytes
-/// about can hide them. Nothing outside the range is read.
+/// With `Some`, that word was not zero when it was read, and each word before it was zero when it
+/// was read. With `None`, every word was zero when it was read. The words are not read at the same
+/// time, so a guest that moves its bytes can hide them. Nothing outside the range is read.
 ///
 /// # Safety
 /// `start` is aligned to 8 bytes, and `words` words from it can be read. Others may write them

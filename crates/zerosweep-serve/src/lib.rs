@@ -92,8 +92,8 @@ pub fn serve(options: &Options) -> Result<(), Failure> {
     let address = options.listen;
     if !address.ip().is_loopback() && !options.allow_remote {
         return Err(Failure::usage(format!(
-            "{} can be reached by other machines, and plain HTTP is no protection on a network; \
-             listen on 127.0.0.1 behind a proxy, or say --allow-remote",
+            "other machines can reach {}, and plain HTTP does not protect the token on a network; \
+             listen on 127.0.0.1 behind a proxy, or give --allow-remote",
             address.ip()
         )));
     }
@@ -117,7 +117,7 @@ async fn listen(options: &Options, token: Token) -> Result<(), Failure> {
     let listener = bind(options.listen).await?;
     let address = listener
         .local_addr()
-        .map_err(|error| Failure::work(format!("cannot tell the address: {error}")))?;
+        .map_err(|error| Failure::work(format!("cannot get the address: {error}")))?;
     let access = Access::new(options, token);
     tell(options, address, &access)?;
     let server = Server {
@@ -167,15 +167,15 @@ fn tell(options: &Options, address: SocketAddr, access: &Access) -> Result<(), F
     }
     if options.allow_remote {
         eprint_line(
-            "warning: plain HTTP: who can listen on the network can read the token; put a proxy \
-             with TLS in front",
+            "warning: plain HTTP: anyone who can listen on the network can read the token; put a \
+             proxy with TLS in front",
         );
     }
     if options.json {
         return output::json(&Started { schema: 1, address, url: &url, token });
     }
     let note = match token {
-        Some(_) => "Who has this address can change targets; keep it to yourself.",
+        Some(_) => "Anyone with this address can change targets; keep it to yourself.",
         None => "To change anything, the page asks for the token.",
     };
     output::text(&format!("{url}\n{note} Ctrl-C ends it.\n"))

@@ -174,7 +174,7 @@ const METRICS: &[Metric] = &[
     ),
     metric(
         "superpages_by_kernel",
-        "Superpages that are whole in the guest by the kernel's word; 0 when it does not say",
+        "Superpages that the kernel reports as whole in the guest; 0 when it does not say",
         Samples::Number(|s| s.superpages.in_guest_by_kernel.unwrap_or(0)),
     ),
     metric(
@@ -247,7 +247,7 @@ const METRICS: &[Metric] = &[
     ),
     metric(
         "pages",
-        "Pages of 4 KiB, by what became of them",
+        "Pages of 4 KiB, by what was done to them",
         Samples::Counts(
             "what",
             &[

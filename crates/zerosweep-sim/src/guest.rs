@@ -32,7 +32,7 @@ impl std::error::Error for TouchError {}
 /// A guest that could not be built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NewGuestError {
-    /// The domain cannot be.
+    /// The configuration of the domain is invalid.
     Config(ConfigError),
     /// Its memory could not be promised.
     Build(BuildError),
@@ -64,7 +64,7 @@ impl SoftwareGuest {
     /// A guest of `config.max_pages` on a host with just as many frames as its target.
     ///
     /// # Errors
-    /// When such a guest cannot be.
+    /// When the configuration is invalid, or the guest's memory or its cache cannot be set up.
     pub fn new(config: Config) -> Result<Self, NewGuestError> {
         let machine = SoftwareMachine::new(config.target);
         Self::on(machine, config)
@@ -73,7 +73,7 @@ impl SoftwareGuest {
     /// A guest on `machine`.
     ///
     /// # Errors
-    /// When such a guest cannot be.
+    /// When the configuration is invalid, or the guest's memory or its cache cannot be set up.
     pub fn on(machine: SoftwareMachine, config: Config) -> Result<Self, NewGuestError> {
         let domain = Domain::new(config).map_err(NewGuestError::Config)?;
         let mut guest = Self { domain, machine };
@@ -85,12 +85,12 @@ impl SoftwareGuest {
         Ok(guest)
     }
 
-    /// Operations on the domain.
+    /// Returns a session, which has the operations on the domain.
     pub fn session(&mut self) -> Session<Exclusive<'_, SoftwareMachine>> {
         self.domain.with(&mut self.machine)
     }
 
-    /// The guest reads the word at `offset` bytes into the page, a multiple of 8.
+    /// Reads, as the guest, the word at `offset` bytes into the page; a multiple of 8.
     ///
     /// # Errors
     /// When the page has no frame and gets none.
@@ -99,7 +99,7 @@ impl SoftwareGuest {
         Ok(self.machine.word(mfn, offset / 8))
     }
 
-    /// The guest writes the word at `offset` bytes into the page, a multiple of 8.
+    /// Writes, as the guest, the word at `offset` bytes into the page; a multiple of 8.
     ///
     /// # Errors
     /// When the page has no frame and gets none.
@@ -109,14 +109,14 @@ impl SoftwareGuest {
         Ok(())
     }
 
-    /// The guest touches a page; a fault is served until it has a frame.
+    /// Touches a page, as the guest. If this is a fault, it is served until the page has a frame.
     ///
     /// # Errors
     /// When it gets none.
     ///
-    /// A page that was given back may still be mapped (rule [R12]). A guest that may take it again
-    /// without a word ([`InvalidTouch::Increase`]) then does so unseen; another would be an error
-    /// of the guest's that the hardware does not show, and is one here.
+    /// A page that was given back may still be mapped (rule [R12]). With
+    /// [`InvalidTouch::Increase`] the guest may use such a page again, and no fault shows it.
+    /// Otherwise this is an error of the guest's. Hardware would not show it; this machine does.
     ///
     /// [R12]: zerosweep::rules#r12
     pub fn touch(&mut self, gfn: Gfn) -> Result<Mfn, TouchError> {
@@ -168,7 +168,8 @@ pub fn touch<H: Host<Machine = SoftwareMachine>>(
     touch_at_rest(host, gfn)
 }
 
-/// As [`touch`], but a sweep that found nothing rests until the engine thinks it worth another.
+/// As [`touch`], but after a sweep that found nothing, no other one begins until the engine allows
+/// it.
 ///
 /// # Errors
 /// See there.

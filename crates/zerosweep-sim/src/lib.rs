@@ -1,9 +1,9 @@
 //! The software machine: guest memory made of real bytes in an arena.
 //!
 //! [`SoftwareMachine`] implements the engine's [`Machine`](zerosweep::Machine), so zero checks read
-//! real zeros, and keeps its own table of what is mapped where, against which it checks every
-//! request. [`SoftwareGuest`] joins it with a domain: reads and writes go through that table, and
-//! a touch of what is not mapped is a fault. Everything is deterministic; nothing takes privileges.
+//! real zeros. It keeps its own table of what is mapped where, and checks every call against it.
+//! [`SoftwareGuest`] joins it with a domain: reads and writes go through that table, and a touch of
+//! a page that is not mapped is a fault. Everything is deterministic, and needs no privileges.
 #![forbid(unsafe_code)]
 
 mod guest;

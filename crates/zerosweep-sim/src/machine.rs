@@ -15,7 +15,7 @@ const POISON: u64 = 0xdead_beef_5eed_cafe;
 /// What the machine was asked to do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MachineCounters {
-    /// Times that all CPUs had to be waited for.
+    /// Flushes: how often the machine waited for all CPUs.
     pub flushes: u64,
     /// Full zero checks.
     pub zero_checks: u64,
@@ -35,17 +35,17 @@ pub struct MachineCounters {
     pub parks: u64,
 }
 
-/// How a call fails that could have been done.
+/// How a call that is planned to fail does so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// In its own way: there is no frame, the run is not mapped, it is busy.
+    /// As the call fails otherwise: there is no frame, the run is not mapped, or it is busy.
     Refuse,
     /// A superpage is mapped in 512 pieces. Other calls do not fail.
     Pieces,
 }
 
-/// A page whose content must not be lost: where it is if the machine stops now and puts every page
-/// where its entry says ([INV-10]).
+/// A page whose content must not be lost: where the content must be if the machine stops now and
+/// puts every page where its entry says ([INV-10]).
 ///
 /// [INV-10]: zerosweep::rules#inv-10
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,9 +54,9 @@ pub struct Kept {
     pub gfn: Gfn,
     /// The frame that its entry names.
     pub mfn: Mfn,
-    /// Which word of it is known, and what it is.
+    /// The index of the word that is known.
     pub word: usize,
-    /// The word.
+    /// The value of that word.
     pub value: u64,
 }
 
@@ -80,7 +80,7 @@ enum Slot {
     Pages(Box<[Option<u64>; SUPERPAGE_PAGES as usize]>),
 }
 
-/// The machine. Memory that was never written to costs the process nothing.
+/// The software machine. Memory that was never written to takes no memory of the process.
 pub struct SoftwareMachine {
     arena: Vec<u64>,
     pool: FramePool,
@@ -101,7 +101,7 @@ impl SoftwareMachine {
     /// A machine whose host has `pages` frames, rounded up to whole superframes.
     ///
     /// # Panics
-    /// When the host cannot tell so many frames apart, or the arena cannot be had.
+    /// When `pages` are more than frame numbers can tell apart, or the arena cannot be allocated.
     #[must_use]
     pub fn new(pages: u64) -> Self {
         let superframes = pages.div_ceil(SUPERPAGE_PAGES);
@@ -127,19 +127,19 @@ impl SoftwareMachine {
         self
     }
 
-    /// What it was asked to do so far.
+    /// Returns what the machine was asked to do so far.
     #[must_use]
     pub fn counters(&self) -> MachineCounters {
         self.counters
     }
 
-    /// The host's frames.
+    /// Returns the host's frames.
     #[must_use]
     pub fn pool(&self) -> &FramePool {
         &self.pool
     }
 
-    /// Makes a frame busy (as if a device had it pinned), or no longer.
+    /// Makes a frame busy, as if a device had pinned it, or ends that.
     pub fn set_busy(&mut self, mfn: Mfn, busy: bool) {
         if busy {
             self.busy.insert(mfn.raw());
@@ -148,25 +148,25 @@ impl SoftwareMachine {
         }
     }
 
-    /// Of the calls from now on that can fail (allocate, map, unmap), those fail that are numbered
-    /// `first` to `first + count`, counted from 0.
+    /// Makes calls fail. Calls that can fail (allocate, map, unmap) are counted from 0 from now on;
+    /// those from `first` to before `first + count` fail.
     pub fn fail(&mut self, first: u64, count: u64, how: Failure) {
         let first = self.failures.calls.saturating_add(first);
         self.failures.planned = Some((first, first.saturating_add(count), how));
     }
 
-    /// No call fails any more without a reason.
+    /// Ends [`fail`](Self::fail): no more calls are made to fail.
     pub fn fail_no_more(&mut self) {
         self.failures.planned = None;
     }
 
-    /// Calls so far that can fail.
+    /// Returns the number of calls so far that can fail.
     #[must_use]
     pub fn fallible_calls(&self) -> u64 {
         self.failures.calls
     }
 
-    /// Calls so far that failed because [`SoftwareMachine::fail`] said so.
+    /// Returns the number of calls so far that [`SoftwareMachine::fail`] made fail.
     #[must_use]
     pub fn failed_calls(&self) -> u64 {
         self.failures.failed
@@ -178,17 +178,18 @@ impl SoftwareMachine {
         self.retired.contains(&mfn.raw())
     }
 
-    /// Before each call that maps, unmaps, copies, clears or gives frames away, and when this is
-    /// called again, all of these must be where they were: mapped, or in the frame that is named.
+    /// Sets the pages whose content must not be lost. Each of them must be mapped, or in the frame
+    /// that is named. This is checked before each call that maps, unmaps, copies, clears or frees,
+    /// and when this function is called again.
     ///
     /// # Panics
-    /// When one of those that were said before is lost.
+    /// When one of the pages from the last call is lost.
     pub fn keep(&mut self, kept: Vec<Kept>) {
         self.assert_kept();
         self.kept = kept;
     }
 
-    /// Looks whether each of `kept` is in its place.
+    /// Checks that each of `kept` is in its place.
     ///
     /// # Panics
     /// When one is not.
@@ -218,7 +219,7 @@ impl SoftwareMachine {
         self.failure(false).is_some()
     }
 
-    /// The frame that the guest reaches at `gfn`, and the order of its mapping.
+    /// Returns the frame that the guest reaches at `gfn`, and the order of its mapping.
     #[must_use]
     pub fn translate(&self, gfn: Gfn) -> Option<(Mfn, Order)> {
         match self.table.get(gfn.superpage().index())? {
@@ -232,7 +233,7 @@ impl SoftwareMachine {
         }
     }
 
-    /// One word of a frame.
+    /// Returns one word of a frame.
     #[must_use]
     pub fn word(&self, mfn: Mfn, index: usize) -> u64 {
         self.arena[word_index(mfn) + index]
@@ -253,7 +254,7 @@ impl SoftwareMachine {
         &mut self.arena[first..first + pages as usize * PAGE_WORDS]
     }
 
-    /// Whether no CPU reaches a frame that was unmapped: everything is flushed.
+    /// Whether everything is flushed: no CPU reaches a frame that was unmapped.
     #[must_use]
     pub fn is_flushed(&self) -> bool {
         self.unflushed.is_empty()

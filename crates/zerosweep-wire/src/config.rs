@@ -1,4 +1,4 @@
-//! What a tool tells the agent, through the environment of the VMM.
+//! The agent's configuration, which a tool passes in the environment of the VMM.
 
 use std::path::PathBuf;
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// The environment variable that holds an [`AgentConfig`] as JSON.
 ///
-/// An agent that does not find it is inert: it passes every call through unseen.
+/// An agent that does not find it does nothing: it passes every call on unchanged.
 pub const CONFIG_VARIABLE: &str = "ZEROSWEEP_AGENT_CONFIG";
 
 /// How the agent is to manage the guest memory of the VMM that it is loaded into.
@@ -34,30 +34,30 @@ pub struct AgentConfig {
     /// [`SetTarget`](crate::Operation::SetTarget) changes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub follow: Option<Follow>,
-    /// The file that what happens to the guest's memory is recorded in, as a trace of Xen's. It is
-    /// there and empty; its path is absolute.
+    /// The file for a trace of Xen's, which records what happens to the guest's memory. It must
+    /// exist and be empty; its path is absolute.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub events: Option<PathBuf>,
-    /// How much of it is recorded.
+    /// Which events are recorded.
     #[serde(default)]
     pub event_detail: EventDetail,
 }
 
-/// How much of what happens is recorded.
+/// Which events are recorded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EventDetail {
-    /// What Xen has records for; packed by gzip if the file's name ends in `.gz`.
+    /// Events that Xen has records for; packed by gzip if the file's name ends in `.gz`.
     #[default]
     Xen,
-    /// What zero checks saw too; always packed.
+    /// Also what zero checks saw; always packed.
     Guest,
 }
 
-/// Whose requests to the guest's balloon the target follows.
+/// The tool whose requests to the guest's balloon the target follows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Follow {
-    /// QMP sockets of the VMM on which that tool is a client: the agent reads along what comes in.
+    /// QMP sockets of the VMM on which that tool is a client: the agent also reads what comes in.
     pub monitors: Vec<PathBuf>,
     /// What a request means that comes before the guest runs.
     pub before_start: BeforeStart,
@@ -80,7 +80,7 @@ pub enum BeforeStart {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OnExhaustion {
-    /// The vCPU waits until frames come free or the target rises.
+    /// The vCPU waits until frames become free or the target rises.
     #[default]
     Stall,
     /// Host memory beyond the target is taken, and reported.

@@ -27,8 +27,8 @@ pub struct Request {
     pub operation: Operation,
 }
 
-/// Of what is wrong with a line so much is told, in characters: it may quote the line, and an
-/// answer has to fit into one itself.
+/// The most characters of an error's text that an answer repeats. The text may quote the request,
+/// and the answer must fit into one line itself.
 const MOST_REASON: usize = 200;
 
 impl Request {
@@ -67,7 +67,7 @@ pub enum Operation {
         first: u64,
     },
     /// Move live single pages together (rule [R13]), for a moment. [`Status::next`] says whether
-    /// there is more; 0 begins anew.
+    /// there is more; 0 begins a new consolidation.
     ///
     /// [R13]: https://github.com/zerosweep/zerosweep/blob/main/docs/rules.md#r13
     Consolidate {
@@ -103,12 +103,12 @@ pub enum Operation {
 pub struct Response {
     /// The request's id; 0 when it could not be read.
     pub id: u64,
-    /// What came of it.
+    /// The result of the request.
     #[serde(flatten)]
     pub answer: Answer,
 }
 
-/// What came of a request.
+/// The result of a request.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
@@ -134,7 +134,7 @@ pub struct ErrorBody {
 pub enum ErrorKind {
     /// The line was not a request that this version knows.
     BadRequest,
-    /// The value cannot be.
+    /// The value is invalid.
     BadValue,
     /// The guest's memory is not managed (yet, or any more).
     NotManaging,

@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 /// Longest name of a guest, in bytes: a socket's path has 107 bytes in all.
 pub const MAX_NAME_BYTES: usize = 48;
 
-/// Why a name cannot be a guest's.
+/// Why a guest cannot have a name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
-    /// Nothing there, or too much.
+    /// It is empty, or too long.
     #[error("guest name {0:?} has {len} bytes; 1 to {MAX_NAME_BYTES} are allowed", len = .0.len())]
     Length(String),
-    /// A character that does not belong into a file name.
+    /// It has a character that does not belong into a file name.
     #[error(
         "guest name {0:?} has {1:?} in it; letters, digits, '.', '_' and '-' are allowed, and a letter or digit comes first"
     )]

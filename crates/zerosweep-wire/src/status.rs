@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{OnExhaustion, ReturnMode};
 
-/// Everything that the agent says of its guest.
+/// Everything that the agent reports about its guest.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Status {
     /// Version of the messages, [`PROTOCOL`](crate::PROTOCOL).
@@ -43,14 +43,14 @@ pub struct Status {
     pub stalled_threads: u32,
     /// Pages held beyond the target because no frame could be found.
     pub borrowed_pages: u64,
-    /// What the guest's balloon was last asked for by the tool whose requests the target follows;
-    /// `None` where it follows nobody's, or nothing was asked for yet.
+    /// The size that the tool last asked the guest's balloon for, where the target follows a tool's
+    /// requests. `None` where the target follows no tool, or there was no request yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub balloon_request_bytes: Option<u64>,
-    /// How what happens is recorded; `None` where it is not.
+    /// The recording of events; `None` if there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub events: Option<Recorded>,
-    /// Where to go on with what was asked for; `None` when it is done.
+    /// Where the operation goes on at the next request; `None` when it is done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<u64>,
     /// A part of the superpage map, if it was asked for.
@@ -97,7 +97,7 @@ pub struct Pages {
     pub owed: i64,
     /// How much the guest can certainly still touch: cache and retained.
     pub can_touch: u64,
-    /// More that a sweep should find, going by the last checks. 0 from an older agent.
+    /// How much more a sweep should find, by the results of the last checks. 0 from an older agent.
     #[serde(default)]
     pub likely: u64,
     /// Promised pages beyond both: when the guest touches these, it is exhausted. 0 from an older
@@ -117,11 +117,11 @@ pub struct Superpages {
     pub in_cache: u64,
     /// Ranges of the guest that are broken into 4 KiB entries and hold a frame.
     pub broken: u64,
-    /// Cleared ahead and ready.
+    /// Cleared before they are needed.
     pub cleared_ahead: u64,
 }
 
-/// So many superpages fit into one answer.
+/// The most superpages that fit into one answer.
 pub const MAP_SUPERPAGES: u64 = 8192;
 
 /// Superpages of the guest, in the order of their addresses.
@@ -206,7 +206,7 @@ pub struct Counters {
     /// Times that the guest was about to run out of frames. 0 from an older agent.
     #[serde(default)]
     pub low_forecasts: u64,
-    /// Superpages whose live pages were put elsewhere.
+    /// Superpages whose live pages were copied elsewhere.
     #[serde(default)]
     pub evacuations: u64,
     /// Broken ranges that became superpages again at a fault.

@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use super::record::{Row, read};
 
-/// Ratios that differ by so much are marked.
+/// A ratio that differs from 1 by this much is marked.
 const MARKED: f64 = 0.1;
 
 /// Prints each figure of both records, and the second over the first.

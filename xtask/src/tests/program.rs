@@ -26,7 +26,7 @@ pub(crate) struct Program {
     path: PathBuf,
 }
 
-/// What came of tests.
+/// The results of tests.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Ran {
     pub(crate) passed: u64,

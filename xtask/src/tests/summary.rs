@@ -1,4 +1,4 @@
-//! What came of the tests, by group, and where the time went.
+//! The results of the tests, by group, and where the time went.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -10,7 +10,7 @@ use super::program::Ran;
 use crate::cargo::Outcome;
 use crate::need::{Missing, Needs};
 
-/// What came of tests that need the same.
+/// The results of the tests that need the same.
 #[derive(Default)]
 struct Group {
     passed: u64,
@@ -19,7 +19,7 @@ struct Group {
     time: Duration,
 }
 
-/// What came of everything so far.
+/// All results so far.
 #[derive(Default)]
 pub(crate) struct Summary {
     groups: BTreeMap<Needs, Group>,
@@ -30,7 +30,7 @@ pub(crate) struct Summary {
 }
 
 impl Summary {
-    /// Builds something; nothing came of it if that failed.
+    /// Builds something and records the outcome. Returns `None` if the build failed.
     pub(crate) fn building<T>(
         &mut self,
         what: &'static str,

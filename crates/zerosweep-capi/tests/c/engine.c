@@ -344,7 +344,7 @@ static void exhausted(void)
     CHECK_EQ(quantities(&guest).borrowed, 0);
     OK(zs_fault_wait(guest.domain, 1024, UINT64_MAX, NULL));
 
-    /* Zeros that nobody was told of. */
+    /* Zeros that nothing reported. */
     OK(zs_set_target(guest.domain, 513));
     for (uint64_t gfn = 0; gfn < 512; gfn++) {
         write_word(&guest, gfn, 1, 0);
@@ -359,7 +359,7 @@ static void exhausted(void)
     guest_end(&guest);
 }
 
-/* A guest that takes its pages again without a word. */
+/* A guest that uses its pages again without saying so. */
 static void taken_again(void)
 {
     struct guest guest;
@@ -651,7 +651,7 @@ static void the_scan(void)
 
 int main(void)
 {
-    alarm(300); /* Who waits for ever has failed. */
+    alarm(300); /* A thread that waits for ever is a failure. */
     a_life();
     any_alignment_and_every_kind_of_range();
     consolidate_and_upkeep();

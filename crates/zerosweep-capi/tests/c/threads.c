@@ -292,7 +292,7 @@ static void only_faults_on_the_range_wait(void)
     vm_end(&vm);
 }
 
-/* Whoever waits for a domain that breaks is let go. */
+/* A thread that waits for a domain returns when the domain breaks. */
 static void nobody_waits_for_a_broken_domain(void)
 {
     struct vm vm;
@@ -370,7 +370,7 @@ static void a_fault_waits_for_frames(void)
 
 int main(int count, char **arguments)
 {
-    alarm(300); /* Who waits for ever has failed. */
+    alarm(300); /* A thread that waits for ever is a failure. */
     unsigned rounds = count > 1 ? (unsigned)atoi(arguments[1]) : 20000;
     no_byte_is_lost(rounds, ZS_MACHINE_CALLS_CONCURRENT, ZS_UPKEEP_BY_CALLER);
     no_byte_is_lost(rounds, ZS_MACHINE_CALLS_SERIAL, ZS_UPKEEP_BY_OPERATION);

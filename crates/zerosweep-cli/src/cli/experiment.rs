@@ -42,7 +42,7 @@ pub(crate) struct ExperimentArguments {
     /// What the guests' random choices depend on
     #[arg(long, value_name = "N", default_value_t = DEFAULT_SEED)]
     pub(crate) seed: u64,
-    /// Run everything so many times, each time with the next seed
+    /// Run everything N times, each time with the next seed
     #[arg(long, value_name = "N", default_value_t = 1)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub(crate) repeat: u32,
@@ -59,7 +59,7 @@ pub(crate) struct ExperimentArguments {
     /// Write a report with plots: one HTML file
     #[arg(long, value_name = "FILE")]
     pub(crate) report: Option<PathBuf>,
-    /// Write the JSON document here as well, with timelines, anew whenever a run is finished
+    /// Write the JSON document here as well, with timelines; overwrite it after each run
     #[arg(long, value_name = "FILE")]
     pub(crate) out: Option<PathBuf>,
     /// Record what happens in each run, as a trace of Xen's: DIR/GUEST.POLICY.MACHINE.SEED.bin.

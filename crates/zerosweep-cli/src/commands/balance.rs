@@ -147,7 +147,7 @@ struct Line {
     next_target_bytes: u64,
     /// What its balloon is asked for, if it is.
     ask_bytes: Option<u64>,
-    /// Where it is to go in the end.
+    /// The target that it should have in the end.
     ideal_bytes: u64,
     action: &'static str,
     reason: String,
@@ -184,16 +184,16 @@ fn words(decision: &Decision) -> (&'static str, String) {
         Why::Near => ("stays", "near what it should have".to_owned()),
         Why::Shrinks => ("shrinks", format!("others need what is above {ideal}")),
         Why::Grows => ("grows", "what it needs is free".to_owned()),
-        Why::GrowsInPart => ("grows", format!("as much as is free, on the way to {ideal}")),
-        Why::Waits => ("waits", format!("it should have {ideal}, and others hold it still")),
-        Why::Late => ("late", "it was asked for memory and gives none; nobody gets it".to_owned()),
-        Why::Impossible => {
-            ("impossible", "it cannot be asked; what it has stays its own".to_owned())
+        Why::GrowsInPart => ("grows", format!("it gets all that is free, on the way to {ideal}")),
+        Why::Waits => ("waits", format!("it should have {ideal}, but others still hold it")),
+        Why::Late => {
+            ("late", "it was asked for memory and gives none back; it keeps it".to_owned())
         }
+        Why::Impossible => ("impossible", "it cannot be asked; it keeps what it has".to_owned()),
     }
 }
 
-/// A line a guest, and the sum.
+/// Returns a line for each guest, and the sum.
 fn render(lines: &[Line], total_bytes: u64, all: bool) -> String {
     let mut text = String::new();
     for line in lines.iter().filter(|line| all || line.changes()) {

@@ -1,7 +1,7 @@
 //! `zerosweep experiment`: every policy on every guest.
 //!
-//! What is wrong with the arguments is found before any work starts. Finished runs are kept: Ctrl-C
-//! and a failure show what is there, and `--resume` goes on.
+//! Errors in the arguments are found before any work starts. Finished runs are kept: after Ctrl-C
+//! or a failure their results are shown, and `--resume` goes on.
 
 mod costs;
 pub(crate) mod documents;
@@ -45,7 +45,7 @@ pub(super) fn execute(arguments: &ExperimentArguments) -> Result<ExitCode, Failu
     })
 }
 
-/// Does the work and shows what came of it, also when it was ended early.
+/// Does the work and shows the results, also when it was ended early.
 fn carry_out<G: Clone + Display + Send + Sync, P: Copy + Display + Send + Sync>(
     arguments: &ExperimentArguments,
     mut work: Work<G, P>,

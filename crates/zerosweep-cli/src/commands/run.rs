@@ -1,21 +1,21 @@
 //! `zerosweep run … -- VMM ARGS`: an unmodified VMM on populate-on-demand memory.
 //!
 //! ```text
-//! plan       everything that can be refused is, before anything is started
+//! plan       refuses what must be refused, before anything is started
 //! process    the VMM: started with the agent preloaded, signalled, waited for
-//! words      what the VMM says is passed on
-//! last_words what it said at its end, explained
-//! signals    what this process is told, the VMM is told
+//! words      passes on what the VMM prints
+//! last_words explains the last messages of the VMM
+//! signals    signals to this process are passed on to the VMM
 //! ending     a VMM that does not end at SIGTERM is killed
-//! supervise  a thread: the agent comes up, the guest balloons, trouble is told
+//! supervise  a thread: the agent comes up, the guest balloons, trouble is reported
 //! balloon    QMP: vCPU threads, RAM check, ballooning to the target
 //! absence    why an agent does not answer
-//! alarms     what of a status a person should know
+//! alarms     figures that a person should know
 //! ```
 //!
-//! The main thread only waits for the VMM to end. Whatever hangs or fails in the supervisor is a
-//! warning: the guest matters more than its tool. A `run` that is killed leaves the guest alive
-//! and managed; the agent removes the sockets when the VMM ends.
+//! The main thread only waits for the VMM to end. A failure in the supervisor is only a warning:
+//! the guest matters more than its tool. A `run` that is killed leaves the guest alive and managed;
+//! the agent removes the sockets when the VMM ends.
 
 mod absence;
 mod alarms;
@@ -91,8 +91,8 @@ pub(crate) fn execute(arguments: &RunArguments) -> Result<ExitCode, Failure> {
     ended.map(exit_code)
 }
 
-/// Starts the VMM and looks after it until it ends; once more, if only our own device was in its
-/// way.
+/// Starts the VMM and supervises it until it ends. Starts it once more if only our own device kept
+/// it from starting.
 fn live(
     mut plan: Plan,
     arguments: &RunArguments,
@@ -219,8 +219,8 @@ fn only_asks(arguments: &RunArguments) -> bool {
     arguments.vmm.get(1..).is_some_and(queries::only_asks)
 }
 
-/// A VMM that ended by itself before its guest was managed. Where it says no word of its own, or
-/// says that all went well, this does.
+/// Reports a VMM that ended by itself before its guest was managed, if the VMM itself printed
+/// nothing or ended with success.
 fn never_managed(
     plan: &Plan,
     status: ExitStatus,
@@ -228,22 +228,21 @@ fn never_managed(
     console: &Console,
 ) -> Result<ExitStatus, Failure> {
     let name = plan.program_name.to_string_lossy();
-    let what =
-        format!("no guest was managed: {name} ended ({status}) before zerosweep's agent in it");
+    let what = format!("no guest was managed: {name} ended ({status}) before zerosweep's agent");
     if status.success() {
         return Err(Failure::work(format!(
-            "{what} had a guest to manage. It is no VMM, or a script that does not wait for its VMM"
+            "{what} found guest memory. It is not a VMM, or a script that does not wait for its VMM"
         )));
     }
     if status.signal().is_some() {
-        console.warn(&format!("{what} had a guest to manage"));
+        console.warn(&format!("{what} found guest memory"));
     } else if words.trim().is_empty() {
-        console.warn(&format!("{what} had a guest to manage, and said nothing"));
+        console.warn(&format!("{what} found guest memory, and it printed nothing"));
     }
     Ok(status)
 }
 
-/// What a VMM that was told to end, and has not, needs now.
+/// Does the next step for a VMM that got a signal to end and has not ended.
 fn see_to_its_end(vmm: &Vmm, ending: &mut Ending, console: &Console) -> Result<(), Failure> {
     let pid = vmm.pid;
     match ending.step(Instant::now()) {

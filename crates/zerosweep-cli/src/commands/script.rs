@@ -1,4 +1,4 @@
-//! `zerosweep script FILE`: the engine on the software machine, driven a step a line.
+//! `zerosweep script FILE`: runs the engine on the software machine, one step in each line.
 
 use std::fs;
 use std::io;
@@ -13,7 +13,7 @@ use zerosweep_lab::script::{Runner, Script};
 
 use crate::cli::ScriptArguments;
 
-/// Does all steps. An error in one is an answer: the exit status is 0 all the same.
+/// Does all steps. An error in a step is a result, so the exit status is 0.
 pub(super) fn execute(arguments: &ScriptArguments) -> Result<ExitCode, Failure> {
     let ScriptArguments { file, max_mem, target, .. } = arguments;
     for (name, size) in [("--max-mem", max_mem), ("--target", target)] {

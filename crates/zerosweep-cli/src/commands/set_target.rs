@@ -83,10 +83,7 @@ impl Following<'_> {
             return Ok(owed.max(above));
         }
         let actual = self.qmp.balloon_actual().map_err(|error| {
-            Failure::work(format!(
-                "guest {} does not say how far its balloon is: {error}",
-                self.name
-            ))
+            Failure::work(format!("cannot read the balloon of guest {}: {error}", self.name))
         })?;
         Ok(self.size.0.saturating_sub(actual).div_ceil(PAGE_BYTES))
     }

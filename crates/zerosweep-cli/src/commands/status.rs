@@ -102,7 +102,7 @@ fn memory(table: &mut Table, status: &Status) {
     table.row(
         "forecast",
         format_args!(
-            "can touch {}, {} more by sweeping; {} are too much",
+            "can touch {}, {} more by sweeping; {} short",
             pages(figures.can_touch),
             pages(figures.likely),
             pages(figures.short),

@@ -1,7 +1,7 @@
 //! `zerosweep trace`: traces of real Xen hosts.
 //!
-//! A trace that is cut or damaged is read up to there: what was read is shown, where it broke is
-//! told on standard error, and the exit status is 1.
+//! A trace that is cut or damaged is read up to the damage. What was read is shown, standard error
+//! says where the damage is, and the exit status is 1.
 
 mod read;
 mod replay;

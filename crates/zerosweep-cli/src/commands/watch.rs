@@ -239,7 +239,7 @@ impl Picture {
                 pages(figures.retained),
             ),
             format!(
-                "promised  {}; can touch {}, by sweeping {} more; {} are too much",
+                "promised  {}; can touch {}, {} more by sweeping; {} short",
                 pages(figures.entries),
                 pages(figures.can_touch),
                 pages(figures.likely),

@@ -6,9 +6,9 @@
 //! ```
 //!
 //! The companion holds the guest's name for as long as QEMU lives, writes to the same log, and ends
-//! with QEMU. What it is given: QEMU's process as standard input (a pidfd, so that no other process
-//! can be taken for it), the way back to whoever waits for its first word as standard output. The
-//! descriptors that libvirt meant for QEMU end with the launcher.
+//! with QEMU. Its standard input is QEMU's process (a pidfd, so that no other process can be taken
+//! for it). Its standard output leads to the process that waits for its first line. The descriptors
+//! that libvirt meant for QEMU end with the launcher.
 
 use std::ffi::OsString;
 use std::io::{self, BufRead as _, BufReader, Write as _};
@@ -38,7 +38,7 @@ const COMPANION: &str = "zerosweep-companion";
 /// The companion's first word when all is well.
 const READY: &str = "ready";
 
-/// How long the agent may take to answer, and the balloon to begin, until it is told.
+/// How long the agent may take to answer, and the balloon to begin, before that is reported.
 const WAIT_AGENT: Duration = Duration::from_secs(10);
 const WAIT_BALLOON: Duration = Duration::from_secs(60);
 

@@ -1,4 +1,4 @@
-//! How a guest is to be run where no command line of ours says it.
+//! The settings of a guest that has no command line of `zerosweep run`.
 //!
 //! | variable | in `/etc/zerosweep/qemu.toml` | meaning |
 //! | --- | --- | --- |
@@ -9,11 +9,11 @@
 //! | `ZEROSWEEP_MANAGE` | `manage` | `no`: QEMU is run untouched |
 //! | `ZEROSWEEP_QEMU` | `qemu` | the real QEMU |
 //!
-//! The file is root's or the user's own, and nobody else can write to it: it says what is run.
+//! Root or the user owns the file, and no other user can write to it, because it says what is run.
 //!
-//! A variable (libvirt: `<qemu:env>`) counts before the file's table `[guest.NAME]`, that before
-//! the file's own keys, those before the defaults of `zerosweep run`. libvirt probes QEMU without a
-//! domain's variables, so another QEMU than this machine's belongs into the file.
+//! A variable (libvirt: `<qemu:env>`) comes first, then the file's table `[guest.NAME]`, then the
+//! file's own keys, then the defaults of `zerosweep run`. libvirt probes QEMU without the variables
+//! of a domain, so the path of another QEMU must be in the file.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -34,23 +34,23 @@ use crate::cli::{Exhaustion, POLICIES, Return};
 const FILE: &str = "/etc/zerosweep/qemu.toml";
 const FILE_VARIABLE: &str = "ZEROSWEEP_QEMU_CONFIG";
 
-/// As much of the file is read.
+/// The most of the file that is read.
 const MOST_BYTES: u64 = 1 << 20;
-/// As much of it is quoted where it is wrong.
+/// The most lines, and characters of a line, that an error quotes.
 const MOST_LINES: usize = 8;
 const MOST_CHARS: usize = 90;
 
 /// A value, and where it stands.
 type Word = Spanned<String>;
 
-/// Whether zerosweep has anything to do with a guest.
+/// Whether zerosweep manages a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Manage {
     Yes,
     No,
 }
 
-/// What was settled.
+/// The settings of one guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Settings {
     pub(super) target: Option<Size>,
@@ -77,7 +77,7 @@ struct File {
     qemu: Option<Word>,
 }
 
-/// What can be said of one guest.
+/// The keys of one guest.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Keys {
@@ -105,7 +105,7 @@ impl File {
 }
 
 impl Settings {
-    /// What holds for the guest of this name.
+    /// Returns the settings of the guest with this name.
     ///
     /// # Errors
     /// Wrong usage: a file or a value that is not understood, with the place where it stands.
@@ -194,7 +194,7 @@ impl Settings {
     }
 }
 
-/// The beginning of each line, and not of many: what is wrong with a line is not told by all of it.
+/// Returns the beginning of the first lines: an error does not need all of a long text.
 fn cut(text: &str) -> String {
     let lines =
         text.lines().take(MOST_LINES).map(|line| match line.char_indices().nth(MOST_CHARS) {

@@ -1,8 +1,8 @@
-//! What QEMU's command line says of the guest's memory, and whether it can be managed.
+//! Reads from QEMU's command line whether the guest's memory can be managed.
 //!
-//! Guest RAM must be one private anonymous mapping that nobody pins, shares or fills ahead: moves
-//! of pages work on nothing else (docs/hosts.md). Everything else is refused before the
-//! VMM is started, with all the options that stand in the way.
+//! Guest RAM must be one private anonymous mapping that nothing pins, shares or fills before the
+//! guest runs: moves of pages work on nothing else (docs/hosts.md). Everything else is refused
+//! before the VMM is started, and the error names all options that are the reason.
 //!
 //! | module | what |
 //! | --- | --- |
@@ -28,14 +28,14 @@ pub(crate) use self::refusal::{Refusal, Refusals};
 use super::host::Host;
 use super::options::{Properties, VmmOption, split};
 
-/// What QEMU gives a guest without `-m` (on the machines that matter here).
+/// The memory of a guest without `-m` (on the machines that matter here).
 pub(crate) const DEFAULT_RAM_BYTES: u64 = 128 << 20;
 /// QEMU rounds guest RAM up to this.
 pub(crate) const RAM_ALIGNMENT_BYTES: u64 = 8192;
 
 const MEBIBYTE: u64 = 1 << 20;
 
-/// What a command line says that can be managed.
+/// A command line that can be managed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Analysis {
     /// Size of guest RAM.
@@ -64,7 +64,7 @@ pub(crate) enum Ram {
 /// Reads the command line of `program`.
 ///
 /// # Errors
-/// Everything that is in the way.
+/// All reasons against it.
 pub(crate) fn analyse(
     program: &str,
     arguments: &[OsString],

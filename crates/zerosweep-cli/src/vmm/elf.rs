@@ -63,9 +63,9 @@ pub(crate) enum LibraryError {
     /// Not as the format says.
     #[error("is cut off or broken: {0}")]
     Broken(object::Error),
-    /// Its end is missing: the loader maps it all the same, and whoever touches that dies of
-    /// SIGBUS.
-    #[error("is cut off: it has {length} bytes, and its headers speak of {needed}")]
+    /// Its end is missing. The loader maps it all the same, and a process that touches the missing
+    /// part dies of SIGBUS.
+    #[error("is cut off: it has {length} bytes, and its headers need {needed}")]
     Cut {
         /// As long as it is.
         length: u64,

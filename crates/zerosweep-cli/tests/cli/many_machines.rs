@@ -81,7 +81,7 @@ fn a_slurm_array() {
     for task in ["0", "1", "2"] {
         let variables = [("SLURM_ARRAY_TASK_ID", task), ("SLURM_ARRAY_TASK_COUNT", "3")];
         run(&place, script, &variables);
-        // Started anew after its end, it has nothing to do.
+        // A second run after its end has nothing to do.
         run(&place, script, &variables);
     }
     joined_is_whole(&place);

@@ -1,7 +1,7 @@
 //! What another user of the host can do with a directory, a socket or a file, and what is believed.
 //!
-//! The other user is a thread of the test: Linux keeps user ids by thread, and tells whoever
-//! connects those of the thread that began to listen.
+//! The other user is a thread of the test. Linux keeps user ids by thread, and reports to a process
+//! that connects the ids of the thread that began to listen.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};

@@ -12,7 +12,7 @@ use crate::support::{Place, stderr, stdout};
 use serde_json::{Value, json};
 
 const PHONE: (u32, u32) = (390, 844);
-/// Chromium may take so long to start on a busy machine.
+/// How long Chromium may take to start: the machine may be busy.
 const LIMIT: Duration = Duration::from_secs(60);
 /// A PNG of a phone's screen with one colour only is far smaller.
 const NOT_BLANK_BYTES: usize = 20_000;

@@ -115,7 +115,7 @@ fn an_agent_library_that_is_cut_off_is_told_before_the_vmm_is_started() {
     }
 }
 
-/// Whoever has QEMU's socket can do anything with the guest: it has a lock of its own.
+/// QEMU's socket gives full control of the guest, so it has a lock of its own.
 #[test]
 fn the_sockets_of_a_guest_are_its_users_own() {
     use std::os::unix::fs::PermissionsExt as _;
@@ -228,8 +228,8 @@ fn signals_are_passed_on_and_waited_for() {
     assert!(place.left_behind().is_empty());
 }
 
-/// Tells `run` of a VMM of this body to end, with these signals so long after the one before; the
-/// exit status, what was said, and how long it took.
+/// Runs a VMM with this script and sends `run` these signals, each after a number of ms. Returns
+/// the exit status, what `run` printed, and how long it took.
 fn told_to_end(options: &[&str], body: &str, signals: &[(u64, Signal)]) -> (i32, String, Duration) {
     let place = Place::new();
     let text = format!("touch \"$0.ready\"\n{body}");

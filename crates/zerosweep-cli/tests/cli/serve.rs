@@ -191,7 +191,7 @@ fn where_others_can_connect_reading_needs_the_token_too() {
     std::fs::set_permissions(&token, std::fs::Permissions::from_mode(0o600)).unwrap();
     let file = token.to_str().unwrap();
     let mut serve = host.serve(&["--allow-remote", "--token-file", file]);
-    // A token from a file is told nowhere.
+    // A token from a file is printed nowhere.
     assert_eq!(serve.token, "");
     assert!(!serve.said.contains("0123456789abcdef"), "{}", serve.said);
     for path in ["/api/guests", "/api/events", "/metrics", "/api/openapi.json"] {
@@ -265,7 +265,7 @@ fn a_guest_that_hangs_or_dies_holds_up_nobody() {
     assert_eq!(names, ["hung", "vm"], "the dead one is not there: {list:?}");
     assert!(list.json["guests"][0]["error"].as_str().unwrap().contains("no answer in time"));
     assert_eq!(serve.get("/api/guests/dead").status, 404);
-    // One work at a time: the second is told so at once, the first when the agent stays silent.
+    // One work at a time: the second fails at once, the first when the agent stays silent.
     std::thread::scope(|scope| {
         let first = scope.spawn(|| serve.change("/api/guests/hung/sweep", &Value::Null));
         std::thread::sleep(Duration::from_millis(500));
@@ -355,7 +355,7 @@ fn what_cannot_be_served_is_said() {
 const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Who can read what is said by `Accept`.
+/// The client says by `Accept` what it can read.
 #[test]
 fn metrics_are_in_the_format_that_the_reader_asks_for() {
     let host = Host::new();

@@ -19,7 +19,7 @@ const DESKTOP: (u32, u32) = (1280, 1000);
 
 /// Superpages of 64 GiB.
 const MANY: usize = 32_768;
-/// For so long frames are counted.
+/// How long frames are counted.
 const COUNTED: Duration = Duration::from_secs(5);
 
 /// Counts the frames in which something was drawn on the map.
@@ -130,7 +130,7 @@ fn troubles_are_told_as_text() {
         (status.pages.entries, status.pages.can_touch, status.pages.short) = (2560, 512, 2048);
     }
     let text = browser.wait_for_text("#alerts", "Forecast", SOON);
-    assert!(text.contains("Of 10 MiB") && text.contains("8 MiB are too much"), "{text}");
+    assert!(text.contains("Of the 10 MiB") && text.contains("8 MiB are missing"), "{text}");
     // The guest ends: the page says so, and has room for the next.
     drop(agents);
     std::fs::remove_file(place.runtime().join("vm.sock")).unwrap();

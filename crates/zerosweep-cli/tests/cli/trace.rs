@@ -78,7 +78,7 @@ fn a_replay_says_what_it_needs() {
             &["replay", BOOT, "--domain", "7"],
             "there is no domain 7 in the trace; those in it are [1]",
         ),
-        (&["replay", BOOT, "--target", "2G"], "a target of 2G cannot be"),
+        (&["replay", BOOT, "--target", "2G"], "invalid target: 2G (must be a multiple of 4K"),
     ] {
         let output = trace(arguments);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");

@@ -80,7 +80,7 @@ fn guests_that_cannot_be_managed() {
         ("-netdev vhost-user,id=n", ["vhost-user", "another process"]),
         ("-object sev-guest,id=s", ["sev-guest", "confidential"]),
         ("-machine q35,confidential-guest-support=s", ["confidential-guest-support", "encrypted"]),
-        ("-m 1G,maxmem=2G,slots=1", ["maxmem=2G", "in one block only, for now"]),
+        ("-m 1G,maxmem=2G,slots=1", ["maxmem=2G", "must be one block"]),
         ("-object memory-backend-ram,id=a,size=1G", ["id=a", "as large as the guest's RAM"]),
         ("-daemonize", ["-daemonize", "exit status"]),
         ("-readconfig f", ["-readconfig", "command line"]),

@@ -11,7 +11,7 @@ const TARGET_BYTES: u64 = 300 << 20;
 const RATIO_MAX: f64 = 1.10;
 const PAIRS: usize = 3;
 const PAIRS_AGAIN: usize = 9;
-/// Ballooning is looked at for so many seconds.
+/// How long ballooning is observed, in seconds.
 const INFLATE_MAX: f64 = 6.0;
 
 #[test]
@@ -28,7 +28,7 @@ fn boot_time_is_within_ten_percent_init_on_free() {
     check("init_on_free=1", 1);
 }
 
-/// Of a hundred times that somebody asks, 99 are answered within so long.
+/// Of a hundred requests, 99 are answered within this time.
 const ANSWER_MAX: Duration = Duration::from_millis(50);
 
 /// Process and all: `zerosweep status`, asked again and again from the first moment on.

@@ -15,7 +15,7 @@ use super::harness::{
 const TARGET_BYTES: u64 = 300 << 20;
 /// Above the target by no more than this: what the account of the cgroup may be off.
 const TOLERANCE: f64 = 1.02;
-/// The balloon may miss by so many pages.
+/// The balloon may miss its target by this number of pages.
 const FEW_PAGES: u64 = 16;
 
 #[test]
@@ -87,7 +87,7 @@ fn without_zerosweep_the_same_guest_takes_everything() {
     assert!(managed <= TOLERANCE * TARGET_BYTES as f64, "the managed guest held {managed}");
 }
 
-/// So much may be left when a pause looks like the end.
+/// What may be left, in KiB, when a pause looks like the end.
 const PAUSE_KIB: f64 = 8192.0;
 
 /// The pattern that a guest of one CPU fills its memory with; one of two has half of it. The guest

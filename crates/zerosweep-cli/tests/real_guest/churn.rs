@@ -172,8 +172,8 @@ fn no_byte_is_lost_through_deflating_re_use_and_reset() {
     assert!(again > 100_000, "{again} pages came back: {counters:#?}");
     assert!(counters.populates_4k < 5_000, "a storm of faults: {counters:#?}");
 
-    // Down again, as far as its programs let it; then the guest is reset, and takes everything
-    // again without a word.
+    // Down again, as far as its programs let it. Then the guest is reset, and uses all of its pages
+    // again without saying so.
     set_target("1400M");
     let output = place.output(["audit", "vm"]);
     assert!(output.status.success(), "{}", stderr(&output));

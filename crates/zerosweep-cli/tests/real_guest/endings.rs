@@ -1,4 +1,4 @@
-//! Whoever is killed: nothing is left behind, and no guest is lost with its tool.
+//! The VMM or the tool is killed: nothing is left behind, and no guest ends with its tool.
 
 use rustix::process::{Pid, Signal};
 

@@ -48,7 +48,11 @@ fn a_guest_above_its_target_stalls_until_the_target_rises() {
     }
     println!("\n  stalled: slowest answer of QEMU {:.0} ms", slowest.as_secs_f64() * 1e3);
     assert!(slowest < Duration::from_secs(5), "QEMU answered after {slowest:?}");
-    assert!(guest.errors.has("waits for memory"), "the stall is told: {}", guest.errors.tail(5));
+    assert!(
+        guest.errors.has("waits for memory"),
+        "the stall is reported: {}",
+        guest.errors.tail(5)
+    );
 
     // The guest must not be squeezed below what it filled.
     guest.qmp().balloon(RAISED_BYTES).unwrap();
@@ -190,7 +194,7 @@ fn a_guest_above_its_target_borrows_and_says_so() {
     }
     assert!(guest.marker("verified ").text.contains(" bad=0 "));
     guest.marker("done ok");
-    wait_until("the borrowing is told", Duration::from_secs(5), || {
+    wait_until("the borrowing is reported", Duration::from_secs(5), || {
         guest.errors.has("beyond its target").then_some(())
     });
     let audited = place.output(["audit", "vm"]);

@@ -18,9 +18,9 @@ const TARGET: u64 = 76_800;
 const SILENT: usize = 500;
 /// `zerosweep status` takes some ten milliseconds; never longer than this.
 const ANSWER: Duration = Duration::from_secs(5);
-/// The VMM may hold so much more afterwards: what its own allocators keep.
+/// What the VMM may hold more afterwards, in bytes: its own allocators keep some.
 const GROWTH: u64 = 16 * MEBIBYTE;
-/// So many descriptors may be other than before: QEMU's own come and go.
+/// How many descriptors may differ from before: QEMU opens and closes its own.
 const FEW: usize = 4;
 
 #[test]
@@ -85,7 +85,7 @@ fn a_flood_of_garbage_and_silence_locks_nobody_out() {
     assert_eq!(audited.status.code(), Some(0), "{}{}", stdout(&audited), stderr(&audited));
 }
 
-/// Who can connect, and what he can say that would have the VMM's main thread wait for memory.
+/// Which users can connect, and which messages would make the VMM's main thread wait for memory.
 #[test]
 #[ignore = "needs QEMU, a guest image and userfaultfd: cargo xtask test sets them up"]
 fn the_sockets_are_private_and_take_no_thread_but_those_of_virtual_cpus() {

@@ -1,5 +1,5 @@
 //! A guest that is reset while its balloon inflates, at several points and several times in turn:
-//! what is ballooned out is taken again without a word, and the guest boots within its target.
+//! it uses the ballooned pages again and does not say so, and it boots within its target.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! Whoever is stopped for a while (`SIGSTOP`, a debugger, a laptop's lid): the guest and all others
-//! go on, and afterwards all is as before.
+//! One process is stopped for a while (`SIGSTOP`, a debugger, a laptop's lid): the guest and all
+//! other processes go on, and afterwards all is as before.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -39,7 +39,7 @@ fn a_stopped_tool_leaves_guest_and_others_alone() {
     check(&place, &guest);
     std::thread::sleep(Duration::from_secs(2));
     assert!(!guest.errors.has("does not answer"), "{}", guest.errors.tail(5));
-    // It is a tool again: what it is told, it passes on.
+    // The tool works again: it passes signals on.
     guest.signal(Signal::TERM);
     assert_eq!(guest.end(), 0);
     guest.wait_until_gone();

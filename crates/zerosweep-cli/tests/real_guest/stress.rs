@@ -1,9 +1,9 @@
 //! Everything at once: the balloon goes up and down while files are written and deleted, superpages
 //! are swept and pages consolidated. No byte is lost, the books are right at every moment, and
-//! whoever looks is answered.
+//! every request is answered.
 //!
-//! `ZEROSWEEP_STRESS_SECONDS=600` has it go on for so many seconds, `ZEROSWEEP_STRESS_SEED=7` takes
-//! another way; the seed is printed.
+//! `ZEROSWEEP_STRESS_SECONDS=600` lets it run for 600 seconds. `ZEROSWEEP_STRESS_SEED=7` sets the
+//! seed, which is printed.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -16,13 +16,13 @@ use super::harness::{
 
 /// What the guest needs and a little more: its own 80 MiB, the pattern, the files.
 const LEAST_BYTES: u64 = 480 << 20;
-/// The balloon turns round so often, at least.
+/// How often the balloon changes its direction, at least.
 const TURNS: u32 = 100;
 /// Between two turns: the balloon is on its way, or has just arrived.
 const PAUSE: Duration = Duration::from_millis(100);
-/// The guest writes, deletes and verifies its files so often after the balloon's last turn.
+/// How often the guest writes, deletes and verifies its files after the balloon's last turn.
 const ROUNDS_AFTER: usize = 2;
-/// Whoever asks for the status waits for nobody's work. Half of what the program waits.
+/// The longest wait for the status, which waits for no operation. The program waits twice this.
 const ANSWER: Duration = Duration::from_secs(1);
 
 #[test]

@@ -220,10 +220,10 @@ fn sigterm_ends_a_guest_whose_vmm_hangs() {
     assert_eq!(place.left_behind(), [""; 0]);
 }
 
-/// Its balloon never comes up: it is told, and runs within its target all the same.
+/// The missing balloon driver is reported, and the guest stays within its target all the same.
 #[test]
 #[ignore = "needs QEMU, a guest image and userfaultfd: cargo xtask test sets them up"]
-fn a_guest_without_a_balloon_driver_is_told_and_stays_within_its_target() {
+fn a_guest_without_a_balloon_driver_is_reported_and_stays_within_its_target() {
     let place = Place::new();
     let run = ["--target", "300M", "--wait-balloon", "3"];
     let append = "init_on_free=1 zs.fill=96M zs.scrub=1 zs.balloon=0 zs.touch=32M zs.end=idle";
@@ -231,7 +231,7 @@ fn a_guest_without_a_balloon_driver_is_told_and_stays_within_its_target() {
     guest.marker("balloon left out");
     assert!(guest.marker("verified ").text.contains(" bad=0 "));
     guest.marker("done ok");
-    wait_until("it is told", PATIENCE, || {
+    wait_until("it is reported", PATIENCE, || {
         guest.errors.has("nothing was given back for 3 s").then_some(())
     });
     assert!(guest.errors.has("balloon driver loaded"), "{}", guest.errors.tail(5));

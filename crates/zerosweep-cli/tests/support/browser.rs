@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// Chromium may take so long for one answer on a busy machine.
+/// How long Chromium may take for one answer: the machine may be busy.
 const LIMIT: Duration = Duration::from_secs(60);
 const PIPE: &str = "exec \"$@\" 3<&0 4>&1 </dev/null >/dev/null 2>&1";
 

@@ -19,7 +19,7 @@ use super::plan::{Plan, Shape, Split};
 pub struct Hostile {
     /// How many earlier superpages change with each that is touched.
     pub moves: u64,
-    /// One superpage in so many has its byte where a full check looks last; at least 1.
+    /// One in `deep` superpages has its byte where a full check looks last; at least 1.
     pub deep: u64,
 }
 

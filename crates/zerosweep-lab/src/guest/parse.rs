@@ -41,7 +41,7 @@ pub enum GuestError {
 /// Reads guests with commas between them. A parameter belongs to the guest before it.
 ///
 /// # Errors
-/// The first that cannot be.
+/// The first invalid guest or parameter.
 pub fn parse_list(text: &str) -> Result<Vec<Guest>, GuestError> {
     let mut written: Vec<String> = Vec::new();
     for part in text.split(',') {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
 
-/// So long its removal is tried.
+/// How long the removal of the group is tried.
 const ENDING: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,8 +75,8 @@ impl MemoryCgroup {
         Err(why)
     }
 
-    /// Writes a program into `directory` that moves itself into the group and becomes `program`:
-    /// so only the VMM is in the group, whoever starts it, with all that it allocates.
+    /// Writes a program into `directory` that moves itself into the group and becomes `program`.
+    /// So only the VMM is in the group, with all that it allocates, and any process may start it.
     ///
     /// # Errors
     /// When it cannot be written.

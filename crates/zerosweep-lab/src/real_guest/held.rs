@@ -12,7 +12,8 @@
 //! The VMM's own grows while QEMU translates code, so it is read before and after each look at the
 //! usage: held lies between `low` (the larger one subtracted) and `high` (the smaller one). Further
 //! errors: the kernel charges in batches (up to 256 KiB a CPU too much), and a page under
-//! construction is charged before it is mapped (2 MiB too much for a moment, whoever it is for).
+//! construction is charged before it is mapped (2 MiB too much for a moment, also for a page that
+//! is not the guest's).
 
 use std::fs;
 use std::ops::Range;
@@ -26,7 +27,7 @@ use super::cgroup::Charge;
 
 /// Between two looks: some 100 a second.
 const REST: Duration = Duration::from_millis(8);
-/// The VMM's own may grow by so much during a look that counts as exact.
+/// The most that the VMM's own may grow, in bytes, during a look that counts as exact.
 const STEADY_BYTES: u64 = 64 << 10;
 const SUPERPAGE_BYTES: u64 = 2 << 20;
 

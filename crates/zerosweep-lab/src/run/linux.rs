@@ -26,9 +26,9 @@ use crate::timeline::Recorder;
 const WATCH: Duration = Duration::from_millis(50);
 /// As above, when there is to be a timeline.
 const WATCH_CLOSELY: Duration = Duration::from_millis(15);
-/// A guest whose every virtual CPU waits for a frame for so long is given up.
+/// How long all virtual CPUs of a guest may wait for frames before it is given up.
 const GIVE_UP: Duration = Duration::from_secs(2);
-/// So long nothing may move at the end; longer than upkeep waits for more.
+/// How long nothing may move at the end; longer than the upkeep waits for more work.
 const QUIET: Duration = Duration::from_millis(150);
 /// What is done in the background at the end is done within this.
 const SETTLE: Duration = Duration::from_secs(5);
@@ -153,7 +153,7 @@ impl Following<'_> {
         Ok(run)
     }
 
-    /// Writes what is left of the events; what is missing is told.
+    /// Writes the events that are left, and reports those that are missing.
     fn end_recording(&mut self) {
         let recording = self.recording.take().zip(self.experiment.events.as_ref());
         let Some((recording, file)) = recording else { return };

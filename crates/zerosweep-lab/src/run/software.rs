@@ -21,7 +21,7 @@ const SAMPLES: u64 = 64;
 /// Runs the guest.
 ///
 /// # Errors
-/// When such a guest cannot be, it was damaged (a defect), or `watch` ended it.
+/// When the guest cannot be made, its memory was damaged (a defect), or `watch` ended the run.
 pub fn on_software(experiment: &Experiment, watch: Watch<'_>) -> Result<Run> {
     let plan = experiment.plan();
     let shape = plan.shape();

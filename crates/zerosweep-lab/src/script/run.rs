@@ -34,7 +34,7 @@ pub enum NewRunnerError {
     #[error("{0}")]
     Guest(NewGuestError),
     /// This machine has no memory for what the guest may hold.
-    #[error("the software machine has no {0} GiB for what this guest may hold")]
+    #[error("no memory for the software machine: this guest may hold {0} GiB")]
     OutOfMemory(u64),
 }
 

@@ -12,7 +12,7 @@ use std::io::Read;
 use super::reader::{Broken, Reader, Reason};
 use super::{Event, Layout, PageKind, Tally};
 
-/// So many columns a course has.
+/// The number of columns of a course.
 pub const COLUMNS: usize = 160;
 /// Cells of a map at most: each stands for one superpage or for several.
 const CELLS: usize = 512;
@@ -164,7 +164,7 @@ fn each_event<R: Read>(
     Ok(())
 }
 
-/// What became of which pages: a kind, the first page, and how many.
+/// Which pages an event changed: their new kind, the first page, and how many.
 fn change(event: &Event) -> Option<(PageKind, u64, u64)> {
     match *event {
         // Devices and their holes are no memory of the guest's.

@@ -111,7 +111,7 @@ pub enum Event {
     },
 }
 
-/// A record of populate on demand that cannot be.
+/// An invalid record of populate on demand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EventError {
     /// It has not as many words as such records have.
@@ -149,7 +149,7 @@ impl Event {
     /// What a record says; `None` if it is not of populate on demand.
     ///
     /// # Errors
-    /// When such a record cannot be.
+    /// When the record is one of populate on demand and is invalid.
     pub fn decode(record: &Record<'_>, layout: Layout) -> Result<Option<Self>, EventError> {
         let (event, extra) = (record.event, record.extra);
         let expected = match event {

@@ -6,7 +6,7 @@ use super::event::{is_laid_out, owner_words};
 use super::reader::{Broken, Reader};
 use super::{Layout, MAX_ORDER};
 
-/// So many records are looked at.
+/// How many records are looked at, at most.
 const MOST: u64 = 65_536;
 /// Domains are numbered below this.
 const DOMAINS: u32 = 0x7ff0;

@@ -11,7 +11,7 @@ use super::Source;
 const CHUNK: usize = 1 << 20;
 /// The longest record: header, time stamp, seven words.
 pub(super) const LONGEST: usize = 4 + 8 + 7 * 4;
-/// So many records in a row are no accident.
+/// Valid records in a row that cannot be an accident.
 pub(super) const CONVINCING: usize = 8;
 /// More CPUs than any machine has: a number above it is no number of a CPU.
 const CPUS: usize = 1 << 16;
@@ -60,7 +60,7 @@ pub enum Reason {
     /// It ends within a record.
     #[error("the file ends within a record: {missing} bytes are missing")]
     Truncated {
-        /// At least so many.
+        /// At least how many.
         missing: u64,
     },
     /// A record is longer than what is left of its CPU's window.
@@ -83,13 +83,13 @@ pub enum Reason {
         /// What follows.
         event: u32,
     },
-    /// A CPU change without its two words, or of a CPU that cannot be.
-    #[error("a CPU change that cannot be")]
+    /// A CPU change without its two words, or with an impossible number of a CPU.
+    #[error("invalid CPU change: it needs two words, and a CPU below 65536")]
     BadCpuChange,
     /// The file cannot be read, or unpacked.
     #[error("{0}")]
     Io(#[from] io::Error),
-    /// A record of populate on demand that cannot be.
+    /// An invalid record of populate on demand.
     #[error(transparent)]
     Event(#[from] super::EventError),
 }
@@ -422,6 +422,6 @@ mod tests {
         let cut = "byte 20: the next CPU's window begins, but 91 bytes of this one's are missing";
         assert_eq!(read(&early).1.unwrap(), cut);
         let far = record(CPU_CHANGE, None, &[u32::MAX, 0]);
-        assert!(read(&far).1.unwrap().contains("a CPU change that cannot be"));
+        assert!(read(&far).1.unwrap().contains("invalid CPU change: it needs two words"));
     }
 }

@@ -84,12 +84,12 @@ pub enum RecordingError {
         /// Whose pages were asked for.
         domain: u32,
     },
-    /// More than can be.
+    /// More pages than a guest may have.
     #[error("domain {domain} was promised {pages} pages, more than 1 TiB")]
     TooLarge {
         /// Whose pages they are.
         domain: u32,
-        /// So many.
+        /// How many.
         pages: u64,
     },
 }

@@ -59,7 +59,7 @@ pub struct Replay {
     pub total: u64,
 }
 
-/// A guest that cannot be, or a step that cannot be done.
+/// An invalid guest, or a step that cannot be done.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplayError {
     /// There is no such guest.

@@ -1,7 +1,7 @@
 //! Where a trace comes from: a file or a pipe, packed or not.
 //!
-//! A trace is gone through several times. What comes through a pipe is therefore kept, as it comes,
-//! in a file without a name in the directory for such (`TMPDIR`).
+//! A trace is read several times. Data from a pipe is therefore kept, still packed, in a file
+//! without a name in the directory for temporary files (`TMPDIR`).
 
 use std::fs::File;
 use std::io::{self, Cursor, Read, Seek as _, SeekFrom};
@@ -14,11 +14,11 @@ use crate::unpack::{self, Input, MAGIC_BYTES};
 
 /// Standard input's name.
 const STANDARD_INPUT: &str = "-";
-/// A file that is packed so often is a trap.
+/// The most packings, one inside the other; more are a trap.
 const MOST_LAYERS: usize = 4;
-/// As much of a trace tells it from other files.
+/// How many bytes tell a trace from other files.
 const SAMPLE: u64 = ((CONVINCING + 1) * LONGEST) as u64;
-/// As much of a packed trace has that much in it.
+/// How many packed bytes hold at least that much of a trace.
 const FIRST: u64 = 64 << 10;
 
 /// Packings that are not read, and the command that unpacks each.
@@ -114,8 +114,8 @@ fn unpacked(mut source: Input) -> io::Result<Input> {
     Err(io::Error::new(io::ErrorKind::Unsupported, "it is packed many times over"))
 }
 
-/// The source as before its beginning was read. What is wrong with that is told when it is read
-/// again.
+/// The source as it was before its beginning was read. An error in the beginning is reported when
+/// it is read again.
 fn put_back(begin: Vec<u8>, read: io::Result<usize>, rest: Input) -> Input {
     match read {
         Ok(_) => Box::new(Cursor::new(begin).chain(rest)),

@@ -267,7 +267,7 @@ fn debian_is_done_again_under_every_policy() {
                 assert!(best.populates_4k * 100 < said.1, "{best:?}");
             }
         }
-        // Whoever recorded it, it is nearly the same guest to ours.
+        // Recorded under either policy, it is nearly the same guest for ours.
         assert!(ours[0].0.abs_diff(ours[1].0) <= 5, "{guest}: {ours:?}");
     }
     // Without `init_on_free` what Linux frees is not zero: nobody finds it, and nobody needs it.

@@ -110,10 +110,10 @@ fn unpacked(packed: &[u8]) -> (Vec<u8>, bool) {
     (trace, whole)
 }
 
-/// A window is shorter when it is packed if it has so many records; a shorter one may grow.
+/// From this number of records on, packing makes a window shorter; with fewer it may grow.
 const WORTH_PACKING: usize = 32;
-/// A window that cannot be packed grows by at most so many bytes: header and end of a gzip member,
-/// and the headers of its stored blocks.
+/// The most bytes by which packing makes a window longer: header and end of a gzip member, and the
+/// headers of its stored blocks.
 const MEMBER_BYTES: usize = 64;
 
 /// Packs a trace of `steps` and reads it: packed, it is the same but for the times; and wherever it

@@ -108,7 +108,7 @@ export class SuperpageMap {
     this.forget();
   }
 
-  // Draw all of it anew: another size, or other colours.
+  // Draw all of it again: the size or the colours have changed.
   forget() {
     this.drawn = null;
     this.ask();

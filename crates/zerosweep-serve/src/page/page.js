@@ -233,10 +233,10 @@ function alerts(guest) {
     const { can_touch, likely, entries, short } = status.pages;
     const soon = Date.now() - guest.lowAt < LOW_MS;
     add(soon ? "warn" : "info", soon ? "Memory runs short." : "Forecast: memory may run short.",
-      `Of ${pages(entries)} that it was promised it can touch ${pages(can_touch)}, and a sweep should find `
-      + `${pages(likely)} more; ${pages(short)} are too much. Let it balloon, or raise its target.`);
+      `Of the ${pages(entries)} that it was promised, it can touch ${pages(can_touch)}. A sweep should find `
+      + `${pages(likely)} more. ${pages(short)} are missing. Let it balloon, or raise its target.`);
   }
-  // Figures in the texts change all the time; what a person is told again is a new trouble.
+  // Figures in the texts change all the time. Only a new alarm is announced again.
   const titles = JSON.stringify(all.map(({ kind, title }) => [kind, title]));
   const place = $("alerts");
   if (titles !== shownAlerts) {

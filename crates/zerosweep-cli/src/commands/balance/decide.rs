@@ -1,28 +1,28 @@
-//! Who is to have how much: a pure function of what was seen.
+//! Decides how much memory each guest gets: a pure function of what was seen.
 //!
 //! ```text
-//! fixed    guests that do not follow keep what they have: it is nobody's to give
-//! ideal    each its minimum; then up to its need, by shares; what is left over, by shares
-//! keep     what is near its ideal stays where it is (hysteresis), unless memory is tight
+//! fixed    guests that do not follow keep what they have: it cannot be given to others
+//! ideal    each guest its minimum; then up to its need, by shares; then the rest, by shares
+//! keep     a target near its ideal stays (hysteresis), unless memory is scarce
 //! shrink   the balloon is asked, and the target goes down with it
-//! grow     only out of what nobody holds: those that are short first
+//! grow     only from memory that no guest holds; guests that are short first
 //! ```
 //!
-//! Growing never takes what another guest still holds, so the sum of targets never passes the
-//! total: what is taken away in one round is given in a later one.
+//! A guest never grows into memory that another one still holds, so the sum of targets never
+//! passes the total: memory that one round takes away is given in a later round.
 
 /// Targets are multiples of this.
 pub(super) const QUANTUM: u64 = 4 << 20;
-/// A target that is off by less than this part stays.
+/// A target that differs from its ideal by less than this part stays.
 const BAND_DIVISOR: u64 = 16;
 
-/// What a guest may be given. Both ends are multiples of [`QUANTUM`], and the first is not above
-/// the second.
+/// The limits of a guest's target. Both are multiples of [`QUANTUM`], and the minimum is not above
+/// the maximum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Limits {
     pub(super) min_bytes: u64,
     pub(super) max_bytes: u64,
-    /// Of what is scarce, this guest's part in proportion to others'; at least 1.
+    /// This guest's part of scarce memory, in proportion to the others; at least 1.
     pub(super) shares: u64,
 }
 
@@ -42,11 +42,11 @@ pub(super) enum Following {
 pub(super) struct Seen {
     pub(super) limits: Limits,
     pub(super) target_bytes: u64,
-    /// What it has of the host, or may take at any moment.
+    /// The memory of the host that it has, or may take at any moment.
     pub(super) held_bytes: u64,
-    /// What its balloon has left it.
+    /// The memory that its balloon has left it.
     pub(super) actual_bytes: u64,
-    /// What it needs, by estimate.
+    /// The estimate of what it needs.
     pub(super) need_bytes: u64,
     /// It waits for memory, or is about to.
     pub(super) is_short: bool,
@@ -54,7 +54,7 @@ pub(super) struct Seen {
 }
 
 impl Seen {
-    /// What others cannot be promised.
+    /// Returns the memory that cannot be promised to others.
     fn committed(&self) -> u64 {
         self.target_bytes.max(self.held_bytes)
     }
@@ -65,18 +65,18 @@ impl Seen {
     }
 }
 
-/// Why a guest is given what it is given.
+/// The reason for a decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Why {
-    /// It is where it should be, or near it.
+    /// The target is at its ideal, or near it.
     Near,
     /// Others need it more.
     Shrinks,
-    /// It needs more, and all of that is there.
+    /// It needs more, and all of that is free.
     Grows,
-    /// It needs more than is there at the moment.
+    /// It needs more than is free at the moment.
     GrowsInPart,
-    /// It needs more, and nobody has anything to give yet.
+    /// It needs more, and nothing is free yet.
     Waits,
     /// It does not follow.
     Late,
@@ -84,29 +84,29 @@ pub(super) enum Why {
     Impossible,
 }
 
-/// What a guest is to have.
+/// The decision about one guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Decision {
-    /// What its balloon is asked for; `None` when nothing is asked.
+    /// The size that its balloon is asked for; `None` when it is not asked.
     pub(super) ask_bytes: Option<u64>,
     /// The engine's target after this round.
     pub(super) target_bytes: u64,
-    /// Where it is to go in the end.
+    /// The target that it should have in the end.
     pub(super) ideal_bytes: u64,
     pub(super) why: Why,
 }
 
-/// The minima are more than there is.
+/// The minima of the guests are more than the total.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct TooSmall {
-    /// Their sum, with what guests hold that do not follow.
+    /// The sum of the minima, and of what guests hold that do not follow.
     pub(super) least_bytes: u64,
 }
 
-/// One round: a decision for each guest, in their order.
+/// Decides one round. Returns a decision for each guest, in the same order.
 ///
 /// # Errors
-/// When `total_bytes` is less than the guests' minima. Nothing is to be done then.
+/// When `total_bytes` is less than the guests' minima. Nothing should be changed then.
 pub(super) fn decide(total_bytes: u64, guests: &[Seen]) -> Result<Vec<Decision>, TooSmall> {
     let ideals = ideals(total_bytes, guests)?;
     let targets = guests.iter().map(|guest| guest.target_bytes).fold(0, u64::saturating_add);
@@ -156,7 +156,7 @@ fn one(guest: &Seen, ideal_bytes: u64, wanted: u64, grant: u64) -> Decision {
     }
 }
 
-/// Where each guest is to go, whatever it has now.
+/// Returns the ideal target of each guest, whatever it has now.
 fn ideals(total_bytes: u64, guests: &[Seen]) -> Result<Vec<u64>, TooSmall> {
     let is_fixed = |guest: &Seen| guest.following != Following::Yes;
     let least =
@@ -188,7 +188,7 @@ fn ideals(total_bytes: u64, guests: &[Seen]) -> Result<Vec<u64>, TooSmall> {
     Ok(ideals)
 }
 
-/// What of `free` bytes each guest gets on its way up: those that are short before the others.
+/// Divides `free` bytes among the guests that grow: those that are short come first.
 fn grants(free: u64, guests: &[Seen], wanted: &[u64]) -> Vec<u64> {
     let rooms = |short: bool| -> Vec<u64> {
         let room = |(guest, &wanted): (&Seen, &u64)| {
@@ -202,8 +202,8 @@ fn grants(free: u64, guests: &[Seen], wanted: &[u64]) -> Vec<u64> {
     first.iter().zip(then).map(|(first, then)| first + then).collect()
 }
 
-/// Pours `bytes` into `rooms` at the same level per share, in whole quanta; never more than there
-/// is.
+/// Fills `rooms` with `bytes` to the same level per share, in whole quanta. Never gives more than
+/// `bytes`.
 fn fill(bytes: u64, rooms: &[u64], guests: &[Seen]) -> Vec<u64> {
     let poured = |level: u64| {
         rooms.iter().zip(guests).map(move |(&room, guest)| {

@@ -1,9 +1,9 @@
-//! What a guest needs, by what engine and guest say.
+//! Estimates what a guest needs, from the figures of the engine and of the guest.
 //!
-//! The guest's own word counts where there is one: its balloon driver tells what its programs could
-//! still have. A guest that says nothing is judged by what it has touched. Either way it gets
-//! something on top, and more when it touches new memory quickly, or runs short. The estimate rises
-//! at once and falls slowly, so that memory does not go back and forth.
+//! If the guest's balloon driver reports what its programs could still get, this counts. Otherwise
+//! the estimate is what the guest has touched. In both cases some memory is added, and more when
+//! the guest touches new memory quickly or runs short. The estimate rises at once and falls slowly,
+//! so that memory does not go back and forth.
 
 use std::time::Duration;
 
@@ -11,13 +11,13 @@ use zerosweep_client::qmp::GuestStats;
 use zerosweep_client::size::{PAGE_BYTES, Size};
 use zerosweep_wire::Status;
 
-/// On top of what is used: a quarter of it, and this.
+/// Added to the memory that is used, with a quarter of it.
 const SPARE_BYTES: u64 = 48 << 20;
-/// A kernel's own part, beside what grows with the size of its memory.
+/// The fixed part of a kernel's own memory; another part grows with the size of its memory.
 const KERNEL_BYTES: u64 = 64 << 20;
-/// New memory that a guest touches is expected to be touched at that rate for so long.
+/// How long a guest that touches new memory is expected to go on at the same rate.
 const AHEAD: Duration = Duration::from_secs(5);
-/// In a round the estimate falls by at most this part.
+/// The estimate falls by at most this part in each round.
 const FALL_DIVISOR: u64 = 8;
 
 /// What was seen of a guest's memory.
@@ -25,7 +25,7 @@ const FALL_DIVISOR: u64 = 8;
 pub(super) struct Sample<'a> {
     pub(super) status: &'a Status,
     pub(super) actual_bytes: u64,
-    /// Of late; none when the guest's word is old.
+    /// The guest's statistics; `None` if they are old.
     pub(super) stats: Option<GuestStats>,
 }
 
@@ -43,19 +43,21 @@ pub(super) struct Before {
 pub(super) struct Need {
     pub(super) bytes: u64,
     pub(super) is_short: bool,
-    /// How it came about, for people.
+    /// The explanation, for people.
     pub(super) how: String,
 }
 
-/// Whether a guest's word fits what its balloon has left it: else it is older than the balloon's
-/// last move. What a kernel does not count into its total is its own part, small and fixed.
+/// Whether a guest's statistics fit what its balloon has left it. If they do not, they are older
+/// than the balloon's last move. The part of its memory that a kernel does not count is small and
+/// fixed.
 pub(super) fn is_of_now(stats: &GuestStats, actual_bytes: u64, max_mem_bytes: u64) -> bool {
     let own = actual_bytes.checked_sub(stats.total_bytes);
     stats.available_bytes <= stats.total_bytes
         && own.is_some_and(|own| own <= max_mem_bytes / 16 + KERNEL_BYTES)
 }
 
-/// Judges a guest; `before` is what the last round left, `elapsed` how long ago that was.
+/// Estimates the need of a guest. `before` has the counters of the last round and the time since
+/// then.
 pub(super) fn estimate(sample: &Sample<'_>, before: Option<(Before, Duration)>) -> (Need, Before) {
     let status = sample.status;
     let counters = &status.counters;
@@ -97,7 +99,7 @@ pub(super) fn estimate(sample: &Sample<'_>, before: Option<(Before, Duration)>) 
     (Need { bytes, is_short, how }, Before { need_bytes: bytes, ..now })
 }
 
-/// What it uses, and by whose word.
+/// Returns what the guest uses, and who reports it.
 fn used(sample: &Sample<'_>) -> (u64, String) {
     if let Some(stats) = sample.stats {
         // The kernel's own part, which it does not count into its total, is used as well.

@@ -1,4 +1,4 @@
-//! What is asked of each guest, and what it is told.
+//! Reads each guest's figures, and sends it its new target.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -16,21 +16,21 @@ use super::policy::Policy;
 
 /// Longest wait for one answer of QEMU.
 const QMP_TIMEOUT: Duration = Duration::from_secs(2);
-/// Older words of a guest do not count.
+/// Statistics of a guest that are older than this do not count, in seconds.
 const STALE_SECONDS: u64 = 15;
-/// A guest that has given nothing back for so long is late.
+/// How long a guest may give nothing back before it is late.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What is remembered of a guest from round to round.
 #[derive(Debug, Default)]
 pub(super) struct Known {
     before: Option<(Before, Instant)>,
-    /// What it could hold when it last answered.
+    /// The memory that it could hold when it last answered.
     committed_bytes: u64,
     request: Option<Request>,
 }
 
-/// Less memory that a balloon was asked for.
+/// A request to a balloon for less memory.
 #[derive(Clone, Copy, Debug)]
 struct Request {
     bytes: u64,
@@ -44,12 +44,12 @@ struct Request {
 pub(super) struct Looked {
     pub(super) name: String,
     pub(super) seen: Seen,
-    /// How its need was judged.
+    /// How its need was estimated.
     pub(super) how: String,
     files: GuestFiles,
 }
 
-/// Looks at every guest. `ask_for_stats` has guests tell of their memory that did not so far.
+/// Looks at every guest. With `ask_for_stats`, guests that do not report statistics are asked to.
 pub(super) fn look(
     policy: &Policy,
     known: &mut BTreeMap<String, Known>,
@@ -113,7 +113,7 @@ fn managed(
     (seen, how)
 }
 
-/// An agent that does not answer: the guest has what it had.
+/// A guest whose agent does not answer: it counts as having what it had.
 fn silent(policy: &Policy, name: &str, error: &ClientError, known: &Known) -> (Seen, String) {
     let bytes = known.committed_bytes;
     let seen = Seen {
@@ -128,7 +128,7 @@ fn silent(policy: &Policy, name: &str, error: &ClientError, known: &Known) -> (S
     (seen, format!("its agent does not answer: {error}"))
 }
 
-/// What its balloon has left it, and what it says of its memory.
+/// Returns what the guest's balloon has left it, and the guest's statistics.
 fn balloon(files: &GuestFiles, ask: bool) -> Result<(u64, Option<GuestStats>), QmpError> {
     let mut qmp = Qmp::connect(&files.qmp, QMP_TIMEOUT)?;
     let actual_bytes = qmp.balloon_actual()?;
@@ -140,7 +140,7 @@ fn balloon(files: &GuestFiles, ask: bool) -> Result<(u64, Option<GuestStats>), Q
 }
 
 impl Known {
-    /// Whether it has done what it was asked, or is at it.
+    /// Whether the guest has done what it was asked for, or is doing it.
     fn following(&mut self, actual_bytes: u64) -> Following {
         let Some(request) = &mut self.request else { return Following::Yes };
         if actual_bytes <= request.bytes {
@@ -163,10 +163,10 @@ impl Known {
     }
 }
 
-/// Does what was decided for a guest.
+/// Carries out the decision about a guest.
 ///
 /// # Errors
-/// What guest or QEMU say; the next round begins from what is then.
+/// The error of the agent or of QEMU. The next round begins from the state at that time.
 pub(super) fn act(
     guest: &Looked,
     decision: &Decision,
@@ -218,6 +218,6 @@ mod tests {
         assert_eq!(known.following(90), Following::Yes);
         assert!(known.request.is_none());
         known.ask(600, 90);
-        assert!(known.request.is_none(), "growing is nobody's duty");
+        assert!(known.request.is_none(), "a guest need not follow when it may grow");
     }
 }

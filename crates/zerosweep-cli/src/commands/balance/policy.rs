@@ -1,9 +1,9 @@
-//! What each guest may be given: arguments, or a file.
+//! The limits of each guest, from arguments or a file.
 //!
 //! ```toml
 //! total = "6G"
 //!
-//! [default]            # guests that have no table; and what a table leaves open
+//! [default]            # for guests without a table, and for values that a table leaves out
 //! min = "256M"
 //!
 //! [guest.web1]
@@ -21,10 +21,10 @@ use zerosweep_client::size::Size;
 use super::decide::{Limits, QUANTUM};
 use crate::cli::BalanceArguments;
 
-/// The least that a guest gets of which nothing is said.
+/// The minimum of a guest without a setting.
 const DEFAULT_MIN: u64 = 256 << 20;
 
-/// What one guest may be given; what is left open is another's to say.
+/// The settings of one guest. A value that is left out comes from the default.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Entry {
@@ -52,7 +52,7 @@ struct Wish {
     shares: Option<u64>,
 }
 
-/// The budget and everybody's limits.
+/// The budget and the limits of all guests.
 #[derive(Debug)]
 pub(super) struct Policy {
     pub(super) total_bytes: u64,
@@ -61,7 +61,7 @@ pub(super) struct Policy {
 }
 
 impl Policy {
-    /// Reads arguments and file; an argument counts before the file.
+    /// Reads the arguments and the file. An argument takes precedence over the file.
     ///
     /// # Errors
     /// Wrong usage, with the place.

@@ -36,7 +36,7 @@ pub(super) fn read(path: &Path) -> Result<CostModel, Failure> {
     let text = std::fs::read_to_string(path)
         .map_err(|error| Failure::usage(format!("cannot read {name}: {error}")))?;
     let costs: CostModel = serde_json::from_str(&text).map_err(|error| {
-        Failure::usage(format!("{name} is no cost model as --calibrate writes it: {error}"))
+        Failure::usage(format!("{name} is not a cost model that --calibrate wrote: {error}"))
     })?;
     let all = [
         costs.fault_ns,
@@ -46,7 +46,7 @@ pub(super) fn read(path: &Path) -> Result<CostModel, Failure> {
         costs.cleared_byte_ns,
     ];
     if all.iter().any(|cost| !cost.is_finite() || *cost < 0.0) {
-        return Err(Failure::usage(format!("{name}: a cost is negative or no number")));
+        return Err(Failure::usage(format!("{name}: a cost is negative or not a number")));
     }
     Ok(costs)
 }

@@ -1,4 +1,4 @@
-//! JSON documents of runs: read, joined, and written anew as runs are finished.
+//! JSON documents of runs: read, joined, and overwritten as runs are finished.
 
 use std::fs;
 use std::path::{Path, PathBuf};

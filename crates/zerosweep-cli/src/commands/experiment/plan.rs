@@ -1,4 +1,4 @@
-//! What is to be run, from the arguments: everything that can be wrong with them is said here.
+//! Makes the list of runs from the arguments, and reports every error in them.
 
 use std::fmt::Display;
 use std::str::FromStr;
@@ -100,7 +100,7 @@ fn matrix<G: Clone + PartialEq, P: Clone + PartialEq>(
     }
     if target.0 == 0 || target > max_mem {
         return Err(Failure::usage(format!(
-            "--target {target} cannot be: it must be above 0 and at most --max-mem ({max_mem})"
+            "invalid --target {target}: it must be above 0 and at most --max-mem ({max_mem})"
         )));
     }
     Ok(Matrix {

@@ -7,7 +7,7 @@ use zerosweep_lab::result::Run;
 pub(super) struct Progress(ProgressBar);
 
 impl Progress {
-    /// For so many runs. Where standard error is no terminal, nothing is drawn.
+    /// A bar for this number of runs. Nothing is drawn where standard error is no terminal.
     pub(super) fn new(runs: usize) -> Self {
         let bar = ProgressBar::new(runs as u64);
         let style = "{bar:30} {pos}/{len} runs, {eta} left  {msg}";

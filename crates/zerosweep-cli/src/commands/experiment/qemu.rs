@@ -1,7 +1,7 @@
 //! `experiment --machine qemu`: real Linux guests, under each policy and under plain QEMU.
 //!
 //! ```text
-//! Qemu::find   what is missing on this machine is said before any work starts
+//! Qemu::find   reports what is missing on this machine before any work starts
 //! vm           one VMM: started as `zerosweep run … -- qemu …` or by itself; ends with its Vm
 //! life         follows the guest: markers, balloon, exhaustion, time limit
 //! figures      what was seen, as a Run
@@ -118,8 +118,8 @@ fn require_userfaultfd() -> Result<(), Failure> {
     )))
 }
 
-/// Touches so much memory once and gives it back: memory that the host's own host has still to
-/// find would cost the first guest more than the others.
+/// Touches `bytes` of memory once and gives them back. If the host is a guest itself, its own host
+/// must find this memory first; without this, the first guest would pay for that.
 fn touch(bytes: u64) {
     const CHUNK_BYTES: u64 = 64 << 20;
     let chunks: Vec<Vec<u8>> =

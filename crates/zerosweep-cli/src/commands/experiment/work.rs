@@ -22,7 +22,7 @@ pub(super) type Order<G, P> = fn(&[Experiment<G, P>]) -> Vec<usize>;
 pub(super) struct Work<G, P> {
     matrix: Matrix<G, P>,
     experiments: Vec<Experiment<G, P>>,
-    /// What came of each.
+    /// The result of each experiment; `None` if it has not been run.
     runs: Vec<Option<Run>>,
     /// Runs in the file that is resumed which are not of this matrix: they stay in it.
     others: Vec<Run>,

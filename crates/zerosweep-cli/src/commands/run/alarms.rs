@@ -1,9 +1,9 @@
-//! What of a guest's figures a person should know at once; each trouble is told once.
+//! The alarms of a guest: figures that a person should know at once. Each alarm is reported once.
 
 use zerosweep_client::size::pages;
 use zerosweep_wire::{State, Status};
 
-/// Remembers what has been told.
+/// Remembers what has been reported.
 #[derive(Debug, Default)]
 pub(super) struct Alarms {
     cap_lifted: bool,
@@ -15,7 +15,7 @@ pub(super) struct Alarms {
 }
 
 impl Alarms {
-    /// The new troubles in `status`.
+    /// Returns the new alarms in `status`.
     pub(super) fn look(&mut self, status: &Status) -> Vec<String> {
         let name = &status.name;
         let mut lines = Vec::new();
@@ -27,9 +27,9 @@ impl Alarms {
         if low > std::mem::replace(&mut self.low_forecasts, low) && status.stalled_threads == 0 {
             let figures = &status.pages;
             lines.push(format!(
-                "guest {name} is short of memory: it can touch {} more, and {} that a sweep should \
-                 find, of {} that it was promised; let it balloon, or raise its target \
-                 (zerosweep set-target {name} SIZE)",
+                "guest {name} is short of memory: it can touch {} now, and {} more after a sweep, \
+                 of the {} that it was promised; let it balloon, or raise its target (zerosweep \
+                 set-target {name} SIZE)",
                 pages(figures.can_touch),
                 pages(figures.likely),
                 pages(figures.entries),
@@ -57,14 +57,16 @@ impl Alarms {
                 ));
             }
             if rises(&mut self.events_lost, events.lost > 0) {
-                lines.push(format!("events come faster than {file} is written: some are missing"));
+                lines.push(format!(
+                    "events come faster than {file} can be written: some are missing"
+                ));
             }
         }
         lines
     }
 }
 
-/// Whether `now` is news; a trouble that ends may be told again when it comes back.
+/// Whether `now` is new. An alarm that ends is reported again when it comes back.
 fn rises(told: &mut bool, now: bool) -> bool {
     let before = std::mem::replace(told, now);
     now && !before
@@ -76,7 +78,7 @@ mod tests {
     use zerosweep_client::test_support::sample_status;
 
     #[test]
-    fn each_trouble_is_told_once_and_again_when_it_comes_back() {
+    fn each_alarm_is_reported_once_and_again_when_it_comes_back() {
         let mut alarms = Alarms::default();
         let mut status = sample_status("vm");
         assert!(alarms.look(&status).is_empty());
@@ -92,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn a_low_forecast_is_told_each_time() {
+    fn a_low_forecast_is_reported_each_time() {
         let mut alarms = Alarms::default();
         let mut status = sample_status("vm");
         for times in 1..3 {

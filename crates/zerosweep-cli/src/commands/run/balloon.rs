@@ -21,7 +21,7 @@ use crate::console::Console;
 
 /// Longest wait for one answer of QEMU.
 const QMP_TIMEOUT: Duration = Duration::from_secs(2);
-/// For so long QMP may fail before it is told: QEMU may still be opening disks.
+/// How long QMP may fail before that is reported: QEMU may still be opening disks.
 const QUIET: Duration = Duration::from_secs(10);
 
 /// Who asks the balloon, and when.
@@ -77,7 +77,7 @@ pub(super) struct Balloon<'a> {
     config: &'a AgentConfig,
     files: &'a GuestFiles,
     console: &'a Console,
-    /// Nothing given back for so long is told.
+    /// How long the guest may give nothing back before that is reported.
     wait: Duration,
     phase: Phase,
     started: Instant,
@@ -200,7 +200,7 @@ impl<'a> Balloon<'a> {
                 self.console.verbose("QEMU's table of RAM blocks is not understood");
                 self.warn(&format!("cannot check that guest RAM is one block of {max}"));
             }
-            Ok(_) => self.warn(&format!("QEMU knows no RAM block of {max}; is --max-mem right?")),
+            Ok(_) => self.warn(&format!("QEMU has no RAM block of {max}; is --max-mem right?")),
             Err(error) => {
                 self.warn(&format!("cannot check that guest RAM is one block of {max}: {error}"));
             }
@@ -272,7 +272,7 @@ impl<'a> Balloon<'a> {
             && !std::mem::replace(&mut self.told_failing, true)
         {
             self.warn(&format!(
-                "it cannot be asked to balloon: {error}. It goes on with what it can touch"
+                "it cannot be asked to balloon: {error}. It goes on within its target"
             ));
         }
     }

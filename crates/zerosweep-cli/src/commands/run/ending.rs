@@ -1,7 +1,7 @@
 //! `SIGTERM` ends the VMM, whatever the VMM does.
 //!
 //! ```text
-//! SIGTERM ──► passed on ──(quiet for a while: told)──► killed after --wait-end
+//! SIGTERM ──► passed on ──(quiet for a while: warn)──► killed after --wait-end
 //!                │                                        ▲
 //!                └── another signal, at least a second later: killed soon
 //! ```
@@ -13,13 +13,13 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-/// How long a VMM may take before a person is told that it has not ended.
+/// How long a VMM may take to end before a message says that it has not ended.
 const QUIET: Duration = Duration::from_secs(5);
-/// Scripts that send a signal to a process and then to its group do not mean two.
+/// Signals within this time count as one: scripts signal a process and then its group.
 const TWICE: Duration = Duration::from_secs(1);
-/// What is left to a VMM after the second signal.
+/// How long a VMM may live after the second signal.
 const HASTE: Duration = Duration::from_secs(1);
-/// A process that was killed and is still there for so long waits in the kernel.
+/// A process that still exists this long after it was killed waits in the kernel.
 const KILLED: Duration = Duration::from_secs(10);
 
 /// What is to be done now.
@@ -27,7 +27,7 @@ const KILLED: Duration = Duration::from_secs(10);
 pub(super) enum Step {
     /// Nothing.
     Wait,
-    /// A person should know that the VMM has not ended for so long, and what is left to it.
+    /// Warn that the VMM has not ended: the time since SIGTERM, and the time until it is killed.
     Tell(Duration, Duration),
     /// The VMM has to be killed.
     Kill(Duration),

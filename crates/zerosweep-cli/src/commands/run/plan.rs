@@ -237,7 +237,7 @@ fn max_mem(given: Option<Size>, ram: Ram) -> Result<Size, Failure> {
         (Some(Size(0)), Ram::Default) => Err(Failure::usage("--max-mem 0: a guest needs memory")),
         (Some(given), Ram::Default) if !given.0.is_multiple_of(RAM_ALIGNMENT_BYTES) => {
             Err(Failure::usage(format!(
-                "--max-mem {given}: QEMU gives guests multiples of {}",
+                "--max-mem {given}: must be a multiple of {} for QEMU",
                 Size(RAM_ALIGNMENT_BYTES)
             )))
         }

@@ -30,7 +30,7 @@ pub(super) struct Vmm {
     child: Mutex<Child>,
     /// The VMM behind a script.
     behind: OnceLock<OwnedFd>,
-    /// SIGTERM, if a script was told: a VMM that outlives it has not heard it.
+    /// SIGTERM, if a script got it: a VMM that outlives the script has not got it.
     unheard: Mutex<Option<Signal>>,
     /// Its process number.
     pub(super) pid: u32,

@@ -31,8 +31,8 @@ impl Received {
             .map_err(|error| Failure::work(format!("cannot catch signals: {error}")))
     }
 
-    /// Passes them on to the VMM that runs, in a thread of its own; wakes the main thread when it
-    /// changes, or is told something.
+    /// Passes signals on to the running VMM, in a thread of its own. Wakes the main thread when the
+    /// VMM changes, or gets a signal.
     pub(super) fn forward(mut self, running: Arc<Running>) -> Result<(), Failure> {
         let pass_on = move || {
             for number in self.0.forever() {
@@ -67,8 +67,8 @@ impl Running {
         Self(Mutex::new(State { vmm, events, told: false }))
     }
 
-    /// Starts another VMM in the place of one that has ended, unless that was told anything: then a
-    /// person wants none.
+    /// Starts another VMM in the place of one that has ended, unless that one got a signal: then a
+    /// person wants no other.
     pub(super) fn replace(
         &self,
         start: impl FnOnce() -> Result<Arc<Vmm>, Failure>,

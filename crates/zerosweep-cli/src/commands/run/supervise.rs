@@ -36,10 +36,10 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// The VMM opens disks and firmware before it allocates guest RAM: it may take this many times
 /// as long as the agent.
 const RAM_PATIENCE: u32 = 3;
-/// So many looks without an answer are told.
+/// Looks without an answer after which the agent is reported as silent.
 const SILENT_LOOKS: u32 = 5;
 
-/// The VMM, as far as it can be told when it is no child of this process.
+/// The VMM, which need not be a child of this process.
 pub(crate) trait Process: Send + Sync + 'static {
     /// Whether it has not ended.
     fn is_running(&self) -> bool;
@@ -84,7 +84,7 @@ pub(crate) struct Supervisor<P> {
     pub(crate) files: GuestFiles,
     /// How long the agent may take to answer.
     pub(crate) wait_agent: Duration,
-    /// Nothing given back for so long is told.
+    /// How long the guest may give nothing back before that is reported.
     pub(crate) wait_balloon: Duration,
     pub(crate) vmm: Arc<P>,
     pub(crate) console: Arc<Console>,
@@ -155,7 +155,7 @@ impl<P: Process> Supervisor<P> {
                         self.tell_managed(&status);
                         return Ok(());
                     }
-                    // Goes on without a cap: that is told by the first look.
+                    // The guest goes on without a cap: the first `look` reports that.
                     State::CapLifted => {
                         self.vmm.found(status.pid);
                         return Ok(());
@@ -213,7 +213,7 @@ impl<P: Process> Supervisor<P> {
         Ok(())
     }
 
-    /// Balloons the guest to its target and tells troubles, until the VMM ends.
+    /// Balloons the guest to its target and reports alarms, until the VMM ends.
     fn follow(&self, client: Client) {
         let link = Link::with(client, self.files.socket.clone(), AGENT_TIMEOUT);
         let mut link = AgentLink { link, silent_looks: 0, told: false };
@@ -269,7 +269,7 @@ impl<P: Process> Supervisor<P> {
         }
     }
 
-    /// The guest's figures; an agent that stays silent is told once.
+    /// Returns the guest's figures. An agent that stays silent is reported once.
     fn look(&self, link: &mut AgentLink) -> Option<Status> {
         match link.link.request(Operation::Status) {
             Ok(status) => {
@@ -296,13 +296,13 @@ impl<P: Process> Supervisor<P> {
             }
             Err(ClientError::Refused(body)) => {
                 self.console.warn(&format!(
-                    "guest {}: the agent does not take the vCPU threads ({}); it will borrow \
-                     where it should wait",
+                    "guest {}: the agent refuses the vCPU threads ({}); it will borrow memory \
+                     where they should wait",
                     self.config.name, body.message
                 ));
                 Delivery::Settled
             }
-            // An agent that stays silent is told by `look`.
+            // `look` reports an agent that stays silent.
             Err(_) => Delivery::Again,
         }
     }

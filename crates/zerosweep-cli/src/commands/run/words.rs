@@ -1,7 +1,7 @@
 //! What the VMM says on standard error: passed on as it is, and the last of it kept.
 //!
-//! It comes through a pipe that holds so much that a VMM does not wait for a `run` that is stopped.
-//! QEMU ignores SIGPIPE: one whose `run` was killed goes on.
+//! It comes through a large pipe, so that a VMM does not wait for a `run` that is stopped. QEMU
+//! ignores SIGPIPE: it goes on after its `run` was killed.
 
 use std::io::{self, Read as _, Write as _};
 use std::process::ChildStderr;
@@ -15,7 +15,7 @@ const PIPE_BYTES: usize = 1 << 20;
 /// How long nothing must come from a VMM that has ended: a process that it started may hold the
 /// pipe open for ever.
 const LAST_WORDS: Duration = Duration::from_millis(200);
-/// How long whoever reads our own standard error may take for what is left.
+/// How long the reader of our own standard error may take for what is left.
 const READER: Duration = Duration::from_secs(10);
 const NAP: Duration = Duration::from_millis(5);
 

@@ -47,7 +47,7 @@ pub(super) fn execute(arguments: &TraceReadArguments) -> Result<ExitCode, Failur
     }
     let Some(broken) = broken else { return Ok(ExitCode::SUCCESS) };
     eprint_line(&format!(
-        "error: {} cannot be read on: {broken}; what comes before it is shown",
+        "error: {} cannot be read on: {broken}; the part before is shown",
         trace.name()
     ));
     Ok(ExitCode::from(1))

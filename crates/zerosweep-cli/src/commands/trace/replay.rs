@@ -75,14 +75,14 @@ fn target(arguments: &TraceReplayArguments, recording: &Recording) -> Result<Siz
     let target = arguments.target.or(recording.final_pages.map(|pages| Size(pages * PAGE_BYTES)));
     let target = target.ok_or_else(|| {
         Failure::usage(
-            "--target is needed: the guest gave nothing back, so the trace does not tell it",
+            "--target is needed: the guest gave nothing back, so the trace has no target",
         )
     })?;
     let max = Size(recording.max_pages * PAGE_BYTES);
     if !target.is_whole_pages() || target.0 == 0 || target > max {
         return Err(Failure::usage(format!(
-            "a target of {target} cannot be: the guest has {max}, and a target is above 0, at most \
-             that, and a multiple of 4K"
+            "invalid target: {target} (must be a multiple of 4K, above 0, and at most the guest's \
+             {max})"
         )));
     }
     Ok(target)

@@ -42,7 +42,7 @@ pub(super) fn execute(arguments: &TraceReportArguments) -> Result<ExitCode, Fail
     }))?;
     let Some(broken) = broken else { return Ok(ExitCode::SUCCESS) };
     eprint_line(&format!(
-        "error: {} cannot be read on: {broken}; what comes before it is drawn",
+        "error: {} cannot be read on: {broken}; the part before is drawn",
         trace.name()
     ));
     Ok(ExitCode::from(1))

@@ -72,7 +72,7 @@ impl Drives {
         self.disks.push(Disk { option, names, tree });
     }
 
-    /// What is in the way; a disk is told once.
+    /// Returns the reasons against a guest. Each disk is reported once.
     pub(super) fn finish(&self, host: &Host) -> Vec<Refusal> {
         let look = |disk: &Disk| {
             let search = Search { drives: self, host, option: &disk.option, names: disk.names };

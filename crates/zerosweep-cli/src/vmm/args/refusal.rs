@@ -17,8 +17,8 @@ pub(crate) enum Refusal {
     NotAnonymous(String),
     /// RAM filled before the guest starts.
     #[error(
-        "{0} fills guest RAM before the guest runs, which is what populate-on-demand is to \
-             avoid. Leave the option out"
+        "{0} fills guest RAM before the guest runs, and populate on demand must avoid that. Leave \
+             the option out"
     )]
     Preallocated(String),
     /// RAM locked in memory.
@@ -100,7 +100,7 @@ pub(crate) enum Refusal {
     )]
     Confidential(String),
     /// Hotplug, NUMA with several backends, DIMMs.
-    #[error("{0}: guest RAM in one block only, for now")]
+    #[error("{0}: guest RAM must be one block")]
     SeveralBlocks(String),
     /// Another block that could be taken for guest RAM.
     #[error(
@@ -121,7 +121,7 @@ pub(crate) enum Refusal {
     )]
     ReadConfig,
     /// Something that QEMU would not understand either.
-    #[error("{option} {value:?}: not a size of memory")]
+    #[error("{option} {value:?}: not a memory size")]
     BadSize {
         /// `-m` or the object.
         option: &'static str,
@@ -132,7 +132,7 @@ pub(crate) enum Refusal {
     #[error("-machine memory-backend={0}: no -object memory-backend-ram with that id")]
     NoBackend(String),
     /// `-m` and the backend differ.
-    #[error("-m gives {ram}, the memory backend {backend} bytes; they must be equal")]
+    #[error("-m gives {ram} bytes, and the memory backend {backend}; they must be equal")]
     BackendSize {
         /// By `-m`.
         ram: u64,

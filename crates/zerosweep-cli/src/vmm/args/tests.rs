@@ -62,7 +62,7 @@ fn an_argument_that_looks_like_an_option_is_none() {
 #[test]
 fn a_size_that_is_none_is_refused() {
     let refusal = run("-m lots").unwrap_err();
-    assert_eq!(refusal.to_string(), "-m \"lots\": not a size of memory");
+    assert_eq!(refusal.to_string(), "-m \"lots\": not a memory size");
     assert!(matches!(run("-m 99999999999T"), Err(Refusal::BadSize { .. })));
     let without = format!("{AS_RAM} -object memory-backend-ram,id=a");
     assert!(matches!(run(&without), Err(Refusal::BadSize { .. })));
@@ -106,7 +106,7 @@ fn backends_that_are_not_the_one_block() {
     assert!(matches!(run(&other), Err(Refusal::SameSize(_))));
     assert_eq!(ram(&format!("-m 1G -object {BACKEND}")), Ram::Given(GIB));
     let refusal = run("-m 2G,maxmem=4G").unwrap_err().to_string();
-    assert!(refusal.ends_with("guest RAM in one block only, for now"), "{refusal}");
+    assert!(refusal.ends_with("guest RAM must be one block"), "{refusal}");
 }
 
 #[test]

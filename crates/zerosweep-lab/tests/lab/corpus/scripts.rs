@@ -8,7 +8,7 @@ use zerosweep_lab::script::{Runner, Script, Step, StepResult};
 
 const MAX_PAGES: u64 = 6 * 512;
 const TARGET: u64 = 3 * 512;
-/// So many steps of a script are done.
+/// How many steps of a script are done, at most.
 const STEPS: usize = 200;
 
 /// Reads a script, and does it under a policy that its length decides on.

@@ -9,7 +9,7 @@ use zerosweep_lab::xentrace::{
 };
 
 const CPU_CHANGE: u32 = 0x001_f003;
-/// A guest of up to so many pages is done again.
+/// A guest of at most this number of pages is replayed.
 const SMALL: u64 = 4 * 512;
 
 /// A record, and what is known of it without its neighbours.
@@ -132,7 +132,7 @@ fn records(input: &[u8], layout: Layout) -> Vec<Event> {
     events
 }
 
-/// Does a domain's side again; what cannot be done is told, and nothing panics.
+/// Replays a domain's side. A step that cannot be done is an error, and nothing panics.
 fn replay(input: &[u8], layout: Layout, domain: u32) {
     let recording = Recording::read(&mut Reader::new(input), layout, domain, Unknown::Data);
     let Ok(recording) = recording else { return };

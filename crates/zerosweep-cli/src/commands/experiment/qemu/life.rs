@@ -12,17 +12,17 @@ use super::vm::Vm;
 
 /// How long a guest may take in all.
 const LIMIT: Duration = Duration::from_secs(180);
-/// A guest that waits for a frame for so long, while nothing moves, is given up.
+/// How long a guest may wait for a frame, while nothing moves, before it is given up.
 const GIVE_UP: Duration = Duration::from_secs(10);
 /// Between two looks at everything.
 const LOOK: Duration = Duration::from_millis(10);
 /// Between two questions to the agent.
 const ASK: Duration = Duration::from_millis(200);
-/// The balloon may miss its target by so much: a few pages stay where they are.
+/// The most by which the balloon may miss its target, in bytes: a few pages stay where they are.
 const NEARLY_BYTES: u64 = 64 << 10;
-/// So long nothing may move at the end before the last look.
+/// How long nothing may have moved at the end, before the last look.
 const QUIET: Duration = Duration::from_millis(600);
-/// So long after its last word a guest may still balloon.
+/// How long after its last word a guest may still balloon.
 const LATE: Duration = Duration::from_secs(30);
 /// Lines that a failure shows.
 const TAIL: usize = 12;
