@@ -19,6 +19,8 @@ mod apt;
 mod bench;
 mod cargo;
 mod ci;
+#[cfg(test)]
+mod circles;
 mod dist;
 #[cfg(test)]
 mod docs;

@@ -11,7 +11,11 @@ use zerosweep_client::size::Size;
 use zerosweep_lab::xentrace::{Layout, Unknown};
 use zerosweep_wire::{OnExhaustion, ReturnMode};
 
-use crate::commands::experiment::arguments::ExperimentArguments;
+mod experiment;
+
+pub(crate) use experiment::{
+    Accelerator, ExperimentAction, ExperimentArguments, Machine, MergeArguments,
+};
 
 /// Names of the policies, as the engine spells them.
 pub(crate) const POLICIES: [&str; 8] = [

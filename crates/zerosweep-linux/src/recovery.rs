@@ -65,7 +65,7 @@ fn mend(domain: &SharedDomain, gfn: Gfn) {
 /// Fills a hole that the guest touched at a page that has a frame, unless another operation has
 /// claimed the superpage.
 pub(crate) fn fill_hole(domain: &SharedDomain, gfn: Gfn) {
-    domain.session().settle(gfn, |_| {
+    domain.session().with_claim(gfn, |_| {
         if let Some(mfn) = domain.frame_of(gfn) {
             domain.machine.fill_hole(gfn, mfn);
         }

@@ -323,7 +323,7 @@ impl Machine for SoftwareMachine {
         if self.refuses() {
             return Err(OutOfFrames);
         }
-        let mfn = self.pool.allocate_in(superframe.raw() / SUPERPAGE_PAGES)?;
+        let mfn = self.pool.allocate_in(superframe.superframe())?;
         if self.poison {
             self.words_mut(mfn, 1).fill(POISON);
         }

@@ -8,9 +8,9 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use crate::domain::Domain;
-use crate::frame::{Mfn, Order, SUPERPAGE_PAGES, Superpage};
+use crate::frame::{Mfn, Order, Superpage};
 use crate::p2m::{Entry, Tally};
-use crate::retained::PageBits;
+use crate::page_bits::PageBits;
 
 /// The first difference that an audit found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,15 +145,15 @@ impl Frames {
             self.partly.try_reserve(1).map_err(|_| AuditError::OutOfMemory)?;
             self.partly.push(PageBits::default());
         }
-        let place = self.places[superframe(mfn)];
-        let index = (mfn.raw() % SUPERPAGE_PAGES) as usize;
+        let place = self.places[mfn.superframe().index()];
+        let index = mfn.index_in_superframe();
         let seen = self.partly.get_mut(place as usize - 1);
         let first = seen.is_some_and(|seen| seen.insert(index));
         if first { Ok(()) } else { Err(AuditError::FrameTwice(mfn)) }
     }
 
     fn place(&mut self, mfn: Mfn) -> Result<&mut u32, AuditError> {
-        let superframe = superframe(mfn);
+        let superframe = mfn.superframe().index();
         if superframe >= self.places.len() {
             let more = superframe + 1 - self.places.len();
             self.places.try_reserve(more).map_err(|_| AuditError::OutOfMemory)?;
@@ -161,10 +161,6 @@ impl Frames {
         }
         Ok(&mut self.places[superframe])
     }
-}
-
-fn superframe(mfn: Mfn) -> usize {
-    (mfn.raw() / SUPERPAGE_PAGES) as usize
 }
 
 #[cfg(test)]

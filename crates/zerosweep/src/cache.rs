@@ -7,9 +7,9 @@
 //! is in the processor's caches and has memory behind it, while the one that came first goes back
 //! to the host.
 //!
-//! Invariant ([INV-4]): whoever puts a frame here has cleared it or has just found it zero. Frames
-//! that are still to be cleared (rule [R11]) wait in a list of their own, and are counted, but not
-//! handed out.
+//! Invariant ([INV-4]): a frame is cleared, or was just found zero, before it is put here. Frames
+//! that are not cleared yet (rule [R11]) have a list of their own. They are counted, and not handed
+//! out.
 //!
 //! [R11]: crate::rules#r11
 //! [INV-4]: crate::rules#inv-4
@@ -17,8 +17,9 @@
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
-use crate::frame::{Mfn, Order, SUPERPAGE_PAGES};
-use crate::p2m::OutOfTableMemory;
+use crate::error::OutOfTableMemory;
+use crate::frame::{Mfn, Order, SUPERPAGE_PAGES, Superframe};
+use crate::page_bits::PageBits;
 
 /// Runs that may be waiting to be cleared before their list has to grow.
 const EXPECTED_DIRTY: usize = 8192;
@@ -51,14 +52,15 @@ enum Singles {
 #[derive(Default)]
 struct Partials {
     partials: Vec<Partial>,
-    /// For each superframe its place in `partials` plus one; 0: it has none.
-    places: Vec<u32>,
+    /// For each superframe its index in `partials` plus one; 0: it has none.
+    slots: Vec<u32>,
     pages: u64,
 }
 
 struct Partial {
-    superframe: u64,
-    here: [u64; 8],
+    superframe: Superframe,
+    /// Its frames that are in the cache, and how many these are.
+    here: PageBits,
     count: u16,
 }
 
@@ -114,7 +116,7 @@ impl Cache {
     /// asking for memory.
     ///
     /// # Errors
-    /// When the memory cannot be had; nothing is changed then.
+    /// When there is no memory. Nothing was changed.
     pub(crate) fn reserve(
         &mut self,
         superpages: u64,
@@ -139,7 +141,7 @@ impl Cache {
     /// Makes room for frames 0 to `frames`, so that nothing has to grow later.
     ///
     /// # Errors
-    /// When the memory cannot be had.
+    /// When there is no memory.
     pub(crate) fn expect_frames(&mut self, frames: u64) -> Result<(), OutOfTableMemory> {
         let superframes = usize::try_from(frames.div_ceil(SUPERPAGE_PAGES));
         let superframes = superframes.map_err(|_| OutOfTableMemory)?;
@@ -250,8 +252,7 @@ impl Cache {
                 list.remove(index)
             }
             Singles::Joining(partials) => {
-                let place = *partials.places.get((superframe.raw() / SUPERPAGE_PAGES) as usize)?;
-                partials.take_at((place as usize).checked_sub(1)?)
+                partials.take_at(partials.slot_of(superframe.superframe())?)
             }
         }
     }
@@ -311,54 +312,53 @@ impl Cache {
 
 impl Partials {
     fn reserve(&mut self, last: Mfn) -> Result<(), OutOfTableMemory> {
-        let superframes = usize::try_from(last.raw() / SUPERPAGE_PAGES + 1);
+        let superframes = usize::try_from(last.superframe().number() + 1);
         let superframes = superframes.map_err(|_| OutOfTableMemory)?;
-        if superframes > self.places.len() {
-            let more = superframes - self.places.len();
-            self.places.try_reserve(more).map_err(|_| OutOfTableMemory)?;
-            self.places.resize(superframes, 0);
+        if superframes > self.slots.len() {
+            let more = superframes - self.slots.len();
+            self.slots.try_reserve(more).map_err(|_| OutOfTableMemory)?;
+            self.slots.resize(superframes, 0);
         }
         self.partials.try_reserve(1).map_err(|_| OutOfTableMemory)
     }
 
-    /// The place of a superframe, made for it if it has none.
-    fn place(&mut self, superframe: u64) -> usize {
-        if self.places.len() <= superframe as usize {
+    /// The slot of a superframe, made for it if it has none.
+    fn slot(&mut self, superframe: Superframe) -> usize {
+        if self.slots.len() <= superframe.index() {
             // Not reserved: as infallible as any other growth.
-            self.places.resize(superframe as usize + 1, 0);
+            self.slots.resize(superframe.index() + 1, 0);
         }
-        let place = &mut self.places[superframe as usize];
-        if *place == 0 {
-            self.partials.push(Partial { superframe, here: [0; 8], count: 0 });
-            *place = self.partials.len() as u32;
+        let slot = &mut self.slots[superframe.index()];
+        if *slot == 0 {
+            self.partials.push(Partial { superframe, here: PageBits::default(), count: 0 });
+            *slot = self.partials.len() as u32;
         }
-        *place as usize - 1
+        *slot as usize - 1
     }
 
     /// Puts a page in; its superframe, taken out again, if that makes it whole.
     fn put(&mut self, mfn: Mfn) -> Option<Mfn> {
-        let superframe = mfn.raw() / SUPERPAGE_PAGES;
-        let place = self.place(superframe);
-        let (word, bit) = bit_of(mfn);
-        let partial = &mut self.partials[place];
-        debug_assert!(partial.here[word] & bit == 0, "INV-1: {mfn:?} is cached already");
-        partial.here[word] |= bit;
+        let superframe = mfn.superframe();
+        let slot = self.slot(superframe);
+        let partial = &mut self.partials[slot];
+        let is_new = partial.here.insert(mfn.index_in_superframe());
+        debug_assert!(is_new, "INV-1: {mfn:?} is cached already");
         partial.count += 1;
         self.pages += 1;
         if u64::from(partial.count) < SUPERPAGE_PAGES {
             return None;
         }
-        self.remove(place);
+        self.remove(slot);
         self.pages -= SUPERPAGE_PAGES;
-        Some(Mfn::new(superframe * SUPERPAGE_PAGES))
+        Some(superframe.first())
     }
 
-    /// Puts all pages of a superpage in as singles.
+    /// Puts all pages of a superframe in as singles.
     fn put_whole(&mut self, mfn: Mfn) -> Result<(), OutOfTableMemory> {
         self.reserve(mfn)?;
-        let place = self.place(mfn.raw() / SUPERPAGE_PAGES);
-        let partial = &mut self.partials[place];
-        partial.here = [u64::MAX; 8];
+        let slot = self.slot(mfn.superframe());
+        let partial = &mut self.partials[slot];
+        partial.here = PageBits::ALL;
         partial.count = SUPERPAGE_PAGES as u16;
         self.pages += SUPERPAGE_PAGES;
         Ok(())
@@ -369,62 +369,51 @@ impl Partials {
         self.take_at(self.partials.len().checked_sub(1)?)
     }
 
-    /// Takes the lowest page of a superframe by its place.
-    fn take_at(&mut self, place: usize) -> Option<Mfn> {
-        let partial = self.partials.get_mut(place)?;
-        let word = partial.here.iter().position(|&bits| bits != 0)?;
-        let index = partial.here[word].trailing_zeros();
-        let first = partial.superframe * SUPERPAGE_PAGES;
-        self.take_bit(place, word, 1 << index);
-        Some(Mfn::new(first + word as u64 * 64 + u64::from(index)))
+    /// Takes the lowest page of the superframe in a slot.
+    fn take_at(&mut self, slot: usize) -> Option<Mfn> {
+        let partial = self.partials.get_mut(slot)?;
+        let mfn = partial.superframe.frame(partial.here.take_first()?);
+        self.count_taken(slot);
+        Some(mfn)
     }
 
-    /// Takes a page that is here.
-    fn take_bit(&mut self, place: usize, word: usize, bit: u64) {
-        let partial = &mut self.partials[place];
-        partial.here[word] &= !bit;
-        partial.count -= 1;
-        self.pages -= 1;
-        if partial.count == 0 {
-            self.remove(place);
-        }
-    }
-
+    /// Takes a given page. Returns false if it is not here.
     fn take_out(&mut self, mfn: Mfn) -> bool {
-        let superframe = (mfn.raw() / SUPERPAGE_PAGES) as usize;
-        let place = self.places.get(superframe).copied().unwrap_or(0);
-        let Some(place) = (place as usize).checked_sub(1) else { return false };
-        let (word, bit) = bit_of(mfn);
-        let here = self.partials[place].here[word] & bit != 0;
+        let Some(slot) = self.slot_of(mfn.superframe()) else { return false };
+        let here = self.partials[slot].here.remove(mfn.index_in_superframe());
         if here {
-            self.take_bit(place, word, bit);
+            self.count_taken(slot);
         }
         here
     }
 
-    fn remove(&mut self, place: usize) {
-        let gone = self.partials.swap_remove(place);
-        self.places[gone.superframe as usize] = 0;
-        if let Some(moved) = self.partials.get(place) {
-            self.places[moved.superframe as usize] = place as u32 + 1;
+    fn slot_of(&self, superframe: Superframe) -> Option<usize> {
+        (*self.slots.get(superframe.index())? as usize).checked_sub(1)
+    }
+
+    /// Counts a page that was taken out of a slot.
+    fn count_taken(&mut self, slot: usize) {
+        let partial = &mut self.partials[slot];
+        partial.count -= 1;
+        self.pages -= 1;
+        if partial.count == 0 {
+            self.remove(slot);
+        }
+    }
+
+    fn remove(&mut self, slot: usize) {
+        let gone = self.partials.swap_remove(slot);
+        self.slots[gone.superframe.index()] = 0;
+        if let Some(moved) = self.partials.get(slot) {
+            self.slots[moved.superframe.index()] = slot as u32 + 1;
         }
     }
 
     fn iter(&self) -> impl Iterator<Item = Mfn> + '_ {
-        self.partials.iter().flat_map(|partial| {
-            let first = Mfn::new(partial.superframe * SUPERPAGE_PAGES);
-            (0..SUPERPAGE_PAGES).map(move |i| first.offset(i)).filter(|&mfn| {
-                let (word, bit) = bit_of(mfn);
-                partial.here[word] & bit != 0
-            })
-        })
+        self.partials
+            .iter()
+            .flat_map(|partial| partial.here.iter().map(|index| partial.superframe.frame(index)))
     }
-}
-
-/// Word and bit of a page in its superframe's map.
-fn bit_of(mfn: Mfn) -> (usize, u64) {
-    let index = mfn.raw() % SUPERPAGE_PAGES;
-    ((index / 64) as usize, 1 << (index % 64))
 }
 
 #[cfg(test)]
@@ -510,7 +499,7 @@ mod tests {
             match &cache.singles {
                 Singles::Fifo(list) => assert!(list.capacity() >= 700),
                 Singles::Joining(partials) => {
-                    assert_eq!((partials.places.len(), partials.partials.len()), (7, 0));
+                    assert_eq!((partials.slots.len(), partials.partials.len()), (7, 0));
                     assert!(partials.partials.capacity() >= 1);
                 }
             }
@@ -519,7 +508,7 @@ mod tests {
         cache.expect_frames(10 * 512).unwrap();
         assert!(cache.superpages.capacity() >= 11 && cache.dirty.capacity() >= EXPECTED_DIRTY);
         let Singles::Joining(partials) = &cache.singles else { unreachable!() };
-        assert_eq!(partials.places.len(), 10);
+        assert_eq!(partials.slots.len(), 10);
         assert!(partials.partials.capacity() >= 10);
     }
 

@@ -1,258 +1,48 @@
 //! A domain: its table, its cache, its quantities. It is only data: what is done with it is in
 //! [`Session`](crate::Session).
 
+mod config;
+mod forecast;
+mod quantities;
+mod statistics;
+
+pub use config::{Config, ConfigError, InvalidTouch, Upkeep};
+pub use forecast::Forecast;
+pub use quantities::Quantities;
+pub use statistics::Statistics;
+
 use core::fmt;
 
 use crate::cache::Cache;
+use crate::cursors::Cursors;
+use crate::error::OutOfTableMemory;
 use crate::frame::{FRAME_LIMIT, Mfn, Order};
-use crate::machine::{Exclusive, Machine};
-use crate::p2m::{OutOfTableMemory, P2m};
+use crate::p2m::P2m;
 use crate::policy::Policy;
 use crate::ring::Rings;
-use crate::session::Session;
-use crate::sweep::Cursors;
+use forecast::ReclaimRate;
 
-/// How a domain is made. Fields may be added: begin with [`Config::new`], as in
-/// `Config { upkeep: Upkeep::Host, ..Config::new(pages, target, policy) }`.
-#[derive(Clone, Copy, Debug)]
-pub struct Config {
-    /// Pages that the guest is told of: gfns 0 to `max_pages`.
-    pub max_pages: u64,
-    /// Pages that the domain may hold.
-    pub target: u64,
-    /// How it decides.
-    pub policy: Policy,
-    /// What a touch of a page that is ballooned out means.
-    pub invalid_touch: InvalidTouch,
-    /// How many bytes one fault may scan under [`Policy::Zerosweep`] before others are served.
-    pub fault_budget_bytes: u64,
-    /// Who does what can wait: clearing, breaking superpages of which pages are retained, giving
-    /// back what is left over.
-    pub upkeep: Upkeep,
-}
-
-/// Who does what can wait.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Upkeep {
-    /// The operation that brings it about, before it returns.
-    Inline,
-    /// The host, in a thread of its own: it calls [`Session::upkeep`] when
-    /// [`Domain::wants_upkeep`] says so. What an operation leaves over goes back to the host in
-    /// part before it returns, 64 runs at most: a guest may wait for it.
-    Host,
-}
-
-impl Config {
-    /// 8 MiB: four cold superpages, about a third of a millisecond.
-    pub const DEFAULT_FAULT_BUDGET_BYTES: u64 = 8 << 20;
-
-    /// The defaults, for so many pages.
-    #[must_use]
-    pub fn new(max_pages: u64, target: u64, policy: Policy) -> Self {
-        Self {
-            max_pages,
-            target,
-            policy,
-            invalid_touch: InvalidTouch::Refuse,
-            fault_budget_bytes: Self::DEFAULT_FAULT_BUDGET_BYTES,
-            upkeep: Upkeep::Inline,
-        }
-    }
-}
-
-/// What a touch of a page that is ballooned out means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum InvalidTouch {
-    /// An error of the guest's, as under Xen.
-    Refuse,
-    /// The guest takes the page back without a word, as under QEMU: one more page is promised and
-    /// populated at once.
-    Increase,
-}
-
-/// A domain that cannot be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ConfigError {
-    /// No pages, or more than frame numbers can tell.
-    MaxPages(u64),
-    /// 0, or above the maximum.
-    Target {
-        /// What was asked for, in pages.
-        target: u64,
-        /// The most that it can be.
-        max: u64,
-    },
-    /// The tables cannot be had.
-    TableMemory(OutOfTableMemory),
-}
-
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::MaxPages(pages) => write!(f, "{pages} pages of guest memory cannot be"),
-            Self::Target { target, max } => {
-                write!(f, "a target of {target} pages cannot be: 1 to {max} are possible")
-            }
-            Self::TableMemory(error) => error.fmt(f),
-        }
-    }
-}
-
-impl core::error::Error for ConfigError {}
-
-/// The quantities of a domain, in pages.
-///
-/// `populated + entries` is B, what the guest has; `populated + cache + retained` is the total,
-/// what the domain holds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Quantities {
-    /// M.
-    pub max: u64,
-    /// T.
-    pub target: u64,
-    /// P: pages with a frame.
-    pub populated: u64,
-    /// B − P: pages promised without one.
-    pub entries: u64,
-    /// Frames that back nothing.
-    pub cache: u64,
-    /// R: pages out whose frame stays in its superpage.
-    pub retained: u64,
-}
-
-impl Quantities {
-    /// P + cache + R.
-    #[must_use]
-    pub fn total(&self) -> u64 {
-        self.populated + self.cache + self.retained
-    }
-
-    /// B: what the guest has not given back.
-    #[must_use]
-    pub fn guest(&self) -> u64 {
-        self.populated + self.entries
-    }
-
-    /// entries − cache − R: what must be found before everything promised is backed.
-    #[must_use]
-    pub fn debt(&self) -> i64 {
-        self.entries as i64 - self.cache as i64 - self.retained as i64
-    }
-
-    /// What the cache has that no entry needs.
-    #[must_use]
-    pub fn excess(&self) -> u64 {
-        (self.cache + self.retained).saturating_sub(self.entries).min(self.cache)
-    }
-
-    /// How far the total is above the target, once the cache gives back what no entry needs.
-    #[must_use]
-    pub fn above_target(&self) -> u64 {
-        (self.total() - self.excess()).saturating_sub(self.target)
-    }
-
-    /// B − T: what the guest has still to give back.
-    #[must_use]
-    pub fn owed(&self) -> i64 {
-        self.guest() as i64 - self.target as i64
-    }
-}
-
-/// What a domain has done since it was made. Bytes where it says so, else pages of 4 KiB or times.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names are those of the program's JSON output")]
-pub struct Statistics {
-    pub populates_2m: u64,
-    pub populates_4k: u64,
-    pub zero_checks_2m: u64,
-    pub zero_checks_2m_hit: u64,
-    pub zero_checks_4k: u64,
-    pub zero_checks_4k_hit: u64,
-    pub bytes_scanned: u64,
-    pub bytes_cleared: u64,
-    pub bytes_copied: u64,
-    pub eager_checks: u64,
-    pub emergency_sweeps: u64,
-    pub splinters: u64,
-    pub shatters: u64,
-    pub superpages_reclaimed: u64,
-    pub singles_reclaimed: u64,
-    pub pages_stolen: u64,
-    pub superpages_returned: u64,
-    pub pages_returned_4k: u64,
-    pub pages_given_back: u64,
-    pub exhaustions: u64,
-    pub unmap_flushes: u64,
-    pub busy: u64,
-    pub borrowed: u64,
-    pub rejoined: u64,
-    pub evacuations: u64,
-    pub refills: u64,
-    pub pages_retained: u64,
-    pub pages_retaken: u64,
-    pub pages_consolidated: u64,
-    pub peak_total: u64,
-    pub low_forecasts: u64,
-}
-
-/// What checks found lately, in pages: older ones count for less and less.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Finds {
-    looked: u64,
-    found: u64,
-}
-
-impl Finds {
-    /// So many pages are remembered at least.
-    const LEAST: u64 = 8 * crate::SUPERPAGE_PAGES;
-
-    fn note(&mut self, looked: u64, found: u64, populated: u64) {
-        self.looked += looked;
-        self.found += found;
-        if self.looked > (populated / 8).max(Self::LEAST) {
-            self.looked /= 2;
-            self.found /= 2;
-        }
-    }
-}
-
-/// Before it happens: what the guest can still touch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Forecast {
-    /// Pages that can be touched without a scan.
-    pub certain: u64,
-    /// More pages that are out but retained, or that a sweep should find, going by how many of the
-    /// last pages that were checked were zero. 0 where nothing was checked, or the last sweep found
-    /// nothing.
-    pub likely: u64,
-    /// Pages promised beyond both: when the guest touches these, it is exhausted.
-    pub short: u64,
-}
-
-/// Pages in the hands of an operation, between the table and its quantities.
+/// Pages that operations are working on. The audit allows for them.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Flight {
-    /// Counted as populated; their entries still say PoD.
+    /// Counted as populated, while their entries are still PoD.
     pub(crate) from_pod: u64,
-    /// Counted as populated; their entries still say invalid.
+    /// Counted as populated, while their entries are still invalid.
     pub(crate) from_invalid: u64,
-    /// On their way from the host to the cache; not counted yet.
+    /// On their way from the host to the cache. Not counted yet.
     pub(crate) incoming: u64,
-    /// Taken out of the cache to be cleared, joined or copied to, and on their way back or to the
-    /// table; counted as in the cache.
+    /// Taken out of the cache to be cleared, joined or copied to. Counted as in the cache.
     pub(crate) in_hand: u64,
 }
 
-/// Where a domain is in its life.
+/// The state of a domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Life {
     /// It runs.
     Alive,
-    /// [`Session::teardown`] has begun; the next superpage to take down.
+    /// [`Session::teardown`](crate::Session::teardown) has begun; the next superpage to take down.
     Dying(u64),
-    /// Every frame is back with the host.
+    /// Every frame was returned to the host.
     Dead,
 }
 
@@ -285,7 +75,7 @@ pub struct Domain {
     pub(crate) flight: Flight,
     pub(crate) rings: Rings,
     pub(crate) cursors: Cursors,
-    finds: Finds,
+    reclaim_rate: ReclaimRate,
     /// The last forecast was low, and told.
     is_low: bool,
     pub(crate) swept_before_decrease: bool,
@@ -298,10 +88,11 @@ pub struct Domain {
 }
 
 impl Domain {
-    /// A domain without a page: see [`Session::populate_on_demand`] and [`Session::set_target`].
+    /// A domain without a page: see [`Session::populate_on_demand`](crate::Session::populate_on_demand) and
+    /// [`Session::set_target`](crate::Session::set_target).
     ///
     /// # Errors
-    /// When it cannot be, or its tables cannot be had.
+    /// See [`ConfigError`].
     pub fn new(config: Config) -> Result<Self, ConfigError> {
         let Config { max_pages, target, policy, invalid_touch, fault_budget_bytes, upkeep } =
             config;
@@ -324,7 +115,7 @@ impl Domain {
             flight: Flight::default(),
             rings: Rings::default(),
             cursors: Cursors::default(),
-            finds: Finds::default(),
+            reclaim_rate: ReclaimRate::default(),
             is_low: false,
             swept_before_decrease: false,
             balloon_idle: false,
@@ -334,18 +125,13 @@ impl Domain {
         })
     }
 
-    /// Makes room for a machine's frames 0 to `frames`, so that the cache's lists need not grow
-    /// while the guest runs.
+    /// Reserves memory in the cache's lists for a machine with frames 0 to `frames`, so that they
+    /// do not grow while the guest runs.
     ///
     /// # Errors
-    /// When the memory cannot be had.
+    /// When there is no memory.
     pub fn expect_frames(&mut self, frames: u64) -> Result<(), OutOfTableMemory> {
         self.cache.expect_frames(frames)
-    }
-
-    /// Works on this domain and a machine that nobody else uses.
-    pub fn with<'a, M: Machine>(&'a mut self, machine: &'a mut M) -> Session<Exclusive<'a, M>> {
-        Session::new(Exclusive::new(self, machine))
     }
 
     /// The quantities, now.
@@ -385,8 +171,8 @@ impl Domain {
         self.policy
     }
 
-    /// Pages held beyond the target because no frame could be found. What is held beyond it only
-    /// because the balloon has not got there yet is not among them.
+    /// Pages that were borrowed and are still held beyond the target. Pages beyond a lowered target
+    /// that the balloon has still to bring are not counted.
     #[must_use]
     pub fn borrowed(&self) -> u64 {
         self.borrowed.min(self.total().saturating_sub(self.target))
@@ -406,45 +192,10 @@ impl Domain {
         self.invalid_touch
     }
 
-    /// Where it is in its life.
+    /// The state of the domain.
     #[must_use]
     pub fn life(&self) -> Life {
         self.life
-    }
-
-    /// How much the guest can still touch (rule [R15]).
-    ///
-    /// [R15]: crate::rules#r15
-    #[must_use]
-    pub fn forecast(&self) -> Forecast {
-        let q = self.quantities();
-        let Finds { looked, found } = self.finds;
-        let share = match self.cursors.bounded.is_fruitless() {
-            true => 0,
-            false => q.populated.saturating_mul(found).checked_div(looked).unwrap_or(0),
-        };
-        let certain = q.cache.min(q.entries);
-        let likely = (q.retained + share.min(q.populated)).min(q.entries - certain);
-        Forecast { certain, likely, short: q.entries - certain - likely }
-    }
-
-    /// So many pages were checked, and so many of them came free.
-    pub(crate) fn note_finds(&mut self, looked: u64, found: u64) {
-        self.finds.note(looked, found, self.populated);
-    }
-
-    /// The forecast, if it has become low: the guest can touch less than a sixteenth of its target.
-    pub(crate) fn low_forecast(&mut self) -> Option<Forecast> {
-        if !self.is_low && self.cache.pages() > self.target / 16 {
-            return None;
-        }
-        let forecast = self.forecast();
-        let can_touch = forecast.certain + forecast.likely;
-        let was = self.is_low;
-        // Once told, it takes twice as much until it is told again.
-        self.is_low = forecast.short > 0 && can_touch < self.target >> if was { 3 } else { 4 };
-        self.statistics.low_forecasts += u64::from(self.is_low && !was);
-        (self.is_low && !was).then_some(forecast)
     }
 
     /// Pages that the cache should get from the host: until cache + R = min(T − P, entries).
@@ -485,7 +236,7 @@ impl Domain {
     }
 
     /// Puts a clean run into the cache; room was reserved. A superframe that becomes whole is
-    /// handed out: [`Session::finish_join`] brings it back.
+    /// handed out: `Session::finish_join` brings it back.
     #[must_use]
     pub(crate) fn put(&mut self, mfn: Mfn, order: Order) -> Option<Mfn> {
         let joined = self.cache.put(mfn, order);
@@ -519,92 +270,6 @@ mod tests {
         for n in 0..superpages {
             assert_eq!(domain.put(Mfn::new(n * 512), Order::SUPERPAGE), None);
         }
-    }
-
-    #[test]
-    fn quantities_are_what_their_equations_say() {
-        let quantities = |target, populated, entries, cache, retained| Quantities {
-            max: 100,
-            target,
-            populated,
-            entries,
-            cache,
-            retained,
-        };
-        let in_debt = quantities(40, 20, 30, 12, 5);
-        assert_eq!((in_debt.total(), in_debt.guest(), in_debt.debt()), (37, 50, 13));
-        assert_eq!((in_debt.excess(), in_debt.above_target(), in_debt.owed()), (0, 0, 10));
-        let in_excess = quantities(24, 20, 10, 12, 5);
-        assert_eq!((in_excess.debt(), in_excess.excess()), (-7, 7));
-        assert_eq!((in_excess.above_target(), in_excess.owed()), (6, 6));
-        let all_of_the_cache = quantities(80, 20, 3, 12, 5);
-        assert_eq!((all_of_the_cache.excess(), all_of_the_cache.owed()), (12, -57));
-    }
-
-    #[test]
-    fn old_finds_count_for_less() {
-        let mut finds = Finds::default();
-        finds.note(4096, 100, 0);
-        assert_eq!((finds.looked, finds.found), (4096, 100));
-        finds.note(2, 2, 0);
-        assert_eq!((finds.looked, finds.found), (2049, 51));
-        // A large guest's are remembered for longer.
-        let mut finds = Finds::default();
-        finds.note(10_000, 100, 80_000);
-        assert_eq!((finds.looked, finds.found), (10_000, 100));
-        finds.note(1, 0, 80_000);
-        assert_eq!((finds.looked, finds.found), (5000, 50));
-    }
-
-    #[test]
-    fn a_forecast_is_made_of_the_cache_and_of_what_checks_found() {
-        let mut domain = domain(2048);
-        with_cache(&mut domain, 1);
-        (domain.populated, domain.entries) = (600, 1000);
-        let forecast = domain.forecast();
-        assert_eq!(forecast, Forecast { certain: 512, likely: 0, short: 488 });
-        domain.note_finds(400, 100);
-        let forecast = domain.forecast();
-        assert_eq!(forecast, Forecast { certain: 512, likely: 150, short: 338 });
-        domain.entries = 100;
-        let forecast = domain.forecast();
-        assert_eq!(forecast, Forecast { certain: 100, likely: 0, short: 0 });
-    }
-
-    #[test]
-    fn a_low_forecast_is_told_once_until_it_was_twice_as_good() {
-        let mut domain = domain(16_384);
-        (domain.populated, domain.entries) = (8192, 100_000);
-        with_cache(&mut domain, 3);
-        assert_eq!(domain.low_forecast(), None, "1,536 pages are more than a sixteenth");
-        assert!(domain.cache.take_superpage().is_some() && domain.cache.take_superpage().is_some());
-        let told = domain.low_forecast().unwrap();
-        assert_eq!((told.certain, told.likely, told.short), (512, 0, 99_488));
-        assert_eq!(domain.low_forecast(), None, "told already");
-        with_cache(&mut domain, 2);
-        assert_eq!((domain.cache.pages(), domain.low_forecast()), (1536, None));
-        assert!(domain.cache.take_superpage().is_some() && domain.cache.take_superpage().is_some());
-        assert_eq!(domain.low_forecast(), None, "it was not twice as good");
-        with_cache(&mut domain, 3);
-        assert_eq!((domain.cache.pages(), domain.low_forecast()), (2048, None));
-        for _ in 0..3 {
-            assert!(domain.cache.take_superpage().is_some());
-        }
-        assert!(domain.low_forecast().is_some(), "it was twice as good meanwhile");
-        assert_eq!(domain.statistics.low_forecasts, 2);
-        // A guest all of whose memory is backed runs out of nothing.
-        domain.is_low = false;
-        domain.entries = 512;
-        assert_eq!(domain.low_forecast(), None);
-    }
-
-    #[test]
-    fn what_checks_find_keeps_a_forecast_from_being_low() {
-        let mut domain = domain(16_384);
-        (domain.populated, domain.entries) = (8192, 100_000);
-        domain.note_finds(4, 1);
-        assert_eq!(domain.forecast().likely, 2048);
-        assert_eq!(domain.low_forecast(), None);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What happened, for whoever wants to know (rule [R20]).
+//! Events: what the engine did, for programs that listen (rule [R20]).
 //!
 //! The engine hands each event to [`Host::event`](crate::Host::event); a host that does not
 //! implement it pays nothing.
@@ -43,8 +43,8 @@ pub enum Event {
         /// First gfn.
         gfn: Gfn,
     },
-    /// The live pages of a superpage were put elsewhere, and its frame went to the cache; or they
-    /// stayed where they were, and the other pages went there one by one.
+    /// The live pages of a superpage were copied to singles, and its superframe went to the cache.
+    /// Or they stayed in their frames, and the other frames went to the cache as singles.
     Evacuate {
         /// First gfn.
         gfn: Gfn,
@@ -60,7 +60,7 @@ pub enum Event {
         /// Size.
         order: Order,
     },
-    /// The guest has a page again that was out and whose frame had stayed in its superpage.
+    /// A page that was out, and whose frame was retained, belongs to the guest again.
     Retake {
         /// The page.
         gfn: Gfn,
@@ -74,20 +74,21 @@ pub enum Event {
         /// Size.
         order: Order,
     },
-    /// A frame went back to the host.
+    /// A frame was returned to the host.
     Return {
         /// First frame.
         mfn: Mfn,
         /// Size.
         order: Order,
     },
-    /// The guest can soon touch no more (rule [R15]): told once, and again after it got better.
+    /// The guest can soon touch no more (rule [R15]). Reported once, and again after the forecast
+    /// was twice as good meanwhile.
     ///
     /// [R15]: crate::rules#r15
     Low {
-        /// Pages that it can still touch without a scan.
+        /// Pages that the guest can still touch without a scan.
         certain: u64,
-        /// More that a scan should find.
+        /// More pages that scans should find.
         likely: u64,
     },
     /// What a zero check found in pages that it does not reclaim (rules [R5], [R10], [R11]). Pages
@@ -113,7 +114,7 @@ pub enum Event {
     Sweep {
         /// Where it began.
         gfn: Gfn,
-        /// Pages that it brought.
+        /// Pages that it reclaimed.
         reclaimed: u64,
     },
 }

@@ -1,7 +1,8 @@
 //! Frame numbers, orders and page counts: the units of everything else.
 //!
 //! A [`Gfn`] is where the guest sees a page, an [`Mfn`] is which frame stands behind it; they are
-//! never mixed. A [`Superpage`] is a 2 MiB range of guest frames, and therefore always aligned.
+//! never mixed. A [`Superpage`] is a 2 MiB range of guest frames, and therefore always aligned; a
+//! [`Superframe`] is the same of machine frames.
 
 use core::fmt;
 
@@ -29,6 +30,10 @@ pub struct Order(u8);
 /// A guest superpage: gfns `512 × n` to `512 × n + 511`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Superpage(u64);
+
+/// A superframe: mfns `512 × n` to `512 × n + 511`, which can back a whole superpage.
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Superframe(u64);
 
 macro_rules! frame_number {
     ($name:ident, $prefix:literal) => {
@@ -92,6 +97,58 @@ impl Gfn {
     #[must_use]
     pub const fn index_in_superpage(self) -> usize {
         (self.0 % SUPERPAGE_PAGES) as usize
+    }
+}
+
+impl Mfn {
+    /// The superframe around this frame.
+    #[must_use]
+    pub const fn superframe(self) -> Superframe {
+        Superframe(self.0 / SUPERPAGE_PAGES)
+    }
+
+    /// Which frame of its superframe this is, 0 to 511.
+    #[must_use]
+    pub const fn index_in_superframe(self) -> usize {
+        (self.0 % SUPERPAGE_PAGES) as usize
+    }
+}
+
+impl Superframe {
+    /// The `n`th superframe of the machine.
+    #[must_use]
+    pub const fn new(n: u64) -> Self {
+        Self(n)
+    }
+
+    /// Its number: the first mfn divided by 512.
+    #[must_use]
+    pub const fn number(self) -> u64 {
+        self.0
+    }
+
+    /// Its number, to index a table with.
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+
+    /// Its first frame.
+    #[must_use]
+    pub const fn first(self) -> Mfn {
+        Mfn(self.0.saturating_mul(SUPERPAGE_PAGES))
+    }
+
+    /// Its frame number `index`, 0 to 511.
+    #[must_use]
+    pub const fn frame(self, index: usize) -> Mfn {
+        self.first().offset(index as u64)
+    }
+}
+
+impl fmt::Debug for Superframe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "f{:#x}", self.0)
     }
 }
 

@@ -57,17 +57,19 @@ extern crate std;
 
 mod audit;
 mod cache;
+mod cursors;
 mod domain;
+mod error;
 mod event;
 mod frame;
 mod machine;
 mod p2m;
+mod page_bits;
 mod policy;
 mod pool;
 mod retained;
 mod ring;
 mod session;
-mod sweep;
 
 #[doc = include_str!("../glossary.md")]
 pub mod glossary {}
@@ -80,18 +82,20 @@ pub use cache::Cache;
 pub use domain::{
     Config, ConfigError, Domain, Forecast, InvalidTouch, Life, Quantities, Statistics, Upkeep,
 };
+pub use error::OutOfTableMemory;
 pub use event::Event;
 pub use frame::{
-    FRAME_LIMIT, Gfn, Mfn, Order, PAGE_BYTES, SUPERPAGE_BYTES, SUPERPAGE_PAGES, Superpage,
+    FRAME_LIMIT, Gfn, Mfn, Order, PAGE_BYTES, SUPERPAGE_BYTES, SUPERPAGE_PAGES, Superframe,
+    Superpage,
 };
 pub use machine::{
     Allocated, Content, Exclusive, Host, Machine, MapError, Mapped, OutOfFrames, QUICK_CHECK_WORDS,
     Unmapped,
 };
-pub use p2m::{Entry, OutOfTableMemory, P2m, RamState, SuperpageState, Tally};
+pub use p2m::{Entry, P2m, RamState, SuperpageState, Tally};
+pub use page_bits::PageBits;
 pub use policy::{Gate, Policy, UnknownPolicy};
 pub use pool::FramePool;
-pub use retained::PageBits;
 pub use session::{
     BuildError, Consolidation, DecreaseError, DiscardError, Fault, FaultError, FillError, Offline,
     Progress, Session, TargetError,

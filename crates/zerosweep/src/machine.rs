@@ -1,10 +1,10 @@
 //! What the engine asks of the machine around it.
 //!
-//! A [`Machine`] moves frames: between the host and the domain, in and out of the guest's view. It
-//! knows nothing of PoD. A [`Host`] is a machine together with the domain on it, and decides what
-//! lies between them: [`Exclusive`] is one thread that owns both; a host with many threads takes
-//! its lock in [`Host::domain`] and drops it in [`Host::machine`], so that no system call, scan or
-//! copy ever happens under a lock that a fault needs (rule [R14]).
+//! A [`Machine`] moves frames between the host and the domain, and in and out of the guest's view.
+//! It knows nothing of PoD. A [`Host`] joins a machine and the domain on it. [`Exclusive`] is the
+//! host of one thread that owns both. A host with many threads takes its lock in [`Host::domain`]
+//! and drops it in [`Host::machine`], so that no system call, scan or copy happens under a lock
+//! that a fault needs (rule [R14]).
 //!
 //! [R14]: crate::rules#r14
 
@@ -39,21 +39,21 @@ pub enum Content {
 pub enum Mapped {
     /// As one mapping of the order that was asked for.
     Whole,
-    /// As that many single pages; the engine then keeps single entries.
+    /// As single pages. The engine then keeps single entries.
     Pieces,
 }
 
-/// A run could not be mapped. It is where it was.
+/// A run could not be mapped. Nothing was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MapError;
 
-/// What came of an unmap.
+/// The outcome of an unmap.
 #[must_use = "a frame that is busy is still mapped"]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unmapped {
-    /// The guest cannot reach the run any more (once flushed).
+    /// After the next flush the guest cannot reach the run.
     Done,
-    /// Someone outside uses it; it is mapped as before, though perhaps as single pages.
+    /// A device uses the run. It is mapped as before, but perhaps as single pages.
     Busy,
 }
 
@@ -70,59 +70,59 @@ pub trait Machine {
     /// When the host has none of that order.
     fn allocate(&mut self, order: Order) -> Result<Allocated, OutOfFrames>;
 
-    /// Takes a page of the superframe at `superframe` from the host, so that pages that are in use
-    /// come together there.
+    /// Takes one page of the given superframe from the host. A consolidation packs live pages this
+    /// way.
     ///
     /// # Errors
-    /// When the host has none of it, or cannot tell.
+    /// When no page of it is free, or the machine does not support this.
     fn allocate_in(&mut self, superframe: Mfn) -> Result<Allocated, OutOfFrames> {
         let _ = superframe;
         Err(OutOfFrames)
     }
 
-    /// Gives a run back to the host. Its content is of no interest any more.
+    /// Returns a run to the host. Its content is not needed any more.
     fn free(&mut self, mfn: Mfn, order: Order);
 
-    /// Lets the guest have a run at `gfn`, where nothing may be mapped.
+    /// Maps a run at `gfn`, where nothing is mapped.
     ///
     /// # Errors
-    /// When the tables for it cannot be had, or the machine refused.
+    /// When there is no memory for page tables, or the machine refuses.
     fn map(&mut self, gfn: Gfn, mfn: Mfn, order: Order) -> Result<Mapped, MapError>;
 
-    /// Takes a run out of the guest's view; content counts as still only after [`Machine::flush`].
+    /// Unmaps a run. A CPU may write to it until the next [`Machine::flush`].
     fn unmap(&mut self, gfn: Gfn, mfn: Mfn, order: Order) -> Unmapped;
 
-    /// Waits until no CPU can reach what was unmapped before.
+    /// Waits until no CPU can reach the runs that were unmapped before.
     fn flush(&mut self);
 
-    /// Looks at the first [`QUICK_CHECK_WORDS`] words of each page while the guest may write:
-    /// a hint, never the truth. Returns the offset in words of 8 bytes of something non-zero.
+    /// Checks the first [`QUICK_CHECK_WORDS`] words of each page of a mapped run, while the guest
+    /// may write: the result is a hint. Returns the offset of a non-zero word, in words of 8 bytes.
     fn quick_check(&mut self, gfn: Gfn, mfn: Mfn, order: Order) -> Option<u32>;
 
-    /// Looks at one word, `word` × 8 bytes into the run, while the guest may write.
+    /// Returns the word at `word` × 8 bytes in a mapped run, while the guest may write.
     fn peek(&mut self, gfn: Gfn, mfn: Mfn, word: u32) -> u64;
 
-    /// Looks at `pages` frames from `mfn`, all of one superframe, which are not mapped. Returns the
-    /// offset in words of 8 bytes of the first one that is not zero.
+    /// Checks `pages` frames from `mfn` on. They are in one superframe, and not mapped. Returns the
+    /// offset of the first non-zero word, in words of 8 bytes.
     fn zero_check(&mut self, mfn: Mfn, pages: u64) -> Option<u32>;
 
-    /// Fills a run that is not mapped with zeros.
+    /// Fills a run with zeros. It is not mapped.
     fn clear(&mut self, mfn: Mfn, order: Order);
 
-    /// Copies a frame to another; neither is mapped.
+    /// Copies one frame to another. Neither is mapped.
     fn copy(&mut self, from: Mfn, to: Mfn);
 
-    /// Makes a page zero that is mapped and that the guest has given back. Says whether it was.
+    /// Fills a mapped page that the guest has given back with zeros. Returns what was in it.
     fn scrub(&mut self, gfn: Gfn, mfn: Mfn) -> Content;
 
-    /// A superpage that is all zero goes to the cache: until it is mapped again nobody looks at it,
-    /// and the machine may take back what stands behind it, or make it whole again.
+    /// Tells that a superframe of zeros went to the cache. The engine does not touch it until it is
+    /// mapped again. The machine may free the memory behind it, or make it one huge page again.
     fn park(&mut self, mfn: Mfn) {
         let _ = mfn;
     }
 
-    /// A frame of the domain's that nothing maps is broken (rule [R17]): it is nobody's from now
-    /// on, and never given out again.
+    /// Takes a broken frame of the domain for good (rule [R17]): it is not mapped, and the machine
+    /// never hands it out again.
     ///
     /// [R17]: crate::rules#r17
     fn retire(&mut self, mfn: Mfn) {
@@ -135,13 +135,13 @@ pub trait Host {
     /// The machine.
     type Machine: Machine;
 
-    /// The domain. Where threads share it, this takes the lock if the thread has not got it.
+    /// The domain. Where threads share it, this takes its lock, unless the thread has it already.
     fn domain(&mut self) -> &mut Domain;
 
-    /// Works on the machine. Where threads share the domain, its lock is not held meanwhile.
+    /// Runs `work` on the machine. Where threads share the domain, its lock is dropped before.
     fn machine<R>(&mut self, work: impl FnOnce(&mut Self::Machine) -> R) -> R;
 
-    /// Something happened. Called with the domain in the state after it.
+    /// Reports an event. The domain is in the state after it.
     fn event(&mut self, event: Event) {
         let _ = event;
     }
@@ -170,7 +170,7 @@ pub struct Exclusive<'a, M> {
 }
 
 impl<'a, M: Machine> Exclusive<'a, M> {
-    /// Brings both together.
+    /// Joins both.
     pub fn new(domain: &'a mut Domain, machine: &'a mut M) -> Self {
         Self { domain, machine }
     }

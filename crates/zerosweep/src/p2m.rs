@@ -26,8 +26,10 @@
 
 use alloc::vec::Vec;
 
+use crate::error::OutOfTableMemory;
 use crate::frame::{FRAME_LIMIT, Gfn, Mfn, Order, SUPERPAGE_PAGES, Superpage};
-use crate::retained::{PageBits, Retained};
+use crate::page_bits::PageBits;
+use crate::retained::Retained;
 
 const PAGES: usize = SUPERPAGE_PAGES as usize;
 
@@ -110,18 +112,6 @@ impl SuperpageState {
     }
 }
 
-/// There is no memory for the engine's tables. Nothing was changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct OutOfTableMemory;
-
-impl core::fmt::Display for OutOfTableMemory {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.write_str("no memory for the engine's own tables")
-    }
-}
-
-impl core::error::Error for OutOfTableMemory {}
-
 const KIND_MASK: u64 = 0xf;
 const INVALID: u64 = 0;
 const POD: u64 = 1;
@@ -178,7 +168,7 @@ const NOTE_DENSE: u64 = 1 << 61;
 /// Offset of a 64-bit word in a superpage: 18 bits.
 const NOTE_HINT_WORD: u64 = (1 << 18) - 1;
 /// Breaking the superpage failed the last time.
-const NOTE_LAST: u64 = 1 << 60;
+const NOTE_DEFERRED: u64 = 1 << 60;
 /// Number, plus one, of the place of the superpage's retained pages: 32 bits.
 const NOTE_PLACE: u64 = 0xffff_ffff << NOTE_PLACE_SHIFT;
 const NOTE_PLACE_SHIFT: u32 = 20;
@@ -235,14 +225,14 @@ struct Table {
     tally: Tally,
 }
 
-/// Memory for the entries of one broken range, to be had without the lock that faults need.
+/// Memory for the entries of one broken range. It is allocated without the lock that faults need.
 pub(crate) struct SpareTable(Vec<u64>);
 
 impl SpareTable {
     /// Memory for one.
     ///
     /// # Errors
-    /// When it cannot be had.
+    /// When there is no memory.
     pub(crate) fn new() -> Result<Self, OutOfTableMemory> {
         let mut entries = Vec::new();
         entries.try_reserve_exact(PAGES).map_err(|_| OutOfTableMemory)?;
@@ -251,7 +241,7 @@ impl SpareTable {
     }
 }
 
-/// So many spare tables are wanted, and so many are kept.
+/// Spare tables that should be ready, and the most that are kept.
 const SPARES_WANTED: usize = 2;
 const SPARES_KEPT: usize = 64;
 
@@ -263,7 +253,7 @@ pub struct P2m {
     spares: Vec<SpareTable>,
     retained: Retained,
     /// How many superpages may have been put last.
-    put_last: u64,
+    deferred: u64,
     pages: u64,
 }
 
@@ -271,20 +261,20 @@ impl P2m {
     /// A table for gfns 0 to `pages`, all invalid.
     ///
     /// # Errors
-    /// When its memory cannot be had.
+    /// When there is no memory for it.
     pub(crate) fn new(pages: u64) -> Result<Self, OutOfTableMemory> {
         let count =
             usize::try_from(pages.div_ceil(SUPERPAGE_PAGES)).map_err(|_| OutOfTableMemory)?;
         let mut records = Vec::new();
         records.try_reserve_exact(count).map_err(|_| OutOfTableMemory)?;
         records.resize(count, Record::default());
-        // Addresses for the worst case: memory is taken as it comes to that.
+        // Address space for the worst case. The host takes memory only for what is used.
         let (mut tables, mut free_tables, mut spares) = (Vec::new(), Vec::new(), Vec::new());
         tables.try_reserve_exact(count).map_err(|_| OutOfTableMemory)?;
         free_tables.try_reserve_exact(count).map_err(|_| OutOfTableMemory)?;
         spares.try_reserve_exact(SPARES_KEPT).map_err(|_| OutOfTableMemory)?;
         let retained = Retained::new(count)?;
-        Ok(Self { records, tables, free_tables, spares, retained, put_last: 0, pages })
+        Ok(Self { records, tables, free_tables, spares, retained, deferred: 0, pages })
     }
 
     /// Number of gfns.
@@ -441,7 +431,7 @@ impl P2m {
     /// broken already; a PoD or ram range beyond the end of the table stays invalid there.
     ///
     /// # Errors
-    /// When the memory cannot be had; nothing is changed then.
+    /// When there is no memory. Nothing was changed.
     pub(crate) fn split(&mut self, superpage: Superpage) -> Result<(), OutOfTableMemory> {
         let Some(entry) = self.whole(superpage) else { return Ok(()) };
         let inside = (self.pages - superpage.first().raw()).min(SUPERPAGE_PAGES) as usize;
@@ -557,7 +547,7 @@ impl P2m {
     /// Marks a page of a whole ram superpage as out and retained; false if it was.
     ///
     /// # Errors
-    /// When the memory for that cannot be had; nothing is changed then.
+    /// When there is no memory for the mark. Nothing was changed.
     pub(crate) fn retain(&mut self, gfn: Gfn) -> Result<bool, OutOfTableMemory> {
         let superpage = gfn.superpage();
         debug_assert!(matches!(self.whole(superpage), Some(Entry::Ram { .. })));
@@ -569,7 +559,7 @@ impl P2m {
                 place
             }
         };
-        self.records[superpage.index()].notes &= !NOTE_LAST;
+        self.records[superpage.index()].notes &= !NOTE_DEFERRED;
         Ok(self.retained.set(place, gfn.index_in_superpage(), true))
     }
 
@@ -587,30 +577,30 @@ impl P2m {
     /// Takes all marks of [`P2m::retain`] off a superpage. Returns how many there were.
     pub(crate) fn forget_outs(&mut self, superpage: Superpage) -> u64 {
         let Some(place) = self.place(superpage) else { return 0 };
-        self.records[superpage.index()].notes &= !(NOTE_PLACE | NOTE_LAST);
+        self.records[superpage.index()].notes &= !(NOTE_PLACE | NOTE_DEFERRED);
         self.retained.close(place)
     }
 
     /// The superpage with the most pages retained, and how many, of those that nobody has claimed
-    /// and that are not [put last](P2m::put_last).
+    /// and that are not [deferred](P2m::defer).
     #[must_use]
     pub fn fewest_live(&self) -> Option<(Superpage, u64)> {
         self.retained.fewest_live(|superpage| {
-            self.records[superpage.index()].notes & (NOTE_TRANSIT | NOTE_LAST) == 0
+            self.records[superpage.index()].notes & (NOTE_TRANSIT | NOTE_DEFERRED) == 0
         })
     }
 
     /// Leaves a superpage out of [`P2m::fewest_live`] until more of its pages come out, or
-    /// [`P2m::forgive`].
-    pub(crate) fn put_last(&mut self, superpage: Superpage) {
-        self.records[superpage.index()].notes |= NOTE_LAST;
-        self.put_last += 1;
+    /// [`P2m::clear_deferred`].
+    pub(crate) fn defer(&mut self, superpage: Superpage) {
+        self.records[superpage.index()].notes |= NOTE_DEFERRED;
+        self.deferred += 1;
     }
 
-    /// Takes back every [`P2m::put_last`].
-    pub(crate) fn forgive(&mut self) {
-        if core::mem::take(&mut self.put_last) > 0 {
-            self.records.iter_mut().for_each(|record| record.notes &= !NOTE_LAST);
+    /// Takes back every [`P2m::defer`].
+    pub(crate) fn clear_deferred(&mut self) {
+        if core::mem::take(&mut self.deferred) > 0 {
+            self.records.iter_mut().for_each(|record| record.notes &= !NOTE_DEFERRED);
         }
     }
 
@@ -765,19 +755,19 @@ mod tests {
     }
 
     #[test]
-    fn what_was_put_last_is_found_again_when_it_is_forgiven() {
+    fn what_was_deferred_is_found_again_once_that_is_cleared() {
         let mut p2m = P2m::new(1024).unwrap();
         let superpage = Superpage::new(1);
         p2m.set_whole(superpage, ram(2048));
         assert_eq!(p2m.retain(Gfn::new(600)), Ok(true));
-        p2m.put_last(superpage);
+        p2m.defer(superpage);
         assert_eq!(p2m.fewest_live(), None);
-        p2m.forgive();
+        p2m.clear_deferred();
         assert_eq!(p2m.fewest_live(), Some((superpage, 1)));
-        p2m.put_last(superpage);
+        p2m.defer(superpage);
         assert_eq!(p2m.retain(Gfn::new(601)), Ok(true));
         assert_eq!(p2m.fewest_live(), Some((superpage, 2)), "another page came out");
-        p2m.put_last(superpage);
+        p2m.defer(superpage);
         assert_eq!(p2m.forget_outs(superpage), 2);
         assert_eq!(p2m.retain(Gfn::new(602)), Ok(true));
         assert_eq!(p2m.fewest_live(), Some((superpage, 1)));

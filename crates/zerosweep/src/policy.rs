@@ -1,7 +1,8 @@
 //! The policies that the experiments compare: when to check, when to sweep, what to keep whole.
 //!
 //! The historical ones follow Xen's behaviour of their day exactly, its weaknesses included;
-//! `zerosweep` is ours. The functions here are the whole difference between them.
+//! `zerosweep` is ours. The functions here are the whole difference between them: no other module
+//! compares a policy.
 
 use core::fmt;
 use core::str::FromStr;
@@ -52,6 +53,19 @@ pub(crate) enum BeforeFrame {
     BoundedSweep,
 }
 
+/// What a policy does after a populate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AfterPopulate {
+    Nothing,
+    /// Records it in the ring of [`Policy::Xen2016`], which faults check.
+    Record2016,
+    /// Under debt: records a superpage in the ring of [`Policy::Xen2012`], and checks the one that it
+    /// replaces.
+    Check2012,
+    /// The same with the ring of [`Policy::Zerosweep`].
+    CheckZerosweep,
+}
+
 /// When a decrease checks the superpage around it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum DecreaseCheck {
@@ -96,6 +110,21 @@ impl Policy {
             Self::Xen2016 => DecreaseCheck::RamChunk,
             Self::Zerosweep => DecreaseCheck::WhileOwed,
         }
+    }
+
+    pub(crate) fn after_populate(self) -> AfterPopulate {
+        match self {
+            Self::None | Self::Hypercall2011 | Self::Rfc2011(_) => AfterPopulate::Nothing,
+            Self::Xen2012 => AfterPopulate::Check2012,
+            Self::Xen2016 => AfterPopulate::Record2016,
+            Self::Zerosweep => AfterPopulate::CheckZerosweep,
+        }
+    }
+
+    /// Whether only whole superframes return to the host while the total is within the target, and
+    /// retained pages do not count while the balloon works.
+    pub(crate) fn returns_superframes(self) -> bool {
+        self == Self::Zerosweep
     }
 
     /// Whether a decrease works in equal chunks and steals each at its entry's order.

@@ -6,37 +6,42 @@
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
-use crate::frame::{Mfn, Order, SUPERPAGE_PAGES};
+use crate::error::OutOfTableMemory;
+use crate::frame::{Mfn, Order, SUPERPAGE_PAGES, Superframe};
 use crate::machine::OutOfFrames;
-use crate::p2m::OutOfTableMemory;
+use crate::page_bits::PageBits;
 
-/// Frames 0 to a number, and who has them.
+/// The frames of a machine, and which of them are free.
 pub struct FramePool {
     /// Superframes that are wholly here, oldest first.
     whole: VecDeque<u32>,
     /// Superframes of which some pages are here, in no order.
     partial: Vec<u32>,
-    frames: Vec<Superframe>,
+    frames: Vec<Entry>,
     free_pages: u64,
 }
 
 #[derive(Clone, Copy)]
-struct Superframe {
-    /// A bit for each page that is here.
-    here: [u64; 8],
+struct Entry {
+    /// The frames that are here, and how many these are.
+    here: PageBits,
     count: u16,
-    /// Its place in `partial`.
-    place: u32,
+    /// Its index in `partial`, or [`NOWHERE`].
+    slot: u32,
+}
+
+impl Entry {
+    const EMPTY: Self = Self { here: PageBits::EMPTY, count: 0, slot: NOWHERE };
+    const WHOLE: Self = Self { here: PageBits::ALL, count: 512, slot: NOWHERE };
 }
 
 const NOWHERE: u32 = u32::MAX;
-const ALL: [u64; 8] = [u64::MAX; 8];
 
 impl FramePool {
     /// A pool of `superpages` superframes, all here, given out in ascending order.
     ///
     /// # Errors
-    /// When its tables cannot be had.
+    /// When there is no memory for its tables.
     pub fn new(superpages: u32) -> Result<Self, OutOfTableMemory> {
         let count = superpages as usize;
         let (mut whole, mut partial, mut frames) = (VecDeque::new(), Vec::new(), Vec::new());
@@ -44,7 +49,7 @@ impl FramePool {
         partial.try_reserve_exact(count).map_err(|_| OutOfTableMemory)?;
         frames.try_reserve_exact(count).map_err(|_| OutOfTableMemory)?;
         whole.extend(0..superpages);
-        frames.resize(count, Superframe { here: ALL, count: 512, place: NOWHERE });
+        frames.resize(count, Entry::WHOLE);
         let free_pages = u64::from(superpages) * SUPERPAGE_PAGES;
         Ok(Self { whole, partial, frames, free_pages })
     }
@@ -69,14 +74,14 @@ impl FramePool {
 
     /// Whether all of a superframe is here.
     #[must_use]
-    pub fn is_wholly_free(&self, superframe: u64) -> bool {
-        self.frames.get(superframe as usize).is_some_and(|f| f.count == 512)
+    pub fn is_wholly_free(&self, superframe: Superframe) -> bool {
+        self.frames.get(superframe.index()).is_some_and(|f| f.count == 512)
     }
 
     /// Whether all of a superframe is out.
     #[must_use]
-    pub fn is_wholly_out(&self, superframe: u64) -> bool {
-        self.frames.get(superframe as usize).is_some_and(|f| f.count == 0)
+    pub fn is_wholly_out(&self, superframe: Superframe) -> bool {
+        self.frames.get(superframe.index()).is_some_and(|f| f.count == 0)
     }
 
     /// Gives out a page or a superframe. Pages come from superframes that are broken already.
@@ -86,9 +91,9 @@ impl FramePool {
     pub fn allocate(&mut self, order: Order) -> Result<Mfn, OutOfFrames> {
         if order == Order::SUPERPAGE {
             let n = self.whole.pop_front().ok_or(OutOfFrames)?;
-            self.frames[n as usize] = Superframe { here: [0; 8], count: 0, place: NOWHERE };
+            self.frames[n as usize] = Entry::EMPTY;
             self.free_pages -= SUPERPAGE_PAGES;
-            return Ok(Mfn::new(u64::from(n) * SUPERPAGE_PAGES));
+            return Ok(Superframe::new(u64::from(n)).first());
         }
         if order != Order::PAGE {
             return Err(OutOfFrames);
@@ -105,47 +110,42 @@ impl FramePool {
     ///
     /// # Errors
     /// When none of it is here, or all.
-    pub fn allocate_in(&mut self, superframe: u64) -> Result<Mfn, OutOfFrames> {
-        let n = u32::try_from(superframe).map_err(|_| OutOfFrames)?;
+    pub fn allocate_in(&mut self, superframe: Superframe) -> Result<Mfn, OutOfFrames> {
+        let n = u32::try_from(superframe.number()).map_err(|_| OutOfFrames)?;
         match self.frames.get(n as usize) {
-            Some(frame) if frame.place != NOWHERE => self.take_page(n),
+            Some(frame) if frame.slot != NOWHERE => self.take_page(n),
             _ => Err(OutOfFrames),
         }
     }
 
     fn take_page(&mut self, n: u32) -> Result<Mfn, OutOfFrames> {
         let frame = &mut self.frames[n as usize];
-        let word = frame.here.iter().position(|&bits| bits != 0).ok_or(OutOfFrames)?;
-        let bit = frame.here[word].trailing_zeros();
-        frame.here[word] &= !(1 << bit);
+        let index = frame.here.take_first().ok_or(OutOfFrames)?;
         frame.count -= 1;
         if frame.count == 0 {
             self.remove_partial(n);
         }
         self.free_pages -= 1;
-        Ok(Mfn::new(u64::from(n) * SUPERPAGE_PAGES + word as u64 * 64 + u64::from(bit)))
+        Ok(Superframe::new(u64::from(n)).frame(index))
     }
 
     /// Takes a page or a superframe back. False, and nothing changes, if it was here already.
     #[must_use = "a frame that comes back twice is a defect"]
     pub fn free(&mut self, mfn: Mfn, order: Order) -> bool {
-        let n = (mfn.raw() / SUPERPAGE_PAGES) as u32;
-        let Some(frame) = self.frames.get_mut(n as usize) else { return false };
+        let Some(frame) = self.frames.get_mut(mfn.superframe().index()) else { return false };
+        let n = mfn.superframe().number() as u32;
         if order == Order::SUPERPAGE {
             if frame.count != 0 {
                 return false;
             }
-            *frame = Superframe { here: ALL, count: 512, place: NOWHERE };
+            *frame = Entry::WHOLE;
             self.whole.push_back(n);
             self.free_pages += SUPERPAGE_PAGES;
             return true;
         }
-        let index = mfn.raw() % SUPERPAGE_PAGES;
-        let (word, bit) = ((index / 64) as usize, 1 << (index % 64));
-        if frame.here[word] & bit != 0 {
+        if !frame.here.insert(mfn.index_in_superframe()) {
             return false;
         }
-        frame.here[word] |= bit;
         frame.count += 1;
         self.free_pages += 1;
         match frame.count {
@@ -160,18 +160,18 @@ impl FramePool {
     }
 
     fn add_partial(&mut self, n: u32) {
-        self.frames[n as usize].place = self.partial.len() as u32;
+        self.frames[n as usize].slot = self.partial.len() as u32;
         self.partial.push(n);
     }
 
     fn remove_partial(&mut self, n: u32) {
-        let place = core::mem::replace(&mut self.frames[n as usize].place, NOWHERE);
-        if place == NOWHERE {
+        let slot = core::mem::replace(&mut self.frames[n as usize].slot, NOWHERE);
+        if slot == NOWHERE {
             return;
         }
-        self.partial.swap_remove(place as usize);
-        if let Some(&moved) = self.partial.get(place as usize) {
-            self.frames[moved as usize].place = place;
+        self.partial.swap_remove(slot as usize);
+        if let Some(&moved) = self.partial.get(slot as usize) {
+            self.frames[moved as usize].slot = slot;
         }
     }
 }
@@ -197,18 +197,19 @@ mod tests {
     #[test]
     fn a_page_of_a_certain_superframe_comes_from_what_is_broken() {
         let mut pool = FramePool::new(2).unwrap();
-        assert_eq!(pool.allocate_in(1), Err(OutOfFrames), "it is whole");
+        assert_eq!(pool.allocate_in(Superframe::new(1)), Err(OutOfFrames), "it is whole");
         let first = pool.allocate(Order::PAGE).unwrap();
-        assert_eq!(pool.allocate_in(first.raw() / 512), Ok(Mfn::new(first.raw() + 1)));
-        assert_eq!(pool.allocate_in(7), Err(OutOfFrames));
+        assert_eq!(pool.allocate_in(first.superframe()), Ok(Mfn::new(first.raw() + 1)));
+        assert_eq!(pool.allocate_in(Superframe::new(7)), Err(OutOfFrames));
         assert_eq!(pool.free_pages(), 1022);
     }
 
     #[test]
     fn what_is_here_and_what_is_out_of_each_superframe() {
         let mut pool = FramePool::new(3).unwrap();
-        let whole = |pool: &FramePool| [0, 1, 2, 99].map(|n| pool.is_wholly_free(n));
-        let out = |pool: &FramePool| [0, 1, 2, 99].map(|n| pool.is_wholly_out(n));
+        let whole =
+            |pool: &FramePool| [0, 1, 2, 99].map(|n| pool.is_wholly_free(Superframe::new(n)));
+        let out = |pool: &FramePool| [0, 1, 2, 99].map(|n| pool.is_wholly_out(Superframe::new(n)));
         assert_eq!((whole(&pool), out(&pool)), ([true, true, true, false], [false; 4]));
         assert_eq!(pool.superpages_out(), 0);
         assert_eq!(pool.allocate(Order::SUPERPAGE), Ok(Mfn::new(0)));

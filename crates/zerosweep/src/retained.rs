@@ -12,54 +12,13 @@
 
 use alloc::vec::Vec;
 
+use crate::error::OutOfTableMemory;
 use crate::frame::{SUPERPAGE_PAGES, Superpage};
-use crate::p2m::OutOfTableMemory;
+use crate::page_bits::PageBits;
 
 const PAGES: usize = SUPERPAGE_PAGES as usize;
 /// No place.
 const NONE: u32 = u32::MAX;
-
-/// A bit for each page of a superpage.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PageBits([u64; PAGES / 64]);
-
-impl PageBits {
-    /// Whether page `index` is in it.
-    #[must_use]
-    pub fn contains(&self, index: usize) -> bool {
-        self.0[index / 64] >> (index % 64) & 1 == 1
-    }
-
-    /// Adds page `index`; false if it was there.
-    pub fn insert(&mut self, index: usize) -> bool {
-        let was = self.contains(index);
-        self.0[index / 64] |= 1 << (index % 64);
-        !was
-    }
-
-    /// Takes page `index` out; false if it was not there.
-    pub fn remove(&mut self, index: usize) -> bool {
-        let was = self.contains(index);
-        self.0[index / 64] &= !(1 << (index % 64));
-        was
-    }
-
-    /// How many pages are in it.
-    #[must_use]
-    pub fn count(&self) -> u64 {
-        self.0.iter().map(|word| u64::from(word.count_ones())).sum()
-    }
-
-    /// Its bits: page 0 is bit 0 of the first word.
-    pub(crate) fn words(&self) -> [u64; PAGES / 64] {
-        self.0
-    }
-
-    /// Its pages, ascending.
-    pub fn iter(self) -> impl Iterator<Item = usize> {
-        (0..PAGES).filter(move |&index| self.contains(index))
-    }
-}
 
 struct Place {
     superpage: u64,
@@ -80,13 +39,13 @@ pub(crate) struct Retained {
 }
 
 impl Retained {
-    /// For a table of so many superpages.
+    /// An empty set for a table of `superpages` superpages.
     ///
     /// # Errors
-    /// When there is not even room for it.
+    /// When there is no address space for its list.
     pub(crate) fn new(superpages: usize) -> Result<Self, OutOfTableMemory> {
         let mut places = Vec::new();
-        // Addresses for the worst case: memory is taken as it comes to that.
+        // Address space for the worst case. The host takes memory only for what is used.
         places.try_reserve_exact(superpages).map_err(|_| OutOfTableMemory)?;
         Ok(Self {
             places,

@@ -44,15 +44,15 @@ impl<const N: usize> Ring<N> {
 
 /// The pages that the last faults populated.
 ///
-/// One instruction may need several pages at once, and all of them may be zero (it copies zeros, say).
-/// If the search for a frame took one of them for the next, the guest would go round for ever
+/// One instruction may need several pages at once, and all of them may be zero (it copies zeros,
+/// say). If the search for a frame took one of them for the next, the guest would go round for ever
 /// where it should have been told that there is nothing left. So when a page is missed again that
 /// was populated a moment ago, these are left alone for a while.
 #[derive(Default)]
 pub(crate) struct Touched {
     pages: [Gfn; Self::LEN],
     count: usize,
-    /// They are left alone until so many have been populated.
+    /// They are left alone until this count of populated pages.
     guarded_until: usize,
 }
 

@@ -115,7 +115,7 @@ fn xsa_150_a_sweep_that_finds_nothing_is_bounded_and_others_are_served() {
         let scanned = guest.domain.statistics().bytes_scanned - before;
         assert!(scanned <= budget + (2 << 20), "INV-9: {scanned} bytes in one turn");
         match fault {
-            // Whoever else touches something is served in between.
+            // Faults of other virtual CPUs are served in between.
             Fault::Again => assert!(guest.read(other, 0).is_ok()),
             Fault::Exhausted | Fault::Present { .. } => break,
             Fault::InTransit => panic!("nobody else is here"),

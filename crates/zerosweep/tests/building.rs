@@ -122,7 +122,7 @@ fn work_on_a_mapped_page_keeps_its_superpage_and_no_other() {
     session.populate_physmap(Gfn::new(1024), Order::SUPERPAGE).expect("there are frames");
     let mut works = |page| {
         let mut worked = false;
-        let settled = session.settle(Gfn::new(page), |_| worked = true);
+        let settled = session.with_claim(Gfn::new(page), |_| worked = true);
         assert_eq!(settled, worked);
         settled
     };

@@ -13,8 +13,11 @@ use zerosweep_sim::{NewGuestError, SoftwareGuest, SoftwareMachine, TouchError};
 #[test]
 fn every_error_says_what_is_wrong() {
     let said: [(Box<dyn Error>, &str); 27] = [
-        (Box::new(ConfigError::MaxPages(0)), "0 pages of guest memory cannot be"),
-        (Box::new(ConfigError::Target { target: 9, max: 8 }), "a target of 9 pages"),
+        (Box::new(ConfigError::MaxPages(0)), "invalid guest memory: 0 pages"),
+        (
+            Box::new(ConfigError::Target { target: 9, max: 8 }),
+            "invalid target: 9 pages (must be 1 to 8)",
+        ),
         (Box::new(ConfigError::TableMemory(OutOfTableMemory)), "no memory for the engine's"),
         (Box::new(BuildError::OutOfRange), "ends beyond the guest's memory"),
         (Box::new(BuildError::Busy(Gfn::new(0x77))), "in the way at gfn 0x77"),
@@ -31,9 +34,12 @@ fn every_error_says_what_is_wrong() {
         (Box::new(FaultError::Map), "could not be mapped"),
         (Box::new(FaultError::TableMemory), "no memory for the engine's"),
         (Box::new(FaultError::Dying), "being taken down"),
-        (Box::new(TargetError::OutOfRange { target: 9, max: 8 }), "1 to 8 are possible"),
+        (
+            Box::new(TargetError::OutOfRange { target: 9, max: 8 }),
+            "invalid target: 9 pages (must be 1 to 8)",
+        ),
         (Box::new(TargetError::Dying), "being taken down"),
-        (Box::new(TargetError::Fill(FillError::OutOfFrames)), "not full: the host has no frame"),
+        (Box::new(TargetError::Fill(FillError::OutOfFrames)), "be filled: the host has no frame"),
         (Box::new(FillError::TableMemory), "no memory for the engine's"),
         (
             Box::new(AuditError::Counter { name: "entries", counter: 3, recount: 4 }),

@@ -1,4 +1,4 @@
-//! The engine's own memory cannot be had: every allocation of every operation fails once, alone and
+//! There is no memory for the engine: every allocation of every operation fails once, alone and
 //! with all that follow. The error reaches the caller (or the operation does without), nothing is
 //! retried for ever, no byte and no frame is lost, and the same operation works afterwards.
 //!
@@ -63,7 +63,7 @@ fn with_allocations<T>(armed: bool, work: impl FnOnce() -> T) -> T {
     outcome
 }
 
-/// The software machine, whose own memory can always be had.
+/// The software machine, whose own allocations never fail.
 struct Sheltered(SoftwareMachine);
 
 impl Machine for Sheltered {

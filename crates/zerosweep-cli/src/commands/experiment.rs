@@ -3,7 +3,6 @@
 //! Errors in the arguments are found before any work starts. Finished runs are kept: after Ctrl-C
 //! or a failure their results are shown, and `--resume` goes on.
 
-pub(crate) mod arguments;
 mod costs;
 pub(crate) mod documents;
 mod plan;
@@ -20,9 +19,9 @@ use zerosweep_client::output;
 use zerosweep_lab::matrix::{Runner, longest_first, paired};
 use zerosweep_lab::result::{Report, SCHEMA};
 
-use self::arguments::{ExperimentAction, ExperimentArguments, Machine, MergeArguments};
 use self::documents::Destination;
 use self::work::{Order, Work};
+use crate::cli::{ExperimentAction, ExperimentArguments, Machine, MergeArguments};
 
 /// Runs the experiments, or joins documents of such runs.
 pub(super) fn execute(arguments: &ExperimentArguments) -> Result<ExitCode, Failure> {

@@ -3,10 +3,10 @@
 
 use std::sync::atomic::Ordering;
 
-use zerosweep::{Mfn, Order};
+use zerosweep::{Mfn, Order, Superframe};
 
 use super::backoff::Backoff;
-use super::slots::{Backing, superslot};
+use super::slots::Backing;
 use super::{LinuxMachine, Parking};
 
 impl LinuxMachine {
@@ -21,13 +21,13 @@ impl LinuxMachine {
     /// Reserves an empty superslot for [`LinuxMachine::back`]. Returns false if it is not empty.
     /// The caller holds the domain's lock, so that nobody gives the frame away meanwhile.
     pub(crate) fn reserve_backing(&self, mfn: Mfn) -> bool {
-        self.slots.advance(superslot(mfn), Backing::Empty, Backing::Preparing)
+        self.slots.advance(mfn.superframe(), Backing::Empty, Backing::Preparing)
     }
 
     /// Reserves a superslot with a huge page for [`LinuxMachine::back`], which then replaces that
     /// page. Returns false if it has none. Call it as [`LinuxMachine::reserve_backing`].
     pub(crate) fn reserve_rebacking(&self, mfn: Mfn) -> bool {
-        let whole = self.slots.advance(superslot(mfn), Backing::Whole, Backing::Preparing);
+        let whole = self.slots.advance(mfn.superframe(), Backing::Whole, Backing::Preparing);
         if whole {
             self.prefaulted.fetch_sub(1, Ordering::Relaxed);
         }
@@ -48,7 +48,7 @@ impl LinuxMachine {
 
     /// Gets memory as [`LinuxMachine::back`] does, and keeps what is there.
     fn back_rest(&self, mfn: Mfn) -> bool {
-        let index = superslot(mfn);
+        let index = mfn.superframe();
         let Ok(span) = self.slot(mfn, Order::SUPERPAGE) else { return false };
         if span.populate().is_err() {
             self.slots.drop_all(index);
@@ -73,7 +73,7 @@ impl LinuxMachine {
 
     /// Makes sure that nobody gets a huge page for a superslot, which would drop what is there,
     /// while single pages of it are used.
-    pub(super) fn open(&self, superslot: u64) {
+    pub(super) fn open(&self, superslot: Superframe) {
         let mut backoff = Backoff::default();
         while !self.slots.open(superslot) {
             backoff.wait();
@@ -81,7 +81,7 @@ impl LinuxMachine {
     }
 
     /// Returns what is behind a superslot, once nobody is getting memory for it.
-    pub(super) fn settled_backing(&self, superslot: u64) -> Backing {
+    pub(super) fn settled_backing(&self, superslot: Superframe) -> Backing {
         let mut backoff = Backoff::default();
         loop {
             match self.slots.backing(superslot) {
@@ -94,7 +94,7 @@ impl LinuxMachine {
     /// Gets memory for a slot before it is written to. The write alone would make the kernel put a
     /// huge page behind the whole superslot, and the table would not know of the other pages.
     pub(super) fn back_page(&self, mfn: Mfn) {
-        let index = superslot(mfn);
+        let index = mfn.superframe();
         let is_out = || self.frames().is_wholly_out(index);
         if self.slots.backing(index) == Backing::Empty
             && is_out()
@@ -126,7 +126,7 @@ impl LinuxMachine {
     }
 
     /// Notes that a superslot whose pages are at their slots is no longer one huge page.
-    pub(super) fn break_up_at_home(&self, superslot: u64) {
+    pub(super) fn break_up_at_home(&self, superslot: Superframe) {
         if self.slots.break_up(superslot) {
             self.prefaulted.fetch_sub(1, Ordering::Relaxed);
         }

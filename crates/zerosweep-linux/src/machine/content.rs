@@ -6,7 +6,7 @@
 use zerosweep::{Content, Gfn, Mfn, Order};
 
 use super::LinuxMachine;
-use super::slots::{Backing, superslot};
+use super::slots::Backing;
 use crate::addr::PAGE_BYTES;
 
 impl LinuxMachine {
@@ -51,7 +51,7 @@ impl LinuxMachine {
     /// makes it zero.
     pub(super) fn clear_run(&self, mfn: Mfn, order: Order) {
         let Some(_moving) = self.enter() else { return };
-        if order == Order::SUPERPAGE && self.settled_backing(superslot(mfn)) != Backing::Whole {
+        if order == Order::SUPERPAGE && self.settled_backing(mfn.superframe()) != Backing::Whole {
             self.drop_superslot(mfn);
         } else if self.slots.is_present(mfn)
             && let Ok(slot) = self.slot(mfn, order)

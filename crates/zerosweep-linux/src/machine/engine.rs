@@ -5,7 +5,6 @@ use zerosweep::{
 };
 
 use super::LinuxMachine;
-use super::slots::superslot;
 use crate::addr::PAGE_BYTES;
 
 /// The machine as one thread's operation uses it.
@@ -51,7 +50,7 @@ impl Machine for MachineRef<'_> {
     }
 
     fn allocate_in(&mut self, superframe: Mfn) -> Result<Allocated, OutOfFrames> {
-        let mfn = self.machine.frames().allocate_in(superslot(superframe))?;
+        let mfn = self.machine.frames().allocate_in(superframe.superframe())?;
         Ok(Allocated { mfn, content: Content::Zero })
     }
 

@@ -8,13 +8,13 @@ use std::sync::atomic::Ordering;
 use zerosweep::{Gfn, MapError, Mapped, Mfn, Order, SUPERPAGE_PAGES, Unmapped};
 
 use super::moves::Stopped;
-use super::slots::{Backing, superslot};
+use super::slots::Backing;
 use super::{LinuxMachine, Parking};
 use crate::sys::region::Span;
 
 impl LinuxMachine {
     pub(crate) fn map_superpage(&self, gfn: Gfn, mfn: Mfn) -> Result<Mapped, MapError> {
-        let index = superslot(mfn);
+        let index = mfn.superframe();
         if self.slots.advance(index, Backing::Empty, Backing::Preparing) {
             self.counters.late_backing.fetch_add(1, Ordering::Relaxed);
             if !self.back(mfn) {
@@ -49,7 +49,7 @@ impl LinuxMachine {
 
     pub(super) fn map_page(&self, gfn: Gfn, mfn: Mfn) -> Result<Mapped, MapError> {
         let order = Order::PAGE;
-        let index = superslot(mfn);
+        let index = mfn.superframe();
         self.open(index);
         let (Ok(range), Ok(slot)) = (self.range(gfn, order), self.slot(mfn, order)) else {
             return Err(MapError);
@@ -79,7 +79,7 @@ impl LinuxMachine {
             // Drops the empty page table that single moves left: the huge page stays whole.
             let _ = slot.discard();
         } else {
-            let _ = self.slots.break_up(superslot(mfn));
+            let _ = self.slots.break_up(mfn.superframe());
         }
         let mut moved = self.move_all(slot, range);
         if order == Order::PAGE && matches!(moved, Err(Stopped::Failed)) && self.is_there(range) {
@@ -92,7 +92,7 @@ impl LinuxMachine {
                 if order == Order::PAGE && !self.slots.is_present(mfn) {
                     self.slots.set_present(mfn);
                 }
-                if self.slots.backing(superslot(mfn)) == Backing::Whole {
+                if self.slots.backing(mfn.superframe()) == Backing::Whole {
                     self.prefaulted.fetch_add(1, Ordering::Relaxed);
                 }
                 Unmapped::Done
@@ -100,7 +100,7 @@ impl LinuxMachine {
             Err(_) => {
                 self.counters.busy.fetch_add(1, Ordering::Relaxed);
                 if order == Order::SUPERPAGE && !self.pagemap.is_whole(range).unwrap_or(false) {
-                    let _ = self.slots.break_up(superslot(mfn));
+                    let _ = self.slots.break_up(mfn.superframe());
                 }
                 Unmapped::Busy
             }
@@ -112,7 +112,7 @@ impl LinuxMachine {
     }
 
     pub(super) fn free_run(&self, mfn: Mfn, order: Order) {
-        let index = superslot(mfn);
+        let index = mfn.superframe();
         let backing = self.settled_backing(index);
         // Once the machine is closed, what is at a slot may be the only copy: it stays.
         if let Some(_moving) = self.enter() {
@@ -143,7 +143,7 @@ impl LinuxMachine {
             });
         }
         let _ = slot.discard();
-        self.break_up_at_home(superslot(mfn));
+        self.break_up_at_home(mfn.superframe());
         self.slots.clear_present(mfn);
     }
 
@@ -151,14 +151,14 @@ impl LinuxMachine {
         if let Ok(slot) = self.slot(mfn, Order::SUPERPAGE) {
             let _ = slot.discard();
         }
-        let index = superslot(mfn);
+        let index = mfn.superframe();
         self.break_up_at_home(index);
         self.slots.drop_all(index);
     }
 
     pub(super) fn park_superslot(&self, mfn: Mfn) {
         let Some(_moving) = self.enter() else { return };
-        let whole = self.slots.backing(superslot(mfn)) == Backing::Whole;
+        let whole = self.slots.backing(mfn.superframe()) == Backing::Whole;
         let keeps = match self.parking {
             Parking::Lazy => true,
             // This superslot is itself among those that are prefaulted.

@@ -11,7 +11,6 @@ use zerosweep::{Gfn, Mfn, Order};
 
 use super::LinuxMachine;
 use super::moves::ZeroPage;
-use super::slots::superslot;
 use crate::addr::PAGE_BYTES;
 use crate::sys::region::Span;
 use crate::sys::uffd::{MoveOutcome, Wake};
@@ -31,7 +30,7 @@ impl LinuxMachine {
         if self.has_memory(page, ZeroPage::Counts) {
             return;
         }
-        let _ = self.slots.break_up(superslot(mfn));
+        let _ = self.slots.break_up(mfn.superframe());
         if self.has_memory(slot, ZeroPage::Ignored) {
             // If it does not move now, the guest faults again.
             let _ = self.move_pages(page, slot);

@@ -16,7 +16,7 @@
 
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
-use zerosweep::{Mfn, SUPERPAGE_PAGES};
+use zerosweep::{Mfn, SUPERPAGE_PAGES, Superframe};
 
 /// The memory behind a superslot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,11 +47,6 @@ struct Superslot {
     present: [AtomicU64; 8],
 }
 
-/// Returns the number of the superslot that a frame belongs to.
-pub(crate) const fn superslot(mfn: Mfn) -> u64 {
-    mfn.raw() / SUPERPAGE_PAGES
-}
-
 /// The table.
 pub(crate) struct Slots {
     superslots: Vec<Superslot>,
@@ -67,19 +62,19 @@ impl Slots {
         Self { superslots: core::iter::repeat_with(empty).take(count).collect() }
     }
 
-    pub(crate) fn backing(&self, superslot: u64) -> Backing {
-        Backing::decode(self.superslots[superslot as usize].backing.load(Ordering::Acquire))
+    pub(crate) fn backing(&self, superslot: Superframe) -> Backing {
+        Backing::decode(self.superslots[superslot.index()].backing.load(Ordering::Acquire))
     }
 
     /// Changes `from` to `to`. Returns false if it is not `from`.
-    pub(crate) fn advance(&self, superslot: u64, from: Backing, to: Backing) -> bool {
-        let backing = &self.superslots[superslot as usize].backing;
+    pub(crate) fn advance(&self, superslot: Superframe, from: Backing, to: Backing) -> bool {
+        let backing = &self.superslots[superslot.index()].backing;
         backing.compare_exchange(from as u8, to as u8, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
     /// Makes sure that nobody gets a huge page for a superslot whose single pages are about to be
     /// used. Returns false while a thread is getting one: ask again.
-    pub(crate) fn open(&self, superslot: u64) -> bool {
+    pub(crate) fn open(&self, superslot: Superframe) -> bool {
         match self.backing(superslot) {
             Backing::Preparing => false,
             Backing::Empty => self.advance(superslot, Backing::Empty, Backing::Pieces),
@@ -88,15 +83,15 @@ impl Slots {
     }
 
     /// Notes that all 512 pages have memory, as one or in pieces.
-    pub(crate) fn fill(&self, superslot: u64, backing: Backing) {
-        let slot = &self.superslots[superslot as usize];
+    pub(crate) fn fill(&self, superslot: Superframe, backing: Backing) {
+        let slot = &self.superslots[superslot.index()];
         slot.present.iter().for_each(|word| word.store(u64::MAX, Ordering::Relaxed));
         slot.backing.store(backing as u8, Ordering::Release);
     }
 
     /// Notes that no page has memory.
-    pub(crate) fn drop_all(&self, superslot: u64) {
-        let slot = &self.superslots[superslot as usize];
+    pub(crate) fn drop_all(&self, superslot: Superframe) {
+        let slot = &self.superslots[superslot.index()];
         slot.present.iter().for_each(|word| word.store(0, Ordering::Relaxed));
         slot.backing.store(Backing::Empty as u8, Ordering::Release);
     }
@@ -122,19 +117,19 @@ impl Slots {
     }
 
     fn set_pieces(&self, mfn: Mfn) {
-        let slot = &self.superslots[superslot(mfn) as usize];
+        let slot = &self.superslots[mfn.superframe().index()];
         slot.backing.store(Backing::Pieces as u8, Ordering::Release);
     }
 
     /// Notes that a page moves alone: the superslot is in pieces from now on. Returns whether it
     /// was whole.
-    pub(crate) fn break_up(&self, superslot: u64) -> bool {
+    pub(crate) fn break_up(&self, superslot: Superframe) -> bool {
         self.advance(superslot, Backing::Whole, Backing::Pieces)
     }
 
     fn bit(&self, mfn: Mfn) -> (&AtomicU64, u64) {
         let index = mfn.raw() % SUPERPAGE_PAGES;
-        let words = &self.superslots[superslot(mfn) as usize].present;
+        let words = &self.superslots[mfn.superframe().index()].present;
         (&words[(index / 64) as usize], 1 << (index % 64))
     }
 }
@@ -145,21 +140,21 @@ mod tests {
 
     #[test]
     fn a_superslot_goes_through_its_states() {
-        let slots = Slots::new(2);
-        assert_eq!(slots.backing(1), Backing::Empty);
-        assert!(slots.advance(1, Backing::Empty, Backing::Preparing));
-        assert!(!slots.advance(1, Backing::Empty, Backing::Preparing));
-        slots.fill(1, Backing::Whole);
+        let (slots, second) = (Slots::new(2), Superframe::new(1));
+        assert_eq!(slots.backing(second), Backing::Empty);
+        assert!(slots.advance(second, Backing::Empty, Backing::Preparing));
+        assert!(!slots.advance(second, Backing::Empty, Backing::Preparing));
+        slots.fill(second, Backing::Whole);
         let is_present = |mfn| slots.is_present(Mfn::new(mfn));
         assert!(is_present(512) && is_present(1023) && !is_present(511));
-        assert!(slots.break_up(1) && !slots.break_up(1));
-        assert_eq!(slots.backing(1), Backing::Pieces);
+        assert!(slots.break_up(second) && !slots.break_up(second));
+        assert_eq!(slots.backing(second), Backing::Pieces);
         slots.clear_present(Mfn::new(700));
         assert!(!is_present(700) && is_present(701));
-        slots.drop_all(1);
-        assert_eq!((slots.backing(1), is_present(701)), (Backing::Empty, false));
-        assert!(slots.advance(1, Backing::Empty, Backing::Preparing) && !slots.open(1));
-        slots.drop_all(1);
-        assert!(slots.open(1) && !slots.advance(1, Backing::Empty, Backing::Preparing));
+        slots.drop_all(second);
+        assert_eq!((slots.backing(second), is_present(701)), (Backing::Empty, false));
+        assert!(slots.advance(second, Backing::Empty, Backing::Preparing) && !slots.open(second));
+        slots.drop_all(second);
+        assert!(slots.open(second) && !slots.advance(second, Backing::Empty, Backing::Preparing));
     }
 }

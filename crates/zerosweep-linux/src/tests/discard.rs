@@ -14,7 +14,7 @@ fn discard_around_a_claim(memory: &GuestMemory, meanwhile: impl FnOnce()) -> Res
         let (claimed, is_claimed) = channel();
         let (release, released) = channel::<()>();
         scope.spawn(move || {
-            let settled = memory.domain.session().settle(Gfn::new(600), |_| {
+            let settled = memory.domain.session().with_claim(Gfn::new(600), |_| {
                 claimed.send(()).unwrap();
                 let _ = released.recv();
             });

@@ -27,7 +27,7 @@ fn a_panic_in_an_operation_lifts_the_cap() {
     // With the superpage claimed.
     lifts_after("an operation of zerosweep's panicked: a defect", |memory| {
         let settle = |session: &mut Session<LinuxHost<'_>>| {
-            session.settle(Gfn::new(5), |_| panic!("a defect"))
+            session.with_claim(Gfn::new(5), |_| panic!("a defect"))
         };
         assert_eq!(operation::run(&memory.domain, settle), Err(Lifted));
     });

@@ -47,7 +47,7 @@ pub(crate) fn criterion() -> Criterion<PerOperation> {
     criterion.sample_size(10).warm_up_time(seconds(0.2)).measurement_time(seconds(1.0))
 }
 
-/// A case each of whose runs is prepared anew; `run` returns how many operations it did.
+/// A case whose runs are each prepared from scratch; `run` returns how many operations it did.
 pub(crate) fn case<T>(
     group: &mut Group<'_>,
     name: &str,

@@ -11,7 +11,7 @@ use crate::SIZES;
 use crate::build::{booted, promised, superpages};
 use crate::measure::{Group, PerOperation, case, figure};
 
-/// At most so much memory has frames: 2 GiB.
+/// Memory that has frames, at most: 2 GiB.
 const POPULATED_MAX: u64 = 1 << 19;
 
 const PAGE_WORDS: usize = 512;
@@ -135,7 +135,7 @@ impl Guest<'_> {
     }
 }
 
-/// What came of touching promised pages until no frame could be found.
+/// The outcome of touching promised pages until no frame was found.
 #[derive(Default)]
 struct Exhausted {
     /// Pages that were touched.

@@ -5,7 +5,7 @@ use zerosweep::{Domain, Gfn, Order, Progress, SUPERPAGE_PAGES};
 use crate::build::{booted, promise, promised, superpages};
 use crate::null::{Looks, NullMachine};
 
-/// A case, and how it is set up for a guest of so many pages.
+/// A case, and how it is set up for a guest of a number of pages.
 pub(crate) struct Case {
     pub(crate) name: &'static str,
     pub(crate) prepare: fn(u64) -> Prepared,
@@ -21,7 +21,7 @@ pub(crate) struct Prepared {
 enum Work {
     Faults(Vec<Gfn>),
     Decreases(Vec<Gfn>, Order),
-    /// Checks the first so many superpages.
+    /// Checks the first superpages, up to this number.
     Checks(u64),
 }
 

@@ -101,7 +101,7 @@ fn session(domain: &Mutex<Domain>) -> Session<Threaded<'_>> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fifth {
     Nothing,
-    /// Scans as a sweep does, without the engine: so much is the CPUs' share.
+    /// Scans as a sweep does, without the engine: the CPUs' share of the time.
     Scans,
     Sweeps,
 }

@@ -7,9 +7,10 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use super::Session;
+use crate::error::OutOfTableMemory;
 use crate::frame::{Gfn, Mfn, Order, SUPERPAGE_PAGES, Superpage};
 use crate::machine::{Content, Host, Machine, Mapped, Unmapped};
-use crate::p2m::{Entry, OutOfTableMemory, P2m, RamState};
+use crate::p2m::{Entry, P2m, RamState};
 
 /// A range could not be built. Nothing was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -216,7 +217,7 @@ impl<H: Host> Session<H> {
         if superpages(gfn, order).all(|superpage| self.domain().p2m.outs(superpage) == 0) {
             return Ok(present);
         }
-        let settled = superpages(gfn, order).all(|superpage| self.settle_outs(superpage));
+        let settled = superpages(gfn, order).all(|superpage| self.reclaim_retained(superpage));
         // What was out may turn out to be live.
         let present = match settled {
             true => self.present(gfn, order, refuse),

@@ -1,4 +1,4 @@
-//! Live singles come together, so that whole superframes come free (rule [R13]).
+//! Moves live singles together, so that whole superframes become free (rule [R13]).
 //!
 //! Independent of PoD and of the policy. First every single is counted where it lies; the
 //! superframes that hold the most stay, as few as can hold all; then the singles of the others are
@@ -14,16 +14,18 @@ use alloc::vec::Vec;
 
 use super::{Progress, Session};
 use crate::cache::Dirty;
-use crate::frame::{Mfn, Order, PAGE_BYTES, SUPERPAGE_PAGES, Superpage};
+use crate::error::OutOfTableMemory;
+use crate::frame::{Mfn, Order, PAGE_BYTES, SUPERPAGE_PAGES, Superframe, Superpage};
 use crate::machine::{Allocated, Host, Machine, OutOfFrames, Unmapped};
-use crate::p2m::{Entry, OutOfTableMemory, RamState};
-use crate::retained::PageBits;
+use crate::p2m::{Entry, RamState};
+use crate::page_bits::PageBits;
 
 const PAGES: usize = SUPERPAGE_PAGES as usize;
 /// Pages that may be held beyond the target while they are copied, if there is no other way.
 const OVER_PAGES: u64 = 16;
 
-/// How far a consolidation is: its caller keeps it between the steps. It is made for each anew.
+/// The progress of a consolidation. The caller keeps it between the steps, and makes a new one for
+/// each consolidation.
 #[derive(Default)]
 pub struct Consolidation {
     phase: Phase,
@@ -59,7 +61,7 @@ impl Consolidation {
     }
 
     fn count(&mut self, mfn: Mfn, pinned: bool) -> Result<(), OutOfTableMemory> {
-        let superframe = (mfn.raw() / SUPERPAGE_PAGES) as usize;
+        let superframe = mfn.superframe().index();
         if superframe >= self.lying.len() {
             let more = superframe + 1 - self.lying.len();
             self.lying.try_reserve(more).map_err(|_| OutOfTableMemory)?;
@@ -90,7 +92,7 @@ impl Consolidation {
     }
 
     fn stays(&self, mfn: Mfn) -> bool {
-        let superframe = (mfn.raw() / SUPERPAGE_PAGES) as usize;
+        let superframe = mfn.superframe().index();
         // What was not there when it was counted is left alone.
         self.lying.get(superframe).is_none_or(|lying| lying.stays)
     }
@@ -100,7 +102,7 @@ impl<H: Host> Session<H> {
     /// Goes on with a consolidation, for up to `superpages` ranges.
     ///
     /// # Errors
-    /// When the memory to plan with cannot be had; nothing was moved then.
+    /// When there is no memory for the plan. Nothing was moved.
     pub fn consolidate(
         &mut self,
         work: &mut Consolidation,
@@ -193,7 +195,7 @@ impl<H: Host> Session<H> {
             moving.insert(index);
         }
         let moved = self.copy_singles(superpage, &from, &to, moving);
-        self.settle_moved(superpage, &from, &to, moving, moved);
+        self.commit_moves(superpage, &from, &to, moving, moved);
         self.give_back_dirty(from_host);
         work.moved += moved.done.count();
         moved.done.count()
@@ -207,7 +209,7 @@ impl<H: Host> Session<H> {
         from_host: u64,
     ) -> Option<(Mfn, bool)> {
         while let Some(&superframe) = work.stay.get(work.full) {
-            let first = Mfn::new(u64::from(superframe) * SUPERPAGE_PAGES);
+            let first = Superframe::new(u64::from(superframe)).first();
             let domain = self.host.domain();
             if let Some(mfn) = domain.cache.take_single_in(first) {
                 domain.flight.in_hand += 1;
@@ -290,7 +292,7 @@ impl<H: Host> Session<H> {
         moved
     }
 
-    fn settle_moved(
+    fn commit_moves(
         &mut self,
         superpage: Superpage,
         from: &[Mfn; PAGES],
@@ -328,7 +330,7 @@ impl<H: Host> Session<H> {
     }
 }
 
-/// What became of pages that were to be moved.
+/// The outcome of moving pages.
 #[derive(Clone, Copy, Default)]
 struct Moved {
     done: PageBits,

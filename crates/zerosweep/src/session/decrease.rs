@@ -6,7 +6,7 @@
 use core::fmt;
 
 use super::Session;
-use super::check::Check;
+use super::zero_check::Check;
 use crate::cache::Dirty;
 use crate::event::Event;
 use crate::frame::{Gfn, Mfn, Order, SUPERPAGE_PAGES, Superpage};

@@ -11,13 +11,13 @@
 //! [R6]: crate::rules#r6
 //! [INV-10]: crate::rules#inv-10
 
-use super::examine::Findings;
-use super::{Check, Session};
+use super::Session;
+use super::zero_check::{Check, Findings};
 use crate::event::Event;
 use crate::frame::{Mfn, Order, PAGE_BYTES, SUPERPAGE_PAGES, Superpage};
 use crate::machine::{Host, Machine};
 use crate::p2m::{Entry, RamState};
-use crate::retained::PageBits;
+use crate::page_bits::PageBits;
 
 const PAGES: usize = SUPERPAGE_PAGES as usize;
 

@@ -7,31 +7,30 @@
 use core::fmt;
 
 use super::Session;
-use super::check::Check;
-use super::examine::WORTH_COPYING;
+use super::sweep::Step;
+use super::zero_check::{Check, WORTH_COPYING};
 use crate::domain::{Forecast, InvalidTouch};
 use crate::event::Event;
 use crate::frame::{Gfn, Mfn, Order, SUPERPAGE_PAGES};
 use crate::machine::{Allocated, Content, Host, Machine, Mapped};
 use crate::p2m::{Entry, RamState};
-use crate::policy::BeforeFrame;
+use crate::policy::{AfterPopulate, BeforeFrame};
 use crate::ring::Recent;
-use crate::sweep::Step;
 
-/// What came of a touch.
+/// The answer to a touch.
 #[must_use = "the guest waits for an answer"]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// The range around the page has a frame; whoever waits for it can go on.
+    /// The range around the page has frames. Every thread that waits for it can go on.
     Present {
         /// First gfn of the range.
         gfn: Gfn,
         /// Its size.
         order: Order,
     },
-    /// Another operation is at work on the range: wait until it is done, then call again.
+    /// Another operation has claimed the range. Wait until it is done, then call again.
     InTransit,
-    /// The byte budget is used up: serve others, then call again.
+    /// The byte budget is used up. Serve other faults, then call again.
     Again,
     /// No frame can be found (rule [R15]): stall, [borrow](Session::fault_borrowing), or end it.
     ///
@@ -496,14 +495,16 @@ impl<H: Host> Session<H> {
         let domain = self.host.domain();
         let debt = domain.debt() > 0;
         let superpage = order >= Order::SUPERPAGE;
-        let old = match domain.policy {
-            crate::Policy::Xen2016 => {
+        let wanted = debt && superpage;
+        let old = match domain.policy.after_populate() {
+            AfterPopulate::Nothing => None,
+            AfterPopulate::Record2016 => {
                 domain.rings.xen_2016.record(recent);
                 None
             }
-            crate::Policy::Xen2012 if debt && superpage => domain.rings.xen_2012.record(recent),
-            crate::Policy::Zerosweep if debt && superpage => domain.rings.zerosweep.record(recent),
-            _ => None,
+            AfterPopulate::Check2012 if wanted => domain.rings.xen_2012.record(recent),
+            AfterPopulate::CheckZerosweep if wanted => domain.rings.zerosweep.record(recent),
+            AfterPopulate::Check2012 | AfterPopulate::CheckZerosweep => None,
         };
         if let Some(old) = old {
             let most = if domain.is_cache_low() { WORTH_COPYING } else { 0 };

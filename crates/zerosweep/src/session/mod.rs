@@ -11,33 +11,32 @@
 //! otherwise does without, so that no two operations wait for each other.
 
 mod build;
-mod check;
 mod consolidate;
 mod decrease;
 mod evacuate;
-mod examine;
 mod fault;
 mod offline;
 mod refill;
 mod retain;
+mod sweep;
 mod target;
 mod teardown;
 mod upkeep;
+mod zero_check;
 
 pub use build::BuildError;
-pub(crate) use check::{BATCH, Check};
 pub use consolidate::Consolidation;
 pub use decrease::{DecreaseError, DiscardError};
-pub(crate) use examine::WORTH_COPYING;
 pub use fault::{Fault, FaultError};
 pub use offline::Offline;
 pub use target::{FillError, TargetError};
 
 use crate::domain::{Domain, Life};
+use crate::error::OutOfTableMemory;
 use crate::event::Event;
 use crate::frame::{Gfn, Mfn, Order, Superpage};
-use crate::machine::{Host, Machine, Unmapped};
-use crate::p2m::{Entry, OutOfTableMemory, RamState, SpareTable};
+use crate::machine::{Exclusive, Host, Machine, Unmapped};
+use crate::p2m::{Entry, RamState, SpareTable};
 
 /// Whether a long operation has come to its end.
 #[must_use = "work may be left"]
@@ -52,6 +51,13 @@ pub enum Progress {
 /// One thread's turn at a domain. Made by [`Domain::with`], or from any [`Host`].
 pub struct Session<H> {
     pub(crate) host: H,
+}
+
+impl Domain {
+    /// Joins this domain and a machine that no other thread uses.
+    pub fn with<'a, M: Machine>(&'a mut self, machine: &'a mut M) -> Session<Exclusive<'a, M>> {
+        Session::new(Exclusive::new(self, machine))
+    }
 }
 
 impl<H: Host> Session<H> {
@@ -71,7 +77,7 @@ impl<H: Host> Session<H> {
 
     /// Runs `work` on the machine while the superpage around `gfn` is claimed, if `gfn` has a
     /// frame there that is mapped. False, and nothing is run, if not or if it is in transit.
-    pub fn settle(&mut self, gfn: Gfn, work: impl FnOnce(&mut H::Machine)) -> bool {
+    pub fn with_claim(&mut self, gfn: Gfn, work: impl FnOnce(&mut H::Machine)) -> bool {
         let superpage = gfn.superpage();
         let domain = self.host.domain();
         let mapped = match domain.p2m.get(gfn).0 {
@@ -110,7 +116,7 @@ impl<H: Host> Session<H> {
     /// Breaks a claimed superpage's entry if it is whole. Pages of it that are retained lose their
     /// frames first.
     pub(crate) fn split(&mut self, superpage: Superpage) -> Result<(), OutOfTableMemory> {
-        if !self.settle_outs(superpage) {
+        if !self.reclaim_retained(superpage) {
             return Err(OutOfTableMemory);
         }
         let domain = self.host.domain();

@@ -3,27 +3,27 @@
 //! [R17]: crate::rules#r17
 
 use super::Session;
+use crate::error::OutOfTableMemory;
 use crate::frame::{Mfn, Order};
 use crate::machine::{Host, Machine};
-use crate::p2m::OutOfTableMemory;
 
-/// What came of a broken frame.
+/// What was done about a broken frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Offline {
-    /// It was in the cache and is gone; the host gave another for it, unless none was needed.
+    /// The frame has left the cache. The host gave another one, unless none was needed.
     Replaced,
-    /// It was in the cache and is gone; the host had no other: [`Session::fill`] asks again.
+    /// The frame has left the cache. The host had no other one: [`Session::fill`] asks again.
     Missing,
-    /// It is not in the cache: the guest has it, or the host, or an operation at this moment.
+    /// The frame is not in the cache: the guest has it, the host, or an operation.
     NotCached,
 }
 
 impl<H: Host> Session<H> {
-    /// Takes a broken frame out of the cache for good; of a superpage the other 511 stay. (Xen:
+    /// Takes a broken frame out of the cache for good. The other 511 of a superframe stay. (Xen:
     /// `p2m_pod_offline_or_broken_hit`, `p2m_pod_offline_or_broken_replace`.)
     ///
     /// # Errors
-    /// When there is no memory to keep the others; nothing is changed then.
+    /// When there is no memory to keep the others. Nothing was changed.
     pub fn offline(&mut self, mfn: Mfn) -> Result<Offline, OutOfTableMemory> {
         if !self.is_alive() || !self.domain().cache.take_out(mfn)? {
             return Ok(Offline::NotCached);

@@ -12,7 +12,7 @@ use crate::event::Event;
 use crate::frame::{Gfn, Mfn, Order, PAGE_BYTES, SUPERPAGE_PAGES, Superpage};
 use crate::machine::{Host, Machine, Mapped, Unmapped};
 use crate::p2m::{Entry, RamState};
-use crate::retained::PageBits;
+use crate::page_bits::PageBits;
 
 const PAGES: usize = SUPERPAGE_PAGES as usize;
 

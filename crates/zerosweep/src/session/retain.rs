@@ -1,7 +1,7 @@
 //! Pages that are given back and keep their frame in a superpage that stays whole (rule [R12]).
 //!
 //! Such a page is *out*: made zero in place, no longer the guest's, its frame still the domain's. A
-//! guest may take it again without a word, so being out is a hint: the page is looked at once more
+//! guest may take it again and say nothing, so being out is a hint: the page is checked once more
 //! when nobody can reach it, before its frame is used for anything else.
 //!
 //! [R12]: crate::rules#r12
@@ -26,7 +26,7 @@ impl<H: Host> Session<H> {
             self.scrub(page, first.offset(page.index_in_superpage() as u64));
             let domain = self.host.domain();
             if domain.p2m.is_out(page) {
-                // Taken again without a word, and given back again.
+                // The guest took it again, said nothing, and gives it back again.
                 continue;
             }
             if domain.p2m.retain(page) != Ok(true) {
@@ -88,9 +88,9 @@ impl<H: Host> Session<H> {
 
     /// Gives the retained pages of a claimed superpage back to the cache, so that its entry may be
     /// changed. False if that cannot be done now.
-    pub(super) fn settle_outs(&mut self, superpage: Superpage) -> bool {
+    pub(super) fn reclaim_retained(&mut self, superpage: Superpage) -> bool {
         if self.domain().p2m.outs(superpage) > 0 {
-            self.examine(superpage, SUPERPAGE_PAGES);
+            self.check_ours(superpage, SUPERPAGE_PAGES);
         }
         self.domain().p2m.outs(superpage) == 0
     }

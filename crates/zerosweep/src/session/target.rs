@@ -8,11 +8,10 @@ use core::fmt;
 use super::{Progress, Session};
 use crate::cache::Dirty;
 use crate::domain::{Domain, Upkeep};
+use crate::error::OutOfTableMemory;
 use crate::event::Event;
 use crate::frame::{Mfn, Order, SUPERPAGE_PAGES};
 use crate::machine::{Allocated, Content, Host, Machine};
-use crate::p2m::OutOfTableMemory;
-use crate::policy::Policy;
 
 /// The cache could not be filled; what was got so far stays, and the target stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,9 +27,9 @@ pub enum FillError {
 pub enum TargetError {
     /// 0, or above the maximum; nothing was changed.
     OutOfRange {
-        /// What was asked for, in pages.
+        /// The target that was asked for, in pages.
         target: u64,
-        /// The most that it can be.
+        /// The greatest valid target, in pages.
         max: u64,
     },
     /// The domain is being taken down.
@@ -52,21 +51,24 @@ impl fmt::Display for TargetError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::OutOfRange { target, max } => {
-                write!(f, "a target of {target} pages cannot be: 1 to {max} are possible")
+                write!(f, "invalid target: {target} pages (must be 1 to {max})")
             }
             Self::Dying => f.write_str("the domain is being taken down"),
-            Self::Fill(error) => write!(f, "the target is set, but the cache is not full: {error}"),
+            Self::Fill(error) => {
+                write!(f, "the target is set, but the cache could not be filled: {error}")
+            }
         }
     }
 }
 
 impl core::error::Error for FillError {}
+
 impl core::error::Error for TargetError {}
 
 /// How many steps [`Session::set_target`] takes at a time.
 const FILL_STEPS: u64 = 1024;
-/// Where the host does what can wait, no operation gives back more runs: what it came to free may
-/// be a million singles, and a guest waits for it.
+/// Where a thread of the host does the maintenance, an operation returns at most this many runs:
+/// there may be a million singles to return, and a guest waits for the operation.
 const RETURN_RUNS: u64 = 64;
 
 /// What the cache gives back next.
@@ -88,13 +90,13 @@ impl Domain {
         let q = self.quantities();
         // While the balloon works, what is retained may be taken out any moment: only the cache
         // counts, and superpages in it wait for the pages that the guest touches to give them back.
-        let working = self.policy == Policy::Zerosweep && q.owed() > 0 && !idle;
+        let working = self.policy.returns_superframes() && q.owed() > 0 && !idle;
         let backing = if working { q.cache } else { q.cache + q.retained };
         let excess = backing.checked_sub(q.entries).filter(|&pages| pages > 0)?;
         let over = q.total() > q.target;
         let cache = &self.cache;
         let single = (cache.clean_pages() > 0).then_some(Excess::Single);
-        if self.policy == Policy::Zerosweep {
+        if self.policy.returns_superframes() {
             // What is to be cleared goes first: nobody needs to clear it then.
             if excess >= SUPERPAGE_PAGES {
                 if cache.has_dirty_superpage() {
@@ -155,7 +157,7 @@ impl<H: Host> Session<H> {
     /// Sets the target only: [`Session::shrink`] and [`Session::fill`] do the rest in steps.
     ///
     /// # Errors
-    /// When the target cannot be; nothing is changed then.
+    /// When the target is not valid. Nothing was changed.
     pub fn begin_target(&mut self, target: u64) -> Result<(), TargetError> {
         if !self.is_alive() {
             return Err(TargetError::Dying);
@@ -167,7 +169,7 @@ impl<H: Host> Session<H> {
         }
         domain.borrowed = domain.borrowed();
         domain.target = target;
-        domain.p2m.forgive();
+        domain.p2m.clear_deferred();
         Ok(())
     }
 

@@ -18,7 +18,7 @@ use crate::machine::{Host, Machine};
 
 /// Pages that are cleared with one flush.
 const CLEAN_PAGES: u64 = SUPERPAGE_PAGES;
-/// So many dirty pages are left alone by inline upkeep.
+/// Inline upkeep begins to clear at this many dirty pages.
 const INLINE_DIRTY_PAGES: u64 = SUPERPAGE_PAGES;
 
 impl Domain {
@@ -28,11 +28,11 @@ impl Domain {
     pub fn wants_upkeep(&self, idle: bool) -> bool {
         self.cache.dirty_pages() > 0
             || self.wants_break(idle)
-            || self.wants_refill()
+            || self.wants_cache_fill()
             || self.wants_return(idle)
     }
 
-    fn wants_refill(&self) -> bool {
+    fn wants_cache_fill(&self) -> bool {
         self.policy.keeps_whole() && self.wants_fill() >= SUPERPAGE_PAGES
     }
 
@@ -44,7 +44,7 @@ impl Domain {
 }
 
 impl<H: Host> Session<H> {
-    /// Does what can wait, in at most `steps` steps of about a superpage each.
+    /// Does maintenance, in at most `steps` steps of about a superpage each.
     pub fn upkeep(&mut self, steps: u64, idle: bool) -> Progress {
         self.domain().balloon_idle = idle;
         for _ in 0..steps {
@@ -56,7 +56,7 @@ impl<H: Host> Session<H> {
             let breaks = self.needs_break(idle);
             let more = self.clean_batch()
                 || (breaks && self.break_one())
-                || (self.domain().wants_refill() && self.fill(1).is_ok())
+                || (self.domain().wants_cache_fill() && self.fill(1).is_ok())
                 || self.return_excess() == Progress::More;
             if !more {
                 return Progress::Done;
@@ -96,7 +96,7 @@ impl<H: Host> Session<H> {
         let p2m = &mut self.host.domain().p2m;
         let settled = p2m.outs(superpage) == 0;
         if !settled {
-            p2m.put_last(superpage);
+            p2m.defer(superpage);
         }
         settled
     }

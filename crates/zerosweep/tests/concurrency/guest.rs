@@ -209,7 +209,7 @@ impl Guest {
     }
 
     /// Pages that were given back read as 0, if they are touched again; and their processor does
-    /// not remember them: whoever gives memory back has its translations dropped.
+    /// not remember them: giving memory back drops its translations.
     fn forget(&mut self, first: Gfn, count: u64) {
         for gfn in (0..count).map(|i| first.offset(i)) {
             self.words.entry(gfn).and_modify(|word| *word = 0);

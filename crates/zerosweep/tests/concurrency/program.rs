@@ -8,11 +8,11 @@ pub(crate) enum Step {
     /// Writes a word of one page: 0, or a pattern.
     Write(u64, bool),
     Read(u64),
-    /// Writes zeros to those of so many pages that were ever written.
+    /// Writes zeros to those pages, out of a number of them, that were ever written.
     Scrub(u64, u64),
     /// Gives pages back, of this order where the guest owns the whole run.
     Decrease(u64, u8),
-    /// Gives so many pages back, one by one.
+    /// Gives a number of pages back, one by one.
     Balloon(u64, u64),
     Retake(u64, u64),
     Discard(u64, u64),
@@ -32,9 +32,9 @@ pub(crate) enum Task {
 pub(crate) enum Hindrance {
     /// A device holds this frame, or no longer does.
     Busy(u64, bool),
-    /// So many of the machine's calls from now on work, then so many fail.
+    /// The machine's next calls work, up to the first number. Then the second number of calls fail.
     Fail(u64, u64),
-    /// A superpage is mapped in pieces, after so many calls.
+    /// A superpage is mapped in pieces, after a number of calls.
     Pieces(u64),
 }
 

@@ -22,7 +22,7 @@ pub(crate) const GUESTS: usize = 3;
 pub(crate) const SUPERPAGES: u64 = GUESTS as u64 + 2;
 /// And a partial one.
 pub(crate) const PAGES: u64 = SUPERPAGES * 512 + 37;
-/// So many quick checks may happen without anything between them.
+/// Quick checks that may happen with nothing between them.
 const QUICK_TOGETHER: u64 = 64;
 /// The books are looked at so often, in times that the lock is dropped.
 const AUDIT_EVERY: u64 = 16;

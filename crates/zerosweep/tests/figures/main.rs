@@ -1,5 +1,5 @@
 //! What each policy comes to with guests that are always the same, figure for figure. A change that
-//! moves one of them is seen, and is either wanted or not; `expected.txt` is written anew with
+//! moves one of them is seen, and is either wanted or not; `expected.txt` is rewritten with
 //! `ZEROSWEEP_WRITE_FIGURES=1 cargo test -p zerosweep --test figures`.
 //!
 //! Nobody has worked these figures out by hand: whether a policy is right, the rules' tests and the

@@ -135,7 +135,7 @@ fn host_does(
             false
         }
         13 if chance(3).is_multiple_of(8) => session.offline(Mfn::new(chance(2) % FRAMES)).is_err(),
-        14 => session.settle(gfn, |_| ()),
+        14 => session.with_claim(gfn, |_| ()),
         _ => {
             let idle = chance(2).is_multiple_of(3);
             let wants = session.host().domain().wants_upkeep(idle);

@@ -188,7 +188,7 @@ impl Both {
         self.guest.machine.failed_calls() > before.failed
     }
 
-    /// Whether the guest took the page again without a word, or may as well not have: the engine
+    /// Whether the guest took the page again and said nothing, or may as well not have: the engine
     /// says that it is out.
     fn is_unseen(&self, page: usize) -> bool {
         self.increases()
@@ -228,7 +228,7 @@ impl Both {
                 let gfn = Gfn::new(page % pages);
                 let mapped = self.guest.machine.translate(gfn).is_some();
                 let mut runs = false;
-                let settled = self.session().settle(gfn, |_| runs = true);
+                let settled = self.session().with_claim(gfn, |_| runs = true);
                 assert_eq!(settled, runs);
                 assert!(mapped || !settled);
             }
@@ -283,7 +283,7 @@ impl Both {
             self.guest.machine.word(mfn, offset(at) / 8)
         });
         match (self.model[at], outcome) {
-            // With no frame to be had nothing changes.
+            // Without a frame nothing changes.
             (_, Err(TouchError::Exhausted)) => {}
             (_, Err(TouchError::Fault(FaultError::Map))) => assert!(self.failed(before)),
             (Page::In(known), Ok(value)) => {
@@ -292,7 +292,7 @@ impl Both {
             }
             (Page::Out, Ok(value)) => {
                 assert!(self.increases());
-                assert_eq!(value, write.unwrap_or(0), "a page that came anew, {page}");
+                assert_eq!(value, write.unwrap_or(0), "a newly populated page, {page}");
                 self.model[at] = Page::In(value);
             }
             (Page::Out, Err(TouchError::Fault(FaultError::Unmapped))) => {
@@ -378,7 +378,7 @@ impl Both {
                 for (index, slot) in self.model[range].iter_mut().enumerate() {
                     match *slot {
                         Page::Out => *slot = Page::In(0),
-                        // Taken again without a word, and now with one.
+                        // The guest took it again and said nothing. Now it says so.
                         Page::In(_) if physmap && unseen[index] => {}
                         // Only what has no frame may be there, and that reads as zero.
                         Page::In(value) => assert_eq!(value, 0),

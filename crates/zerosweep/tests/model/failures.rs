@@ -9,7 +9,7 @@ use crate::both::Both;
 use crate::steps::Step;
 
 const PAGES: u64 = 2 * 512 + 37;
-/// Every call of an operation up to this many is failed, and of more so many, evenly.
+/// Every call of an operation is failed, or this many of them, evenly, if there are more.
 const MOST_CALLS: u64 = 128;
 
 /// What the guest and its balloon did before.
@@ -95,7 +95,7 @@ fn calls(config: Config, state: &[Step], sequence: &[Step]) -> u64 {
 #[derive(Default)]
 struct Tried {
     runs: usize,
-    /// In so many of them a call failed.
+    /// Operations in which a call failed.
     failed: u64,
 }
 

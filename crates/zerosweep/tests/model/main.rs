@@ -31,7 +31,7 @@ use crate::both::Both;
 
 const STEPS: u64 = 1_000_000;
 const SEED: u64 = 20_110_309;
-/// In one case of so many every call of the machine is one at which the cap might be lifted.
+/// One case in this many takes each call of the machine for one at which the cap might be lifted.
 const WATCH_EVERY: u64 = 4;
 
 fn number(variable: &str, default: u64) -> u64 {
@@ -62,7 +62,7 @@ fn quietly<T>(work: impl FnOnce() -> T) -> T {
     outcome
 }
 
-/// Does so many steps out of 20 of all under a policy.
+/// Does this share of all steps, in twentieths, under a policy.
 fn agree(policy: Policy, twentieths: u64) {
     let steps = number("ZEROSWEEP_STEPS", STEPS) * twentieths / 20;
     let seed = number("ZEROSWEEP_SEED", SEED);

@@ -8,7 +8,7 @@ use zerosweep_sim::Failure;
 pub(crate) enum Step {
     Read(u64),
     Write(u64, u64),
-    /// Writes zeros to so many pages from this one.
+    /// Writes zeros to a number of pages from this one on.
     Scrub(u64, u64),
     /// Touches a page, and takes a frame beyond the target if there is no other.
     Borrow(u64),
@@ -24,14 +24,14 @@ pub(crate) enum Step {
     Offline(u64),
     Settle(u64),
     Target(u64),
-    /// Sets the target, and fills in so many steps.
+    /// Sets the target, and fills the cache in steps of this size.
     TargetInSteps(u64, u64),
     /// A part of a full sweep, or all of it.
     Sweep(u64),
     /// A part of a consolidation, or all of it.
     Consolidate(u64),
     Upkeep(bool),
-    /// So many of the machine's calls from now on work, then so many fail.
+    /// The machine's next calls work, up to the first number. Then the second number of calls fail.
     Fail(u64, u64, Failure),
 }
 

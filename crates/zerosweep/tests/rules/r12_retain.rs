@@ -39,7 +39,7 @@ fn r12_silent_re_use_keeps_its_data() {
     for page in 0..1000 {
         guest.session().decrease(Gfn::new(page), Order::PAGE).unwrap();
     }
-    // The guest takes some again without a word, and then everything retained is wanted.
+    // The guest takes some again and says nothing. Then all retained frames are needed.
     fill(&mut guest, 600..700, 8);
     guest.session().set_target(2048).unwrap();
     for page in 600..700 {

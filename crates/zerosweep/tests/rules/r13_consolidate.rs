@@ -1,6 +1,8 @@
 //! [R13](zerosweep::rules#r13).
 
-use zerosweep::{Config, Consolidation, Entry, Gfn, Order, Policy, Progress, Superpage};
+use zerosweep::{
+    Config, Consolidation, Entry, Gfn, Order, Policy, Progress, Superframe, Superpage,
+};
 use zerosweep_sim::{SoftwareGuest, SoftwareMachine};
 
 use crate::support::{fill, guest};
@@ -26,7 +28,7 @@ fn r13_singles_in_the_cache_rejoin_when_all_of_a_superpage_are_home() {
 fn superpages_held(guest: &SoftwareGuest) -> (u64, u64) {
     let pool = guest.machine.pool();
     let all = pool.free_pages() + guest.domain.quantities().total();
-    let held = (0..all / 512).filter(|&n| !pool.is_wholly_free(n)).count() as u64;
+    let held = (0..all / 512).filter(|&n| !pool.is_wholly_free(Superframe::new(n))).count() as u64;
     let p2m = guest.domain.p2m();
     let (mut whole, mut singles) = (0, 0);
     for superpage in (0..p2m.superpages()).map(Superpage::new) {

@@ -81,7 +81,7 @@ fn r15_a_fruitless_sweep_is_not_repeated_at_every_fault() {
 const FOR_EVER: u32 = 1000;
 
 /// An instruction that needs all of these pages at once, again and again until it has them.
-/// Returns what came of it, and after how many faults.
+/// Returns the last answer, and the number of faults.
 fn instruction(guest: &mut SoftwareGuest, pages: &[Gfn]) -> (Fault, u32) {
     let mut faults = 0;
     loop {
@@ -116,7 +116,8 @@ fn r15_an_instruction_that_needs_more_zero_pages_than_there_are_frames_ends() {
     guest.domain.audit().unwrap();
 }
 
-/// What Xen does, which the historical policies keep: one zero page is taken for the other, and back.
+/// What Xen does, which the historical policies keep: one zero page is taken for the other, and
+/// back.
 #[test]
 fn under_xens_policies_such_an_instruction_goes_round_for_ever() {
     for policy in [Policy::Xen2012, Policy::Xen2016] {

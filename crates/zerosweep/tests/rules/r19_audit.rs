@@ -7,7 +7,7 @@ use zerosweep_sim::{SoftwareGuest, SoftwareMachine};
 
 use crate::support::{guest, order};
 
-/// A host that counts everything anew each time the machine is asked for something: while it works,
+/// A host that audits whenever the machine is asked for something: while it works,
 /// other threads may look.
 struct Auditor<'a>(&'a mut SoftwareGuest);
 

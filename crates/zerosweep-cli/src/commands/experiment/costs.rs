@@ -8,8 +8,8 @@ use zerosweep_client::output;
 use zerosweep_lab::calibrate::calibrate;
 use zerosweep_lab::cost::CostModel;
 
-use super::arguments::ExperimentArguments;
 use super::documents::Destination;
+use crate::cli::ExperimentArguments;
 
 /// Measures this machine, prints the model and saves it with `--out`.
 pub(super) fn execute(arguments: &ExperimentArguments) -> Result<ExitCode, Failure> {

@@ -11,8 +11,8 @@ use zerosweep_lab::matrix::{Matrix, POLICIES, Stage};
 use zerosweep_lab::real_guest::{RealGuest, Rival};
 use zerosweep_lab::result::HostFacts;
 
-use super::arguments::{ExperimentArguments, Machine};
 use super::costs;
+use crate::cli::{ExperimentArguments, Machine};
 
 /// Sizes when none are given: what the guest is told, and what it may hold.
 const OF_MODELS: (Size, Size) = (Size(4 << 30), Size(1 << 30));

@@ -29,7 +29,7 @@ use zerosweep_linux::probe::{Probe, Status};
 
 use self::life::Life;
 use self::vm::Vm;
-use super::arguments::Accelerator;
+use crate::cli::Accelerator;
 
 /// The VMM.
 const VMM: &str = "qemu-system-x86_64";

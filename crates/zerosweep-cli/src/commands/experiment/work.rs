@@ -10,10 +10,10 @@ use zerosweep_lab::matrix::{Matrix, Runner, Shard, Stage, is_run_of, run_all};
 use zerosweep_lab::result::{HostFacts, Report, Run};
 use zerosweep_lab::run::{Experiment, Interrupted};
 
-use super::arguments::ExperimentArguments;
 use super::documents::{self, Destination};
 use super::plan;
 use super::progress::Progress;
+use crate::cli::ExperimentArguments;
 
 /// The order in which experiments are run.
 pub(super) type Order<G, P> = fn(&[Experiment<G, P>]) -> Vec<usize>;

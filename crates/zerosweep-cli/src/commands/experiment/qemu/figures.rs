@@ -6,8 +6,8 @@ use zerosweep_lab::real_guest::{Held, RealExperiment};
 use zerosweep_lab::result::{Outcome, Run, TimeKind};
 use zerosweep_wire::{Counters, Status};
 
-use super::super::arguments::Accelerator;
 use super::life::Story;
+use crate::cli::Accelerator;
 
 const SUPERPAGE_BYTES: u64 = 2 << 20;
 const SUPERPAGE_PAGES: u64 = SUPERPAGE_BYTES / PAGE_BYTES;

@@ -6,52 +6,51 @@
 //! superpage unmapped and looked at in full. Pages that are out and retained count as zero until
 //! that last look, which is the truth about them too.
 //!
-//! What was seen of pages that are not reclaimed is told: [`Event::Checked`].
+//! What a check found in pages that are not reclaimed is reported:
+//! [`Event::Checked`](crate::Event::Checked).
 //!
 //! [R5]: crate::rules#r5
 //! [R6]: crate::rules#r6
 //! [R10]: crate::rules#r10
 //! [R11]: crate::rules#r11
 
-use super::{Check, Session};
-use crate::event::Event;
-use crate::frame::{Gfn, Mfn, Order, PAGE_BYTES, SUPERPAGE_PAGES, Superpage};
+use super::{Check, WORTH_COPYING};
+use crate::frame::{Mfn, Order, PAGE_BYTES, SUPERPAGE_PAGES, Superpage};
 use crate::machine::{Host, Machine, QUICK_CHECK_WORDS, Unmapped};
 use crate::p2m::Entry;
-use crate::retained::PageBits;
-
-/// How many live pages a superpage may have for it to be worth copying them elsewhere.
-pub(crate) const WORTH_COPYING: u64 = 64;
+use crate::page_bits::PageBits;
+use crate::session::Session;
 
 const WORDS_PER_PAGE: u64 = PAGE_BYTES / 8;
-/// Every so many pages are looked at while they are mapped.
+/// One page in this many is checked while it is mapped.
 const STRIDE: u64 = 8;
 
-/// What a look at the mapped superpage says.
-enum Glance {
+/// What a sample of the mapped superpage says.
+enum Sample {
     /// Too many pages are not zero.
     NotZero,
-    /// Look in full, from this page on.
+    /// Few pages may be live: a full scan is worth it, from this page on.
     Promising(u64),
 }
 
-/// What a full look found.
+/// What a full scan found.
 #[derive(Default)]
-pub(super) struct Findings {
+pub(in crate::session) struct Findings {
     /// Pages that are not zero.
-    pub(super) live: PageBits,
+    pub(in crate::session) live: PageBits,
     /// How many these are.
-    pub(super) count: u64,
+    pub(in crate::session) count: u64,
     first_word: Option<u32>,
     bytes: u64,
-    /// Where the look began, and how many pages it came on, round the end of the superpage.
+    /// Where the scan began, and the number of pages that it reached, around the end of the
+    /// superpage.
     start: u64,
     reached: u64,
 }
 
 impl Findings {
-    /// The pages that were looked at.
-    fn looked(&self) -> PageBits {
+    /// The pages that were scanned.
+    fn checked(&self) -> PageBits {
         let mut looked = PageBits::default();
         for n in 0..self.reached {
             looked.insert(((self.start + n) % SUPERPAGE_PAGES) as usize);
@@ -63,7 +62,7 @@ impl Findings {
 impl<H: Host> Session<H> {
     /// Checks a claimed superpage: if it is zero it is reclaimed; if at most `most` pages are not,
     /// these are put elsewhere.
-    pub(super) fn examine(&mut self, superpage: Superpage, most: u64) -> Check {
+    pub(in crate::session) fn check_ours(&mut self, superpage: Superpage, most: u64) -> Check {
         self.attach(superpage);
         let domain = self.host.domain();
         let Some(mfn) = domain.p2m.consecutive(superpage) else { return Check::NotEligible };
@@ -72,25 +71,25 @@ impl<H: Host> Session<H> {
         }
         domain.statistics.zero_checks_2m += 1;
         let outs = domain.p2m.out_bits(superpage);
-        let Glance::Promising(start) = self.glance(superpage, mfn, most, outs) else {
+        let Sample::Promising(start) = self.sample(superpage, mfn, most, outs) else {
             return Check::NotZero;
         };
         let (gfn, order) = (superpage.first(), Order::SUPERPAGE);
         if self.unmap_flushed(gfn, mfn, order) == Unmapped::Busy {
             return Check::NotEligible;
         }
-        let found = self.look(mfn, start, most);
+        let found = self.full_scan(mfn, start, most);
         self.domain().statistics.bytes_scanned += found.bytes;
         if found.count > 0 {
-            self.report_checked(superpage, found.looked(), found.live);
+            self.report_checked(superpage, found.checked(), found.live);
         }
         if found.count > most {
-            self.remember(superpage, found.first_word, most);
+            self.remember_non_zero(superpage, found.first_word, most);
             self.map_back_superpage(superpage, mfn);
             return Check::NotZero;
         }
         if found.count == SUPERPAGE_PAGES {
-            // Every page that was out was taken again without a word: nothing is to be had.
+            // The guest has taken every page again that was out: there is nothing to reclaim.
             self.retake_all(superpage);
             self.map_back_superpage(superpage, mfn);
             return Check::NotZero;
@@ -101,7 +100,7 @@ impl<H: Host> Session<H> {
         self.reclaim(superpage, mfn, outs)
     }
 
-    fn glance(&mut self, superpage: Superpage, mfn: Mfn, most: u64, outs: PageBits) -> Glance {
+    fn sample(&mut self, superpage: Superpage, mfn: Mfn, most: u64, outs: PageBits) -> Sample {
         let domain = self.host.domain();
         let mut start = 0;
         if let Some(word) = domain.p2m.hint(superpage) {
@@ -110,12 +109,12 @@ impl<H: Host> Session<H> {
             let value = self.host.machine(|m| m.peek(superpage.first(), mfn, word));
             if value != 0 && too_many {
                 self.report_live(superpage.page((u64::from(word) / WORDS_PER_PAGE) as usize));
-                return Glance::NotZero;
+                return Sample::NotZero;
             }
             start = u64::from(word) / WORDS_PER_PAGE;
         }
         if most > WORTH_COPYING {
-            return Glance::Promising(start);
+            return Sample::Promising(start);
         }
         let quick = |m: &mut H::Machine| {
             let mut found = (0, None);
@@ -147,15 +146,15 @@ impl<H: Host> Session<H> {
         // Twice as many as could be copied: not worth an unmap, whatever the others are.
         if count * STRIDE > most * 2 {
             self.report_checked(superpage, live, live);
-            self.remember(superpage, first, most);
-            return Glance::NotZero;
+            self.remember_non_zero(superpage, first, most);
+            return Sample::NotZero;
         }
-        Glance::Promising(start)
+        Sample::Promising(start)
     }
 
-    /// Looks at all of a superframe that nobody can reach, from page `start` on and around, until
+    /// Scans all of a superframe that is not mapped, from page `start` on and around, until
     /// more than `most` pages were found that are not zero.
-    fn look(&mut self, mfn: Mfn, start: u64, most: u64) -> Findings {
+    fn full_scan(&mut self, mfn: Mfn, start: u64, most: u64) -> Findings {
         self.host.machine(|m| {
             let mut found = Findings { start, ..Findings::default() };
             for (from, to) in [(start, SUPERPAGE_PAGES), (0, start)] {
@@ -180,30 +179,7 @@ impl<H: Host> Session<H> {
         })
     }
 
-    /// Reports what a check found in a superpage.
-    pub(super) fn report_checked(
-        &mut self,
-        superpage: Superpage,
-        checked: PageBits,
-        live: PageBits,
-    ) {
-        let words = checked.words().into_iter().zip(live.words());
-        for (group, (checked, live)) in words.enumerate() {
-            if checked != 0 {
-                let gfn = superpage.page(group * 64);
-                self.host.event(Event::Checked { gfn, checked, live });
-            }
-        }
-    }
-
-    /// Reports that a page is not zero.
-    pub(super) fn report_live(&mut self, gfn: Gfn) {
-        let bit = 1 << (gfn.raw() % 64);
-        let gfn = Gfn::new(gfn.raw() & !63);
-        self.host.event(Event::Checked { gfn, checked: bit, live: bit });
-    }
-
-    fn remember(&mut self, superpage: Superpage, word: Option<u32>, most: u64) {
+    fn remember_non_zero(&mut self, superpage: Superpage, word: Option<u32>, most: u64) {
         let p2m = &mut self.host.domain().p2m;
         p2m.set_hint(superpage, word);
         if most >= WORTH_COPYING {

@@ -4,9 +4,10 @@ use crate::event::Event;
 use crate::frame::{Gfn, SUPERPAGE_PAGES, Superpage};
 use crate::machine::Host;
 use crate::p2m::Entry;
-use crate::session::{BATCH, Progress, Session, WORTH_COPYING};
+use crate::session::zero_check::{BATCH, WORTH_COPYING};
+use crate::session::{Progress, Session};
 
-/// A sweep goes at least so many pages before it is content with what it found.
+/// A sweep visits at least this many pages, even if it finds something before.
 const LIMIT: u64 = 1024;
 
 impl<H: Host> Session<H> {
@@ -74,8 +75,8 @@ impl<H: Host> Session<H> {
 
     /// Checks up to `count` superpages from `next` on, ascending, whatever the cache holds (rule
     /// [R8]). `next` is moved on; start with 0. Under our policy superpages with few live pages are
-    /// evacuated, while there is debt. When all are checked and the host does what can wait, more
-    /// calls give back what came free.
+    /// evacuated, while there is debt. Where a thread of the host does the maintenance, more calls
+    /// return the frames that became free.
     ///
     /// [R8]: crate::rules#r8
     pub fn sweep_full(&mut self, next: &mut u64, count: u64) -> Progress {

@@ -1,17 +1,20 @@
 //! The bounded sweep: superpages first, then the singles of broken ranges, then, as the last
 //! resort, single pages out of superpages that are still whole. A step ends when something was
-//! found or the byte budget is used up; the next one goes on where it stopped. Only a full round in
-//! which nothing was found is exhaustion; where ranges in transit were passed over, it is made anew
-//! a few times. What the last faults populated may have to be left alone ([`Touched`](crate::ring::Touched)).
+//! found or the byte budget is used up; the next one goes on where it stopped. Only a full round
+//! that finds nothing is exhaustion. If it passed over ranges in transit, it is repeated a few
+//! times. What the last faults populated may have to be left alone
+//! ([`Touched`](crate::ring::Touched)).
 
+use crate::cursors::{Fruitless, Phase, Seek};
 use crate::domain::Domain;
 use crate::event::Event;
 use crate::frame::{Gfn, SUPERPAGE_PAGES, Superpage};
 use crate::machine::Host;
 use crate::p2m::Entry;
-use crate::session::{BATCH, Session, WORTH_COPYING};
+use crate::session::Session;
+use crate::session::zero_check::{BATCH, WORTH_COPYING};
 
-/// What a step came to.
+/// The outcome of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
     /// The cache has something now, or a full round found nothing.
@@ -20,63 +23,19 @@ pub(crate) enum Step {
     Again,
 }
 
-/// What is looked at in this round.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Phase {
-    #[default]
-    Superpages,
-    BrokenRanges,
-    WholeRanges,
-}
-
-/// Where the sweep is.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Cursor {
-    phase: Phase,
-    next: u64,
-    /// Ranges seen in this phase since something was found.
-    seen: u64,
-    /// Whether one of them was in transit.
-    passed_over: bool,
-    /// Singles were found in this round: before it is given up, another is made.
-    found: bool,
-    /// Full rounds in which something was passed over and nothing found.
-    rounds: u64,
-    /// A round found nothing.
-    fruitless: Option<Fruitless>,
-}
-
-/// When a sweep that found nothing is worth repeating.
-#[derive(Clone, Copy, Debug)]
-struct Fruitless {
-    /// So many populates later.
-    populates: u64,
-    /// As soon as the guest has given back more than this.
-    given_back: u64,
-}
-
-/// Where the search for a superpage is.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Seek {
-    next: u64,
-    seen: u64,
-    /// A round found nothing: how many populates there had been.
-    fruitless: Option<u64>,
-}
-
-/// A step is content with so many pages: a superpage, or a batch of singles.
+/// A step ends when it has found this many pages: a superpage, or a batch of singles.
 const ENOUGH_PAGES: u64 = 64;
-/// After a round that found nothing, so many more pages must be populated before the next.
+/// After a round that found nothing: pages that must be populated before the next round.
 const REST_POPULATES: u64 = 512;
-/// The same as a part of what such a round looks at: a guest that borrows page by page pays for this
-/// many looks with each.
+/// The same as a part of what such a round looks at: a guest that borrows page by page pays for
+/// this many looks with each.
 const LOOKS_PER_POPULATE: u64 = 32;
 
-/// So many rounds are made if ranges in transit were passed over.
+/// Rounds at most, if ranges in transit were passed over.
 const MOST_ROUNDS: u64 = 4;
 
 /// To look at a range, or at a page while it is mapped, costs a few cache lines that have to come
-/// from memory: as long as scanning so many bytes.
+/// from memory. That takes as long as scanning this many bytes.
 const LOOK_BYTES: u64 = 2048;
 
 impl<H: Host> Session<H> {
@@ -250,27 +209,6 @@ impl Domain {
     pub fn allow_sweep(&mut self) {
         self.cursors.bounded.fruitless = None;
         self.rings.touched.forget();
-        self.p2m.forgive();
-    }
-}
-
-impl Cursor {
-    /// Whether the last sweep found nothing.
-    pub(crate) fn is_fruitless(&self) -> bool {
-        self.fruitless.is_some()
-    }
-
-    /// A superpage was found: superpages first, the next time. A single: on with this round, or
-    /// what was looked at before would be looked at again and again.
-    fn note_found(&mut self) {
-        if self.phase == Phase::Superpages {
-            self.restart();
-        } else {
-            (self.found, self.rounds) = (true, 0);
-        }
-    }
-
-    fn restart(&mut self) {
-        *self = Self { next: self.next, ..Self::default() };
+        self.p2m.clear_deferred();
     }
 }
