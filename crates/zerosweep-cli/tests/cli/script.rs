@@ -53,13 +53,13 @@ fn bad_syntax_ends_it_before_the_first_step() {
 }
 
 #[test]
-fn sizes_that_cannot_be_are_wrong_usage() {
+fn invalid_sizes_are_wrong_usage() {
     for (max_mem, target, part) in [
         ("8M", "16M", "invalid target: 4096 pages (must be 1 to 2048)"),
         ("8M", "0", "invalid target: 0 pages (must be 1 to 2048)"),
         ("8M", "4097", "--target is 4097, but must be a multiple of 4K"),
-        ("15E", "15E", "the software machine has no"),
-        ("256P", "256P", "the software machine has no"),
+        ("15E", "15E", "no memory for the software machine"),
+        ("256P", "256P", "no memory for the software machine"),
     ] {
         let output = script("rd 1", ["--max-mem", max_mem, "--target", target]);
         assert_eq!(output.status.code(), Some(2), "{max_mem} {target}: {}", stderr(&output));
