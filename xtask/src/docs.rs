@@ -136,7 +136,7 @@ fn every_rule_that_a_document_cites_can_be_clicked() {
             let before = text[..at].ends_with('[');
             let after = text[at + name.len()..].starts_with("](");
             let (line, file) = (text[..at].lines().count(), document.display());
-            assert!(before && after, "{file}:{line}: {name} is no link to docs/rules.md#…");
+            assert!(before && after, "{file}:{line}: {name} is not a link to docs/rules.md#…");
         }
     }
 }
@@ -155,7 +155,7 @@ fn every_rule_that_a_doc_comment_cites_can_be_clicked() {
                 let after = &line[at + name.len()..];
                 let linked = line[..at].ends_with('[') && after.starts_with(']');
                 let (file, line) = (file.display(), number + 1);
-                assert!(linked, "{file}:{line}: {name} is no link; write [{name}] and its target");
+                assert!(linked, "{file}:{line}: {name} is not a link; write [{name}] and its target");
                 let target = after.starts_with("](") || text.contains(&format!("[{name}]: "));
                 assert!(target, "{file}:{line}: [{name}] has no target");
             }

@@ -131,7 +131,7 @@ const METRICS: &[Metric] = &[
     ),
     metric(
         "likely",
-        "How much more a sweep should find, going by the last checks",
+        "How much more a sweep should find, by the results of the last checks",
         Samples::Bytes(|s| bytes(s.pages.likely)),
     ),
     metric(

@@ -57,8 +57,8 @@ fn nothing_that_must_be_refused_hides_behind_an_option_that_is_not_known() {
     }
 }
 
-/// A VMM of `body` that is given a second for its agent to answer. The C library stands for an
-/// agent that is in it.
+/// Runs a VMM of `body`, whose agent has a second to answer. The C library takes the place of an
+/// agent that is loaded into it.
 fn never_managed(body: &str, agent: Option<&std::path::Path>) -> String {
     let place = Place::new();
     let fake = place.script("fake-qemu", body);
@@ -328,7 +328,7 @@ fn the_vmms_own_words_are_passed_on() {
     assert_eq!(said, *b"a line\nhalf");
 }
 
-/// However fast it talks, and however slowly somebody listens.
+/// This holds however fast the VMM writes, and however slowly the reader reads.
 #[test]
 fn many_words_are_passed_on_too() {
     let place = Place::new();

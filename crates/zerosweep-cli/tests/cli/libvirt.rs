@@ -1,5 +1,5 @@
-//! A real libvirtd with domains whose emulator is `zerosweep-qemu`: what `virsh` asks is what the
-//! engine does.
+//! A real libvirtd with domains whose emulator is `zerosweep-qemu`: the engine does what `virsh`
+//! asks for.
 //!
 //! libvirtd, virtlogd and their files live in a mount namespace of the test's own, so that neither
 //! the host's domains nor its settings are touched. QEMU runs as root there: another user needs

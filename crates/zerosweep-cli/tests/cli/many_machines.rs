@@ -1,5 +1,5 @@
-//! The commands for many machines, as `docs/experiments.md` has them: run on a small matrix, they
-//! come to the same as one machine.
+//! The commands for many machines in `docs/experiments.md`: on a small matrix they give the same
+//! results as one machine.
 
 use std::path::Path;
 use std::process::Command;

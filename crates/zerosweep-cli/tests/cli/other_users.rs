@@ -1,4 +1,4 @@
-//! What another user of the host can do with a directory, a socket or a file, and what is believed.
+//! What another user of the host can do with a directory, a socket or a file, and what is trusted.
 //!
 //! The other user is a thread of the test. Linux keeps user ids by thread, and reports to a process
 //! that connects the ids of the thread that began to listen.
@@ -25,7 +25,7 @@ const SOMEBODY: u32 = 65_533;
 /// A title for the terminal, red, a screen cleared; a C1 control; text that runs backwards; a line.
 const EVIL: &str = "\x1b]0;PWNED\x07\x1b[31mEVIL\x1b[2J\u{9b}31m\u{202e}\nvm  1 managing";
 
-/// Runs `work` as this user, whose files and sockets are his own.
+/// Runs `work` as this user, who owns the files and sockets that it makes.
 fn as_user<R: Send + 'static>(user: u32, work: impl FnOnce() -> R + Send + 'static) -> R {
     std::thread::spawn(move || {
         rustix::thread::set_thread_gid(Gid::from_raw(user)).unwrap();
@@ -211,7 +211,7 @@ fn a_user_believes_no_directory_of_another_user() {
     }
 }
 
-/// What a dead guest left is cleared up by its own user alone: root would follow his links.
+/// Only a dead guest's own user removes what it left: root would follow that user's links.
 #[test]
 #[ignore = "needs a second user"]
 fn root_follows_no_link_of_another_users_directory() {

@@ -66,7 +66,8 @@ fn the_exit_status_is_the_vmms() {
     }
 }
 
-/// What is no VMM, or a script that does not wait for its VMM, looks like success otherwise.
+/// Without this error, a program that is not a VMM, or a script that does not wait for its VMM,
+/// would look like success.
 #[test]
 fn where_no_guest_was_ever_managed_it_is_told_and_is_no_success() {
     let place = Place::new();
@@ -305,7 +306,7 @@ fn sigterm_ends_a_vmm_behind_a_script() {
     }
 }
 
-/// Whether a process has ended, and only nobody has waited for it.
+/// Whether a process has ended and nothing has waited for it yet.
 fn is_zombie(pid: Pid) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
     stat.is_ok_and(|stat| stat.contains(") Z "))

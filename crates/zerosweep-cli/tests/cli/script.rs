@@ -1,4 +1,4 @@
-//! `zerosweep script`: the examples of its document, word by word, and what cannot be done.
+//! `zerosweep script`: the examples of its document, word by word, and errors.
 use std::fs;
 use std::io::Write as _;
 use std::process::{Command, Output, Stdio};

@@ -1,5 +1,5 @@
-//! `zerosweep serve` on fake agents: what it answers, whom it refuses, and what it costs the
-//! agents.
+//! `zerosweep serve` on fake agents: what it answers, which requests it refuses, and what it costs
+//! the agents.
 
 use std::io::Read as _;
 use std::os::unix::fs::PermissionsExt as _;

@@ -13,7 +13,7 @@ use super::harness::{
 };
 
 const TARGET_BYTES: u64 = 300 << 20;
-/// Above the target by no more than this: what the account of the cgroup may be off.
+/// The most that a guest may hold, in targets: the cgroup's account is not exact.
 const TOLERANCE: f64 = 1.02;
 /// The balloon may miss its target by this number of pages.
 const FEW_PAGES: u64 = 16;

@@ -1,4 +1,4 @@
-//! What happens to a real guest's memory, recorded: the trace says what `status` says.
+//! The trace of a real guest's memory agrees with `status`.
 
 use std::path::Path;
 use std::time::Duration;

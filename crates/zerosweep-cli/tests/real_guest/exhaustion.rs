@@ -12,8 +12,8 @@ use super::harness::{Agent, Guest, MEBIBYTE, PATIENCE, Place, Spec, stderr, wait
 /// More than the target, none of it zero.
 const APPEND: &str = "init_on_free=1 zs.fill=400M zs.end=idle";
 const RAISED_BYTES: u64 = 600 << 20;
-/// QEMU is never frozen for longer. It takes two seconds until a main thread that hangs on a lock
-/// is known to hang; the rest is for slow machines.
+/// The longest time that QEMU is frozen. After two seconds a main thread that waits for a lock
+/// counts as hanging; the rest is for slow machines.
 const QMP_BOUND: Duration = Duration::from_secs(25);
 
 #[test]

@@ -11,7 +11,7 @@ use super::harness::{PATIENCE, Place, mib, processes_of, stderr, wait_until};
 
 const MAX_BYTES: u64 = 1 << 30;
 const TARGET_BYTES: u64 = 400 << 20;
-/// Above the target by no more than this: what the account of the cgroup may be off.
+/// The most that a guest may hold, in targets: the cgroup's account is not exact.
 const TOLERANCE: f64 = 1.02;
 
 /// `experiment --machine qemu` in a process group of its own.
@@ -84,8 +84,8 @@ fn plain_qemu_takes_everything_and_zerosweep_its_target() {
     assert!(figure(ours, "bytes_scanned_ballooning") <= figure(ours, "bytes_scanned"));
 }
 
-/// The guest needs more than its target and nothing looks for zeros: it is given up, and that is
-/// the result.
+/// The guest needs more than its target, and nothing looks for zeros. The run is given up, and this
+/// is its result.
 #[test]
 #[ignore = "needs QEMU, a guest image and userfaultfd: cargo xtask test sets them up"]
 fn a_guest_that_stalls_is_a_result() {

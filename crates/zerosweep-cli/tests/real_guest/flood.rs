@@ -1,5 +1,5 @@
-//! The control socket under people who mean no good, or do not know better: garbage, halves of
-//! requests, and clients that connect and say nothing.
+//! The control socket with hostile or broken clients: garbage, halves of requests, and clients that
+//! connect and say nothing.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
@@ -16,7 +16,7 @@ use super::harness::{Agent, Guest, MEBIBYTE, PATIENCE, Place, Spec, stderr, stdo
 const TARGET: u64 = 76_800;
 /// Clients that connect and say nothing.
 const SILENT: usize = 500;
-/// `zerosweep status` takes some ten milliseconds; never longer than this.
+/// The longest time for `zerosweep status`, which usually takes some ten milliseconds.
 const ANSWER: Duration = Duration::from_secs(5);
 /// What the VMM may hold more afterwards, in bytes: its own allocators keep some.
 const GROWTH: u64 = 16 * MEBIBYTE;
@@ -123,7 +123,7 @@ fn the_sockets_are_private_and_take_no_thread_but_those_of_virtual_cpus() {
     guest.marker("done ok");
 }
 
-/// `zerosweep status` answers, within [`ANSWER`]; how long it took.
+/// Runs `zerosweep status`, which must answer within [`ANSWER`]. Returns how long it took.
 #[track_caller]
 fn asked(place: &Place) -> Duration {
     let began = Instant::now();
@@ -134,7 +134,7 @@ fn asked(place: &Place) -> Duration {
     took
 }
 
-/// What clients may cost the VMM.
+/// What clients cost the VMM.
 #[derive(Debug)]
 struct Cost {
     descriptors: usize,
@@ -163,7 +163,8 @@ impl Cost {
     }
 }
 
-/// All that a client should not say, and one connection for each; returns how many.
+/// Sends everything that a client should not send, each on a connection of its own. Returns how
+/// many.
 fn garbage(socket: &Path, round: u64) -> usize {
     let mut random = vec![0; 200_000];
     let mut state = round + 1;

@@ -1,4 +1,4 @@
-//! A guest's side, recorded by `run --record`, is done again as it was.
+//! A guest's side that was recorded by `run --record` is replayed exactly.
 
 use std::fs;
 

@@ -26,7 +26,7 @@ fn memory_that_cannot_move_is_refused() {
     }
 }
 
-/// Sockets of a guest that is dead are taken away; those of one that lives are its own.
+/// The sockets of a dead guest are removed; those of a living guest stay.
 #[test]
 #[ignore = "needs QEMU, a guest image and userfaultfd: cargo xtask test sets them up"]
 fn a_name_belongs_to_the_living() {
@@ -83,7 +83,7 @@ fn a_vmm_in_its_sandbox_is_managed() {
     assert!(status.counters.peak_total_pages <= status.pages.target);
 }
 
-/// Its bus is full: it starts without the device that is ours, and is managed.
+/// A guest with a full bus starts without our device, and is managed.
 #[test]
 #[ignore = "needs QEMU, guest image, userfaultfd"]
 fn a_guest_whose_bus_is_full_starts_without_our_balloon_device() {
@@ -168,8 +168,7 @@ fn a_vmm_that_gives_up_its_rights_is_managed() {
     }
 }
 
-/// A VMM that hangs is ended all the same.
-/// What QEMU asks of guest RAM holds for its frames, which come from the pool.
+/// The memory policy that QEMU sets for guest RAM applies to its frames, which come from the pool.
 #[test]
 #[ignore = "needs QEMU, guest image, userfaultfd"]
 fn host_nodes_and_policy_hold_for_the_frames() {
@@ -203,6 +202,7 @@ fn host_nodes_and_policy_hold_for_the_frames() {
     }
 }
 
+/// SIGTERM also ends a VMM that hangs.
 #[test]
 #[ignore = "needs QEMU, guest image, userfaultfd"]
 fn sigterm_ends_a_guest_whose_vmm_hangs() {

@@ -1,4 +1,4 @@
-//! A place of its own for each test: runtime directory, fake VMMs, fake agent and QMP.
+//! The surroundings of each test: a runtime directory, fake VMMs, a fake agent and a fake QMP.
 #![expect(clippy::unwrap_used, reason = "test code; clippy does not see that in helpers")]
 #![allow(dead_code, reason = "each test program uses a part")]
 #![allow(unreachable_pub, reason = "shared by several test programs")]

@@ -55,7 +55,7 @@ fn or_dash(figure: Option<u64>, show: fn(u64) -> String) -> String {
     figure.map_or_else(|| "–".to_owned(), show)
 }
 
-/// A figure of the engine's; without one there is none.
+/// A figure of the engine; a dash if there is no engine.
 fn engine(run: &Run, show: fn(&Run) -> String) -> String {
     if run.is_plain() { "–".to_owned() } else { show(run) }
 }

@@ -64,7 +64,7 @@ pub enum Step {
     Audit,
 }
 
-/// A line that is no step.
+/// A line that is not a step.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}: {reason}")]
 pub struct SyntaxError {
@@ -188,7 +188,7 @@ impl Script {
     /// Reads a script.
     ///
     /// # Errors
-    /// The first line that is no step.
+    /// When a line is not a step; the first one is reported.
     pub fn parse(text: &str) -> Result<Self, SyntaxError> {
         let mut steps = Vec::new();
         for (index, line) in text.lines().enumerate() {

@@ -1,4 +1,4 @@
-//! The agent's socket and QEMU's, written out by hand: what a tool that is not ours would do.
+//! Clients of the agent's socket and of QEMU's, as a tool would have them that is not ours.
 
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;

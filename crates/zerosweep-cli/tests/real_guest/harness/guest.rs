@@ -1,4 +1,4 @@
-//! Starts guests, and sees to it that none outlives its test.
+//! Starts guests, and makes sure that no guest outlives its test.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -19,7 +19,7 @@ use super::control::{Agent, Qmp};
 use super::{ENDING, PATIENCE, wait_until};
 
 const VMM: &str = "qemu-system-x86_64";
-/// Where what guests of failed tests said is kept.
+/// The directory for the output of guests of failed tests.
 const KEPT: &str = env!("CARGO_TARGET_TMPDIR");
 
 /// The kernel and the initramfs.

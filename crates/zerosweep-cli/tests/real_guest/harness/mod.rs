@@ -5,7 +5,7 @@
 //! | `guest` | starts a guest, managed or plain; whatever happens, it ends with its test |
 //! | `control` | the agent's socket and QEMU's, every call with a time limit |
 //!
-//! What a guest says and how much memory it holds: `zerosweep_lab::real_guest`.
+//! `zerosweep_lab::real_guest` has what a guest says and how much memory it holds.
 
 mod control;
 mod guest;
@@ -21,10 +21,10 @@ pub(crate) const GUEST_BYTES: u64 = 2 << 30;
 pub(crate) const MEBIBYTE: u64 = 1 << 20;
 pub(crate) const PAGE_BYTES: u64 = 4096;
 
-/// No step of a guest's life may take longer. On an idle machine each takes some seconds; where
-/// three others want every core, a boot was seen to take 46.
+/// The longest time for a step of a guest's life. On an idle machine a step takes some seconds.
+/// While three other guests used every core, a boot took 46.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(300);
-/// What ends, ends within this.
+/// The longest time that a process takes to end.
 pub(crate) const ENDING: Duration = Duration::from_secs(30);
 
 /// Waits until `done` gives something, or fails the test.
