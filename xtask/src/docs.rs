@@ -155,7 +155,10 @@ fn every_rule_that_a_doc_comment_cites_can_be_clicked() {
                 let after = &line[at + name.len()..];
                 let linked = line[..at].ends_with('[') && after.starts_with(']');
                 let (file, line) = (file.display(), number + 1);
-                assert!(linked, "{file}:{line}: {name} is not a link; write [{name}] and its target");
+                assert!(
+                    linked,
+                    "{file}:{line}: {name} is not a link; write [{name}] and its target"
+                );
                 let target = after.starts_with("](") || text.contains(&format!("[{name}]: "));
                 assert!(target, "{file}:{line}: [{name}] has no target");
             }

@@ -59,8 +59,8 @@ pub(crate) enum AfterPopulate {
     Nothing,
     /// Records it in the ring of [`Policy::Xen2016`], which faults check.
     Record2016,
-    /// Under debt: records a superpage in the ring of [`Policy::Xen2012`], and checks the one that
-    /// it replaces.
+    /// Under debt: records a superpage in the ring of [`Policy::Xen2012`], and checks the one that it
+    /// replaces.
     Check2012,
     /// The same with the ring of [`Policy::Zerosweep`].
     CheckZerosweep,
