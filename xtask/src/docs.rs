@@ -2,6 +2,7 @@
 //!
 //! - `ARCHITECTURE.md` names the files and tests of each rule and invariant of `docs/rules.md`.
 //! - Every rule or invariant that a document or a doc comment cites is a link to it.
+//! - Sentences can be read by people for whom English is a second language.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -77,6 +78,41 @@ fn sources(folder: &Path, extension: &str, found: &mut Vec<PathBuf>) {
             sources(&path, extension, found);
         } else if kind.is_file() && path.extension().is_some_and(|is| is == extension) {
             found.push(path);
+        }
+    }
+}
+
+/// Phrases that make a reader stop, each with words that do not.
+const PHRASES: [(&str, &str); 8] = [
+    ("so many", "a number of …, at most …, this many"),
+    ("whoever", "a thread that …, every program that …"),
+    ("what came of", "the outcome of"),
+    ("came of it", "the outcome"),
+    ("be had", "is there, is free, can be allocated"),
+    ("without a word", "and does not report it"),
+    ("by the kernel's word", "as the kernel reports it"),
+    ("as it comes to that", "when it is needed"),
+];
+
+#[test]
+fn sentences_are_read_once() {
+    let mut files = Vec::new();
+    for extension in ["md", "rs", "c", "h", "js", "html", "toml"] {
+        sources(&root(), extension, &mut files);
+    }
+    assert!(files.len() > 300, "{} files", files.len());
+    for file in files.iter().filter(|file| !file.ends_with("xtask/src/docs.rs")) {
+        let text = fs::read_to_string(file).expect("a source file can be read").to_lowercase();
+        for (number, line) in text.lines().enumerate() {
+            for (phrase, better) in PHRASES {
+                let found = line.find(phrase).is_some_and(|at| {
+                    let ends = |c: Option<char>| c.is_none_or(|c| !c.is_alphanumeric());
+                    ends(line[..at].chars().next_back())
+                        && ends(line[at + phrase.len()..].chars().next())
+                });
+                let (file, number) = (file.display(), number + 1);
+                assert!(!found, "{file}:{number}: {phrase:?}; write {better}");
+            }
         }
     }
 }

@@ -110,7 +110,7 @@ fn cases(criterion: &mut Criterion) {
     memory.stop();
 }
 
-/// How long one of so many operations takes.
+/// The time of one operation, in a run of a number of them.
 fn timed(operations: u64, work: impl FnOnce()) -> Duration {
     let start = Instant::now();
     work();

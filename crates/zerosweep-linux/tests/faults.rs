@@ -170,7 +170,7 @@ fn stalled_vcpu(memory: &Arc<GuestMemory>) -> (u32, std::thread::JoinHandle<()>)
     (vcpu.load(Ordering::SeqCst), guest)
 }
 
-/// Makes the virtual CPU fault again so many times.
+/// Makes the virtual CPU fault again, `times` times.
 fn signal(thread_id: u32, times: u64) {
     let (end, enough) = (Instant::now() + LIMIT, SIGNALS.load(Ordering::Relaxed) + times);
     while SIGNALS.load(Ordering::Relaxed) < enough {

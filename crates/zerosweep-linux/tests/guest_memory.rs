@@ -199,8 +199,8 @@ fn pages_taken_again_without_a_word_get_frames() {
             verify_pages(memory, 1000..5000);
         }],
     );
-    // A touch takes a superpage; what the guest takes of it without a word is noticed when it is
-    // looked at next, and held all the while.
+    // A touch takes a superpage. What the guest takes of it and does not report is noticed when it
+    // is looked at next, and held all the while.
     let quantities = memory.snapshot().quantities;
     assert!(quantities.guest() <= 4000, "{quantities:?}");
     assert!(quantities.populated + quantities.retained >= 4000, "{quantities:?}");
@@ -429,7 +429,7 @@ fn giving_back_waits_for_a_sweep_of_the_same_superpage_and_not_the_other_way_rou
         done.send(()).unwrap();
     });
     for _ in 0..2 {
-        // Not even a snapshot could be had then: the lock is held for ever.
+        // Not even a snapshot is possible then: the lock is held for ever.
         let outcome = finished.recv_timeout(Duration::from_secs(60));
         assert!(outcome.is_ok(), "guest and sweep wait for each other");
     }

@@ -1,5 +1,5 @@
-//! Under KVM a guest waits at its target, whoever asks for its pages: the virtual CPU itself, or a
-//! worker of the kernel's.
+//! Under KVM a guest waits at its target, no matter who asks for its pages: the virtual CPU itself,
+//! or a worker of the kernel's.
 #![cfg(target_arch = "x86_64")]
 #![expect(unsafe_code, reason = "a memory slot of KVM names memory by its address")]
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
@@ -58,8 +58,8 @@ fn with_the_kernels_interrupt_controller() {
     waits_at_its_target_and_goes_on(Controller::Kernel);
 }
 
-/// KVM changes a memory slot only when no virtual CPU is in a fault: whoever asks for it, QEMU's
-/// main loop, waits in a system call for as long as the virtual CPU waits for a frame.
+/// KVM changes a memory slot only when no virtual CPU is in a fault. The thread that asks for it,
+/// QEMU's main loop, waits in a system call for as long as the virtual CPU waits for a frame.
 #[test]
 #[ignore = "needs userfaultfd in kernel mode, KVM"]
 fn a_main_loop_that_changes_a_memory_slot_is_let_go_on() {

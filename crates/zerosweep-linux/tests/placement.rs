@@ -12,7 +12,7 @@ fn memory(max_mib: u64) -> Arc<GuestMemory> {
     GuestMemory::new(Region::new(max_mib * MIB).unwrap(), &options).unwrap()
 }
 
-/// The policies of this process' big mappings, by the kernel's word, in `/proc/self/numa_maps`.
+/// The policies of this process' big mappings that the kernel reports in `/proc/self/numa_maps`.
 fn policies(at_least_pages: u64) -> Vec<String> {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
     let numa = std::fs::read_to_string("/proc/self/numa_maps").unwrap();

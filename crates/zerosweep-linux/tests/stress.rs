@@ -524,7 +524,7 @@ fn watch(stage: &Stage, time: Duration) {
 fn hangs(stage: &Stage, what: &str) -> ! {
     eprintln!("HANG, seed {}: {what}", stage.seed);
     eprintln!("progress {:?}", stage.progress.iter().map(get).collect::<Vec<_>>());
-    // Whoever hangs may hold the lock that a snapshot takes.
+    // The thread that hangs may hold the lock that a snapshot takes.
     let (memory, seed) = (Arc::clone(&stage.memory), stage.seed);
     std::thread::spawn(move || eprintln!("seed {seed}: {:?}", memory.snapshot()));
     std::thread::sleep(Duration::from_secs(2));

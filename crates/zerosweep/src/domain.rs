@@ -262,11 +262,11 @@ impl fmt::Debug for Domain {
 mod tests {
     use super::*;
 
-    fn domain(target: u64) -> Domain {
+    pub(super) fn domain(target: u64) -> Domain {
         Domain::new(Config::new(1 << 20, target, Policy::Xen2012)).unwrap()
     }
 
-    fn with_cache(domain: &mut Domain, superpages: u64) {
+    pub(super) fn with_cache(domain: &mut Domain, superpages: u64) {
         for n in 0..superpages {
             assert_eq!(domain.put(Mfn::new(n * 512), Order::SUPERPAGE), None);
         }

@@ -86,6 +86,65 @@ macro_rules! frame_number {
 frame_number!(Gfn, "g");
 frame_number!(Mfn, "m");
 
+macro_rules! run_of_512 {
+    ($name:ident, $frame:ident, $prefix:literal, $nth:literal, $member:ident, $which:literal) => {
+        impl $name {
+            #[doc = $nth]
+            #[must_use]
+            pub const fn new(n: u64) -> Self {
+                Self(n)
+            }
+
+            /// Its number: the number of its first frame, divided by 512.
+            #[must_use]
+            pub const fn number(self) -> u64 {
+                self.0
+            }
+
+            /// Its number, to index a table with.
+            #[must_use]
+            pub const fn index(self) -> usize {
+                self.0 as usize
+            }
+
+            /// Its first frame.
+            #[must_use]
+            pub const fn first(self) -> $frame {
+                $frame(self.0.saturating_mul(SUPERPAGE_PAGES))
+            }
+
+            #[doc = $which]
+            #[must_use]
+            pub const fn $member(self, index: usize) -> $frame {
+                self.first().offset(index as u64)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!($prefix, "{:#x}"), self.0)
+            }
+        }
+    };
+}
+
+run_of_512!(
+    Superpage,
+    Gfn,
+    "s",
+    "The `n`th superpage of guest memory.",
+    page,
+    "Its page number `index`, 0 to 511."
+);
+run_of_512!(
+    Superframe,
+    Mfn,
+    "f",
+    "The `n`th superframe of the machine.",
+    frame,
+    "Its frame number `index`, 0 to 511."
+);
+
 impl Gfn {
     /// The superpage around this page.
     #[must_use]
@@ -111,44 +170,6 @@ impl Mfn {
     #[must_use]
     pub const fn index_in_superframe(self) -> usize {
         (self.0 % SUPERPAGE_PAGES) as usize
-    }
-}
-
-impl Superframe {
-    /// The `n`th superframe of the machine.
-    #[must_use]
-    pub const fn new(n: u64) -> Self {
-        Self(n)
-    }
-
-    /// Its number: the first mfn divided by 512.
-    #[must_use]
-    pub const fn number(self) -> u64 {
-        self.0
-    }
-
-    /// Its number, to index a table with.
-    #[must_use]
-    pub const fn index(self) -> usize {
-        self.0 as usize
-    }
-
-    /// Its first frame.
-    #[must_use]
-    pub const fn first(self) -> Mfn {
-        Mfn(self.0.saturating_mul(SUPERPAGE_PAGES))
-    }
-
-    /// Its frame number `index`, 0 to 511.
-    #[must_use]
-    pub const fn frame(self, index: usize) -> Mfn {
-        self.first().offset(index as u64)
-    }
-}
-
-impl fmt::Debug for Superframe {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "f{:#x}", self.0)
     }
 }
 
@@ -207,44 +228,6 @@ impl Order {
 impl fmt::Debug for Order {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "o{}", self.0)
-    }
-}
-
-impl Superpage {
-    /// The `n`th superpage of guest memory.
-    #[must_use]
-    pub const fn new(n: u64) -> Self {
-        Self(n)
-    }
-
-    /// Its number: the first gfn divided by 512.
-    #[must_use]
-    pub const fn number(self) -> u64 {
-        self.0
-    }
-
-    /// Its number, to index a table with.
-    #[must_use]
-    pub const fn index(self) -> usize {
-        self.0 as usize
-    }
-
-    /// Its first page.
-    #[must_use]
-    pub const fn first(self) -> Gfn {
-        Gfn(self.0.saturating_mul(SUPERPAGE_PAGES))
-    }
-
-    /// Its page number `index`, 0 to 511.
-    #[must_use]
-    pub const fn page(self, index: usize) -> Gfn {
-        self.first().offset(index as u64)
-    }
-}
-
-impl fmt::Debug for Superpage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "s{:#x}", self.0)
     }
 }
 

@@ -90,7 +90,7 @@ fn code() -> &'static [u8] {
     }
 }
 
-/// What came of it.
+/// The outcome of a run.
 pub(crate) struct Outcome {
     /// Pages that were not as the guest had left them.
     pub(crate) wrong_pages: u32,

@@ -15,7 +15,7 @@ use super::as_guest;
 use crate::{GuestMemory, MainLoop, Options, PAGE_BYTES, Region, operation};
 
 const MIB: u64 = 1 << 20;
-/// Of an operation of more calls so many are held up, evenly.
+/// The most calls of an operation that are held up, evenly, if it has more.
 const MOST_CALLS: u64 = 60;
 
 /// What a page holds, if it was not given back.

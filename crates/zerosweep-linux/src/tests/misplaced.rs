@@ -102,8 +102,8 @@ fn a_page_that_was_left_at_its_slot_is_found_there() {
     memory.stop();
 }
 
-/// Whoever reads the pool from outside (a debugger, a core dump) leaves zero pages in its holes,
-/// huge ones where a whole superslot is empty. None of these is ever moved to the guest.
+/// A process that reads the pool from outside (a debugger, a core dump) leaves zero pages in its
+/// holes, huge ones where a whole superslot is empty. None of these is ever moved to the guest.
 #[test]
 #[ignore = "needs userfaultfd in kernel mode"]
 fn a_zero_page_in_the_pool_stays_there() {

@@ -78,19 +78,7 @@ impl Domain {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::Config;
-    use crate::frame::{Mfn, Order};
-    use crate::policy::Policy;
-
-    fn domain(target: u64) -> Domain {
-        Domain::new(Config::new(1 << 20, target, Policy::Xen2012)).unwrap()
-    }
-
-    fn with_cache(domain: &mut Domain, superpages: u64) {
-        for n in 0..superpages {
-            assert_eq!(domain.put(Mfn::new(n * 512), Order::SUPERPAGE), None);
-        }
-    }
+    use crate::domain::tests::{domain, with_cache};
 
     #[test]
     fn old_finds_count_for_less() {
