@@ -125,7 +125,7 @@ fn an_agent_is_not_believed_about_another_guest() {
     let _agent = FakeAgent::new(place.runtime().join("db.sock"), status("web"));
     for arguments in [&["status", "db"][..], &["audit", "db"], &["ps"]] {
         let said = said(&place.output(arguments));
-        assert!(said.contains("says that it is of guest \"web\""), "{arguments:?}: {said}");
+        assert!(said.contains("names another guest (\"web\")"), "{arguments:?}: {said}");
     }
 }
 

@@ -140,7 +140,7 @@ fn a_recording_that_is_cut_is_read_up_to_there() {
         let path = file.to_str().unwrap();
         let output = trace(&["read", path, "--json"]);
         assert_eq!(output.status.code(), Some(1), "{length}: {}", stderr(&output));
-        assert!(stderr(&output).contains("what comes before it is shown"), "{}", stderr(&output));
+        assert!(stderr(&output).contains("the part before is shown"), "{}", stderr(&output));
         let document: Value = serde_json::from_slice(&output.stdout).unwrap();
         let records = document["records"].as_u64().unwrap();
         assert!(records > 100 && records < before, "{records} records of {length} bytes");
@@ -194,7 +194,7 @@ fn a_report_of_a_trace_that_is_cut_says_so() {
     let arguments = ["report", file.to_str().unwrap(), "-o", page.to_str().unwrap()];
     let output = trace(&[&arguments[..], &["--domain", "2"]].concat());
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
-    assert!(stderr(&output).contains("what comes before it is drawn"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("the part before is drawn"), "{}", stderr(&output));
     let text = fs::read_to_string(&page).unwrap();
     assert!(text.contains("<b>Cut or damaged.</b> byte ") && text.contains("Its superpages"));
     assert!(text.contains("&lt;cut&gt;.gz") && !text.contains("<cut>"));

@@ -35,7 +35,7 @@ fn targets_that_cannot_be() {
 fn max_mem_must_agree_with_the_vmm() {
     refused("--target 64M --max-mem 2G", "VMM -m 1G", &["2G", "1G", "must be equal"]);
     refused("--target 64M --max-mem 0", "VMM", &["--max-mem 0"]);
-    refused("--target 64M --max-mem 1G", "VMM -m what", &["-m", "what", "not a size"]);
+    refused("--target 64M --max-mem 1G", "VMM -m what", &["-m", "what", "not a memory size"]);
 }
 
 #[test]
@@ -67,7 +67,7 @@ fn guests_that_cannot_be_managed() {
             "-M memory-backend=a -object memory-backend-memfd,id=a,size=1G,hugetlb=on",
             ["hugetlb=on", "anonymous"],
         ),
-        ("-mem-prealloc", ["-mem-prealloc", "populate-on-demand"]),
+        ("-mem-prealloc", ["-mem-prealloc", "populate on demand"]),
         (
             "-M memory-backend=a -object memory-backend-ram,id=a,size=1G,prealloc=on",
             ["prealloc=on", "fills"],
