@@ -83,11 +83,12 @@ fn sources(folder: &Path, extension: &str, found: &mut Vec<PathBuf>) {
 }
 
 /// Phrases that make a reader stop, each with words that do not.
-const PHRASES: [(&str, &str); 8] = [
+const PHRASES: [(&str, &str); 9] = [
     ("so many", "a number of …, at most …, this many"),
     ("whoever", "a thread that …, every program that …"),
     ("what came of", "the outcome of"),
     ("came of it", "the outcome"),
+    ("so much memory", "an amount of memory"),
     ("be had", "is there, is free, can be allocated"),
     ("without a word", "and does not report it"),
     ("by the kernel's word", "as the kernel reports it"),

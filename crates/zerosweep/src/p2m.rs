@@ -425,7 +425,7 @@ impl P2m {
     }
 
     /// The superpage with the most pages retained, and how many, of those that nobody has claimed
-    /// and that are not [deferred](P2m::defer).
+    /// and that are not deferred.
     #[must_use]
     pub fn fewest_live(&self) -> Option<(Superpage, u64)> {
         self.retained.fewest_live(|superpage| {
@@ -469,7 +469,7 @@ impl P2m {
         table.expect("INV-1: a record names a table that exists")
     }
 
-    /// Whether [`P2m::add_spare`] should be called before the next operation.
+    /// Whether a spare table should be added before the next operation.
     #[must_use]
     pub fn wants_spare(&self) -> bool {
         self.spares.len() < SPARES_WANTED

@@ -30,8 +30,9 @@ pub struct Config {
 pub enum Upkeep {
     /// The operation that causes it, before it returns.
     Inline,
-    /// A thread of the host. It calls [`Session::upkeep`] when [`Domain::wants_upkeep`] is true. An
-    /// operation returns at most 64 runs of frames itself, because a guest may wait for it.
+    /// A thread of the host. It calls [`Session::upkeep`](crate::Session::upkeep) when
+    /// [`Domain::wants_upkeep`](crate::Domain::wants_upkeep) is true. An operation returns at most
+    /// 64 runs of frames itself, because a guest may wait for it.
     Host,
 }
 
