@@ -287,7 +287,9 @@ fn memory_that_cannot_be_managed_is_refused_with_a_reason() {
         fault_threads: Options::DEFAULT_FAULT_THREADS,
         main_loop: MainLoop::None,
     };
-    for (target, message) in [(4097, "not a multiple"), (0, "target of 0"), (65 * MIB, "target")] {
+    for (target, message) in
+        [(4097, "not a multiple"), (0, "invalid target: 0 pages"), (65 * MIB, "target")]
+    {
         let region = Region::new(64 * MIB).unwrap();
         let error = GuestMemory::new(region, &options(target)).unwrap_err().to_string();
         assert!(error.contains(message), "{error}");

@@ -101,7 +101,7 @@ fn wrong_usage_is_said_before_any_work() {
     let place = Place::new();
     let costs = place.path().join("costs");
     std::fs::write(&costs, "{\"fault_ns\":1}").unwrap();
-    refused(&["--costs", costs.to_str().unwrap()], &["no cost model", "map_4k_ns"]);
+    refused(&["--costs", costs.to_str().unwrap()], &["is not a cost model", "map_4k_ns"]);
     refused(&["merge"], &["FILE"]);
     refused(&["merge", "/no/such/file"], &["cannot read /no/such/file"]);
 }

@@ -16,7 +16,7 @@ use zerosweep_wire::{
     Answer, ErrorBody, ErrorKind, Hello, Operation, PROTOCOL, Request, Response, Status,
 };
 
-use crate::support::{FakeAgent, Place, status, stderr, stdout};
+use crate::support::{FakeAgent, Place, copy_program, status, stderr, stdout};
 
 /// The other user, and another one.
 const NOBODY: u32 = 65_534;
@@ -185,8 +185,7 @@ fn root_reads_another_users_directory_and_only_that_users_sockets_in_it() {
 /// The program where any user can start it.
 fn program_for_all(place: &Place) -> std::path::PathBuf {
     let program = place.path().join("program");
-    fs::copy(env!("CARGO_BIN_EXE_zerosweep"), &program).unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    copy_program(Path::new(env!("CARGO_BIN_EXE_zerosweep")), &program);
     program
 }
 

@@ -79,10 +79,21 @@ impl Place {
     /// Writes an executable shell script.
     pub fn script(&self, name: &str, text: &str) -> String {
         let path = self.path().join(name);
-        std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let draft = self.path().join(format!("{name}.draft"));
+        std::fs::write(&draft, format!("#!/bin/sh\n{text}\n")).unwrap();
+        copy_program(&draft, &path);
+        std::fs::remove_file(&draft).unwrap();
         path.to_str().unwrap().to_owned()
     }
+}
+
+/// Copies a program, so that everybody can run it.
+///
+/// Another process does it: a child that a test beside this one starts meanwhile would inherit the
+/// open file, and nobody can run a file that is open for writing.
+pub fn copy_program(from: &Path, to: &Path) {
+    let status = Command::new("install").args(["-m", "755"]).arg(from).arg(to).status().unwrap();
+    assert!(status.success(), "install {}: {status}", to.display());
 }
 
 pub fn stderr(output: &Output) -> String {

@@ -129,7 +129,7 @@ mod tests {
         status.events = Some(events.clone());
         assert_eq!(
             alarms.look(&status),
-            ["events come faster than /t/a.bin is written: some are missing"]
+            ["events come faster than /t/a.bin can be written: some are missing"]
         );
         events.error = Some("No space left".into());
         status.events = Some(events);
