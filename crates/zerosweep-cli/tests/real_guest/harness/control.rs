@@ -10,7 +10,7 @@ use zerosweep_wire::{Hello, PROTOCOL, Status};
 
 /// Longest wait for one answer. QEMU's may take the two seconds after which memory is borrowed for
 /// a main thread that hangs, and a little more.
-const ANSWER: Duration = Duration::from_secs(30);
+const ANSWER: Duration = Duration::from_secs(120);
 
 /// Lines of JSON over a Unix socket.
 struct JsonLines {
