@@ -7,12 +7,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::sources::{root, sources};
+
 const RULES: usize = 20;
 const INVARIANTS: usize = 11;
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is in the workspace").to_owned()
-}
 
 fn read(path: impl AsRef<Path>) -> String {
     let path = root().join(path);
@@ -66,20 +64,6 @@ fn cited(text: &str) -> Vec<(usize, &str)> {
         rest = &rest[start + word.len()..];
     }
     found
-}
-
-/// Files below `folder` with this extension; build outputs are left out.
-fn sources(folder: &Path, extension: &str, found: &mut Vec<PathBuf>) {
-    let entries = fs::read_dir(folder).unwrap_or_else(|error| panic!("{folder:?}: {error}"));
-    for entry in entries.map(|entry| entry.expect("a directory can be read")) {
-        let (path, kind) = (entry.path(), entry.file_type().expect("a file has a type"));
-        let name = entry.file_name();
-        if kind.is_dir() && name != "target" && !name.to_string_lossy().starts_with('.') {
-            sources(&path, extension, found);
-        } else if kind.is_file() && path.extension().is_some_and(|is| is == extension) {
-            found.push(path);
-        }
-    }
 }
 
 /// Phrases that make a reader stop, each with words that do not.

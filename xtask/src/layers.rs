@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+
+use crate::sources::{code, names_after, root, sources, top_module};
 
 /// Returns the row of each module in the table of layers: a module imports none of a later row.
 fn layers(architecture: &str) -> HashMap<String, usize> {
@@ -21,23 +23,13 @@ fn layers(architecture: &str) -> HashMap<String, usize> {
     layers
 }
 
-/// Returns the modules of its own crate that a source text names, apart from tests and comments.
-fn imports(text: &str) -> impl Iterator<Item = &str> {
-    let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or(text);
-    let lines = code.lines().filter(|line| !line.trim_start().starts_with("//"));
-    lines.flat_map(|line| line.split("crate::").skip(1)).map(|rest| {
-        let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_');
-        &rest[..end.unwrap_or(rest.len())]
-    })
-}
-
 fn check(file: &Path, module: &str, layers: &HashMap<String, usize>) {
     let Some(own) = layers.get(module) else {
         panic!("ARCHITECTURE.md has no layer for {module}, in {}", file.display());
     };
     let text = fs::read_to_string(file).expect("a source file can be read");
-    for import in imports(&text) {
-        let layer = layers.get(import);
+    for import in names_after(&code(&text), "crate::") {
+        let layer = layers.get(&import);
         let is_above = layer.is_some_and(|layer| layer <= own);
         assert!(is_above, "{} imports crate::{import}, which is no layer above", file.display());
     }
@@ -45,25 +37,18 @@ fn check(file: &Path, module: &str, layers: &HashMap<String, usize>) {
 
 #[test]
 fn no_module_of_zerosweep_linux_imports_a_later_layer() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("a workspace");
-    let architecture = fs::read_to_string(root.join("ARCHITECTURE.md")).expect("ARCHITECTURE.md");
+    let architecture = fs::read_to_string(root().join("ARCHITECTURE.md")).expect("a map");
     let layers = layers(&architecture);
     assert!(layers.len() >= 14 && layers["sys"] < layers["machine"], "{layers:?}");
-    let mut folders = vec![root.join("crates/zerosweep-linux/src")];
-    let source = folders[0].clone();
+    let source = root().join("crates/zerosweep-linux/src");
+    let mut found = Vec::new();
+    sources(&source, "rs", &mut found);
     let mut files = 0;
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).expect("a folder can be read") {
-            let path: PathBuf = entry.expect("an entry can be read").path();
-            let below = path.strip_prefix(&source).expect("below the sources").to_owned();
-            let module = below.iter().next().expect("a name").to_string_lossy();
-            let module = module.trim_end_matches(".rs");
-            if path.is_dir() {
-                folders.push(path);
-            } else if module != "lib" && module != "tests" {
-                check(&path, module, &layers);
-                files += 1;
-            }
+    for file in found {
+        let module = top_module(&source, &file);
+        if module != "lib" && module != "tests" {
+            check(&file, &module, &layers);
+            files += 1;
         }
     }
     assert!(files > 40, "{files} files");

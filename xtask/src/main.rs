@@ -30,6 +30,8 @@ mod layers;
 mod machine;
 mod need;
 mod setup;
+#[cfg(test)]
+mod sources;
 mod tests;
 
 /// Developer tasks of zerosweep.

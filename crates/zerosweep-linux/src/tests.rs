@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use zerosweep::{Gfn, Mfn, Order, Policy};
 
 use crate::sys::uffd::{Holes, MoveOutcome, Wake};
-use crate::{GuestMemory, MainLoop, OnExhaustion, Options, PAGE_BYTES, Parking, Region};
+use crate::{GuestMemory, MainLoop, OnExhaustion, Options, PAGE_BYTES, Parking, Region, Span};
 
 mod discard;
 mod frames;
@@ -15,6 +15,7 @@ mod held_up;
 mod misplaced;
 mod moves;
 mod panics;
+#[path = "../tests/memory/pin.rs"]
 mod pin;
 
 /// What takes longer hangs, on a busy machine too.

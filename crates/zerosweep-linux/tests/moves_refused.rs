@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use zerosweep::{Gfn, Order, Policy};
-use zerosweep_linux::{GuestMemory, MainLoop, OnExhaustion, Options, PAGE_BYTES, Parking, Region};
+use zerosweep_linux::{
+    GuestMemory, MainLoop, OnExhaustion, Options, PAGE_BYTES, Parking, Region, Span,
+};
 
 mod one_guest;
 #[path = "memory/pin.rs"]

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use zerosweep::Policy;
 use zerosweep_linux::{
-    GuestMemory, MainLoop, OnExhaustion, Options, PAGE_BYTES, Parking, Progress, Region,
+    GuestMemory, MainLoop, OnExhaustion, Options, PAGE_BYTES, Parking, Progress, Region, Span,
 };
 
 mod one_guest;

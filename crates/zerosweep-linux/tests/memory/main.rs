@@ -13,3 +13,5 @@ mod superpages;
 mod unregister;
 mod unsuitable;
 mod zero_page;
+
+use zerosweep_linux::Span;

@@ -3,7 +3,7 @@
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
-use zerosweep_linux::Span;
+use super::Span;
 
 /// `struct io_uring_params`, as bytes.
 const PARAMETERS_BYTES: usize = 120;
