@@ -17,6 +17,8 @@ pub(crate) struct Cursors {
     pub(crate) looks: u64,
     /// Our search for a superpage.
     pub(crate) seek: Seek,
+    /// What our sweeps cost.
+    pub(crate) sweep_cost: SweepCost,
 }
 
 impl Cursors {
@@ -58,6 +60,37 @@ pub(crate) struct Fruitless {
     pub(crate) populates: u64,
     /// As soon as the guest has given back more than this.
     pub(crate) given_back: u64,
+}
+
+/// What our sweeps cost, in bytes that could have been scanned in the same time, less what each
+/// page that was populated since then is worth.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct SweepCost {
+    owed: u64,
+    /// The count of populates at which this was owed.
+    populates: u64,
+}
+
+/// To look at a range, or at a page while it is mapped, costs a few cache lines that have to come
+/// from memory. That takes as long as scanning this many bytes.
+pub(crate) const LOOK_BYTES: u64 = 2048;
+/// A page that is populated is worth this many looks: a guest that borrows page by page pays no
+/// more for each.
+pub(crate) const LOOKS_PER_POPULATE: u64 = 32;
+
+impl SweepCost {
+    /// Adds what a step cost. Never more is owed than `most`.
+    pub(crate) fn add(&mut self, bytes: u64, populates: u64, most: u64) {
+        *self = Self { owed: (self.owed_at(populates) + bytes).min(most), populates };
+    }
+
+    /// Returns what is still owed.
+    pub(crate) fn owed_at(&self, populates: u64) -> u64 {
+        let worth = populates
+            .saturating_sub(self.populates)
+            .saturating_mul(LOOKS_PER_POPULATE * LOOK_BYTES);
+        self.owed.saturating_sub(worth)
+    }
 }
 
 /// Where the search for a superpage is.

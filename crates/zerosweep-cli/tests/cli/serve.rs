@@ -227,10 +227,11 @@ fn agents_are_asked_only_while_somebody_watches() {
     assert!(began.elapsed() > Duration::from_millis(700), "{:?}", began.elapsed());
     // A second page does not double the questions.
     let second = serve.events("/api/events?live=vm");
-    let before = host.asked();
-    std::thread::sleep(Duration::from_secs(2));
-    let asked = host.asked() - before;
-    assert!((8..=27).contains(&asked), "{asked} looks in two seconds");
+    let (before, began) = (host.asked(), Instant::now());
+    wait_until("twenty looks", || host.asked() >= before + 20);
+    let (asked, took) = (host.asked() - before, began.elapsed());
+    // A busy machine makes them fewer, never more.
+    assert!(asked as f64 <= 13.5 * took.as_secs_f64(), "{asked} looks in {took:?}");
     drop((stream, second));
     std::thread::sleep(Duration::from_millis(1500));
     let before = host.asked();

@@ -197,8 +197,12 @@ impl FaultThread {
             return Outcome::Done;
         };
         let gfn = Gfn::new(offset / PAGE_BYTES);
-        let mut answer = domain.session().fault(gfn);
-        if answer == Ok(Answer::Exhausted) && self.must_borrow(pending) {
+        let mut answer = if self.must_not_wait(pending) {
+            domain.session().fault_borrowing(gfn)
+        } else {
+            domain.session().fault(gfn)
+        };
+        if answer == Ok(Answer::Exhausted) && self.is_main_thread_stuck() {
             answer = domain.session().fault_borrowing(gfn);
         }
         match answer {
@@ -237,17 +241,22 @@ impl FaultThread {
         }
     }
 
-    /// Returns whether a fault that found no frame must not wait.
-    fn must_borrow(&mut self, pending: &Pending) -> bool {
+    /// Returns whether a fault that finds no frame borrows one.
+    fn must_not_wait(&self, pending: &Pending) -> bool {
         match self.on_exhaustion {
             OnExhaustion::Borrow => true,
             OnExhaustion::Kill => false,
             OnExhaustion::Stall => {
                 let thread = pending.fault.thread_id;
                 let is_device = !self.service.is_vcpu(thread) && raw::is_thread_of_ours(thread);
-                is_device || pending.repeats >= FLOOD || self.main_thread.stuck_for() >= STUCK_LIMIT
+                is_device || pending.repeats >= FLOOD
             }
         }
+    }
+
+    /// Returns whether a stall would hang the VMM.
+    fn is_main_thread_stuck(&mut self) -> bool {
+        self.on_exhaustion == OnExhaustion::Stall && self.main_thread.stuck_for() >= STUCK_LIMIT
     }
 
     /// Tells the others how many faults wait here, and which threads stall.

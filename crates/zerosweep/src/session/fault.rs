@@ -377,7 +377,7 @@ impl<H: Host> Session<H> {
     /// Does what the policy does before it takes a frame. `Some`: there is none to take.
     fn find_frames(&mut self, gfn: Gfn, order: Order, beyond: Beyond) -> Option<Fault> {
         self.domain().rings.touched.note_miss(gfn);
-        let step = self.before_frame(order);
+        let step = self.before_frame(order, beyond);
         self.tell_if_low();
         let domain = self.host.domain();
         if domain.cache.clean_pages() > 0 && step != Step::Again {
@@ -395,7 +395,7 @@ impl<H: Host> Session<H> {
         Some(Fault::Exhausted)
     }
 
-    fn before_frame(&mut self, order: Order) -> Step {
+    fn before_frame(&mut self, order: Order, beyond: Beyond) -> Step {
         let domain = self.host.domain();
         let debt = domain.debt() > 0;
         let before = domain.policy.before_frame();
@@ -419,14 +419,14 @@ impl<H: Host> Session<H> {
                     self.sweep_singles_down();
                 }
             }
-            BeforeFrame::BoundedSweep => return self.find_ours(order),
+            BeforeFrame::BoundedSweep => return self.find_ours(order, beyond),
         }
         Step::Ended
     }
 
     /// Under our policy: what was given back first, cleared or to be cleared; then pages that are
     /// retained; only then a sweep. A superpage is looked for too before a promised one is broken.
-    fn find_ours(&mut self, order: Order) -> Step {
+    fn find_ours(&mut self, order: Order, beyond: Beyond) -> Step {
         loop {
             let domain = self.host.domain();
             let is_enough = match order {
@@ -455,6 +455,9 @@ impl<H: Host> Session<H> {
             }
             if clean > 0 {
                 return self.seek_step();
+            }
+            if beyond == Beyond::Borrow && self.domain().is_sweep_dear() {
+                return Step::Ended;
             }
             let step = self.sweep_step();
             // Singles were found: with these a superpage may be, at the next turn.

@@ -214,3 +214,26 @@ fn r15_a_sweep_that_found_nothing_rests_in_proportion_to_what_it_looked_at() {
         guest.domain.audit().unwrap();
     }
 }
+
+/// A thread of the VMM reads what is promised, and leaves it zero, while a virtual CPU waits for a
+/// frame, so that all memory may be swept again every now and then. Each sweep finds what was read
+/// since the last one, and hardly anything else.
+#[test]
+fn r15_who_borrows_does_not_sweep_all_memory_for_a_few_pages() {
+    let held = 40 * 512;
+    let machine = SoftwareMachine::new(2 * held);
+    let config = Config::new(2 * held, held, Policy::Zerosweep);
+    let mut guest = SoftwareGuest::on(machine, config).unwrap();
+    fill(&mut guest, 0..held, 1);
+    let reads = 4096;
+    for page in held..held + reads {
+        if page % 64 == 0 {
+            guest.domain.allow_sweep();
+        }
+        let read = borrow(&mut guest.session(), Gfn::new(page));
+        assert!(matches!(read, Ok(Fault::Present { .. })), "{read:?}");
+    }
+    let looks = guest.domain.statistics().zero_checks_4k;
+    assert!(looks <= 2 * held + 32 * reads, "{} looks for each page", looks / reads);
+    guest.domain.audit().unwrap();
+}

@@ -5,7 +5,7 @@
 //! times. What the last faults populated may have to be left alone
 //! ([`Touched`](crate::ring::Touched)).
 
-use crate::cursors::{Fruitless, Phase, Seek};
+use crate::cursors::{Fruitless, LOOK_BYTES, LOOKS_PER_POPULATE, Phase, Seek};
 use crate::domain::Domain;
 use crate::event::Event;
 use crate::frame::{Gfn, SUPERPAGE_PAGES, Superpage};
@@ -27,16 +27,9 @@ pub(crate) enum Step {
 const ENOUGH_PAGES: u64 = 64;
 /// After a round that found nothing: pages that must be populated before the next round.
 const REST_POPULATES: u64 = 512;
-/// The same as a part of what such a round looks at: a guest that borrows page by page pays for
-/// this many looks with each.
-const LOOKS_PER_POPULATE: u64 = 32;
 
 /// Rounds at most, if ranges in transit were passed over.
 const MOST_ROUNDS: u64 = 4;
-
-/// To look at a range, or at a page while it is mapped, costs a few cache lines that have to come
-/// from memory. That takes as long as scanning this many bytes.
-const LOOK_BYTES: u64 = 2048;
 
 impl<H: Host> Session<H> {
     /// One step of the emergency sweep.
@@ -65,9 +58,12 @@ impl<H: Host> Session<H> {
                 break Step::Again;
             }
         };
+        let domain = self.host.domain();
         if reclaimed > 0 {
-            self.domain().cursors.bounded.note_found();
+            domain.cursors.bounded.note_found();
         }
+        let (populates, dear) = (domain.populates(), domain.two_rounds_bytes());
+        domain.cursors.sweep_cost.add(spent, populates, 2 * dear);
         self.host.event(Event::Sweep { gfn: start, reclaimed });
         step
     }
@@ -192,6 +188,20 @@ impl Domain {
             .bounded
             .fruitless
             .is_some_and(|until| populates < until.populates && given_back == until.given_back)
+    }
+
+    /// Whether the sweeps cost more of late than what was populated is worth. Then a thread that
+    /// may borrow does so at once. Without this rule a thread that reads promised memory, while
+    /// another waits for a frame, would sweep all memory for a few pages: those that it has just
+    /// read, and left zero.
+    pub(crate) fn is_sweep_dear(&self) -> bool {
+        self.cursors.sweep_cost.owed_at(self.populates()) >= self.two_rounds_bytes()
+    }
+
+    /// What two looks at each page cost. A round costs less: it is always finished before
+    /// anything is borrowed.
+    fn two_rounds_bytes(&self) -> u64 {
+        (2 * self.populated + 4 * self.p2m.superpages()) * LOOK_BYTES
     }
 
     /// What has been done so far, in bytes that could have been scanned in the same time.
