@@ -8,9 +8,11 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use crate::domain::Domain;
+use crate::error::OutOfTableMemory;
 use crate::frame::{Mfn, Order, Superpage};
 use crate::p2m::{Entry, Tally};
 use crate::page_bits::PageBits;
+use crate::superframes::PerSuperframe;
 
 /// The first difference that an audit found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +51,12 @@ impl fmt::Display for AuditError {
 }
 
 impl core::error::Error for AuditError {}
+
+impl From<OutOfTableMemory> for AuditError {
+    fn from(_: OutOfTableMemory) -> Self {
+        Self::OutOfMemory
+    }
+}
 
 impl Domain {
     /// Recomputes every counter from the tables, and names the first difference. Operations in
@@ -118,8 +126,8 @@ impl Domain {
 /// Which frames were seen.
 #[derive(Default)]
 struct Frames {
-    /// For each superframe 0, or one more than its place in `partly`, or [`WHOLE`].
-    places: Vec<u32>,
+    /// For each superframe 0, or one more than its slot in `partly`, or [`WHOLE`].
+    slots: PerSuperframe<u32>,
     partly: Vec<PageBits>,
 }
 
@@ -129,37 +137,25 @@ const WHOLE: u32 = u32::MAX;
 impl Frames {
     fn insert(&mut self, mfn: Mfn, order: Order) -> Result<(), AuditError> {
         if order == Order::SUPERPAGE && mfn.is_aligned(order) {
-            let place = self.place(mfn)?;
-            let first = *place == 0;
-            *place = WHOLE;
+            let slot = self.slots.get_mut(mfn.superframe())?;
+            let first = *slot == 0;
+            *slot = WHOLE;
             return if first { Ok(()) } else { Err(AuditError::FrameTwice(mfn)) };
         }
         (0..order.pages()).try_for_each(|i| self.insert_single(mfn.offset(i)))
     }
 
     fn insert_single(&mut self, mfn: Mfn) -> Result<(), AuditError> {
-        let next = self.partly.len() as u32 + 1;
-        let place = self.place(mfn)?;
-        if *place == 0 {
-            *place = next;
+        let slot = self.slots.get_mut(mfn.superframe())?;
+        if *slot == 0 {
             self.partly.try_reserve(1).map_err(|_| AuditError::OutOfMemory)?;
             self.partly.push(PageBits::default());
+            *slot = self.partly.len() as u32;
         }
-        let place = self.places[mfn.superframe().index()];
         let index = mfn.index_in_superframe();
-        let seen = self.partly.get_mut(place as usize - 1);
+        let seen = self.partly.get_mut(*slot as usize - 1);
         let first = seen.is_some_and(|seen| seen.insert(index));
         if first { Ok(()) } else { Err(AuditError::FrameTwice(mfn)) }
-    }
-
-    fn place(&mut self, mfn: Mfn) -> Result<&mut u32, AuditError> {
-        let superframe = mfn.superframe().index();
-        if superframe >= self.places.len() {
-            let more = superframe + 1 - self.places.len();
-            self.places.try_reserve(more).map_err(|_| AuditError::OutOfMemory)?;
-            self.places.resize(superframe + 1, 0);
-        }
-        Ok(&mut self.places[superframe])
     }
 }
 
@@ -169,6 +165,7 @@ mod tests {
     use crate::domain::Config;
     use crate::p2m::RamState;
     use crate::policy::Policy;
+    use crate::run::Run;
 
     fn domain() -> Domain {
         Domain::new(Config::new(1024, 1024, Policy::Zerosweep)).unwrap()
@@ -205,7 +202,7 @@ mod tests {
         d.p2m.set_whole(Superpage::new(0), ram);
         d.populated = 512;
         assert_eq!(d.audit(), Ok(()));
-        assert_eq!(d.cache.put(Mfn::new(700), Order::PAGE), None);
+        assert_eq!(d.cache.put(Run::page(Mfn::new(700))), None);
         assert_eq!(d.audit(), Err(AuditError::FrameTwice(Mfn::new(700))));
     }
 

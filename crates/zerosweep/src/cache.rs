@@ -15,53 +15,75 @@
 //! [INV-4]: crate::rules#inv-4
 
 use alloc::collections::VecDeque;
-use alloc::vec::Vec;
 
 use crate::error::OutOfTableMemory;
 use crate::frame::{Mfn, Order, SUPERPAGE_PAGES, Superframe};
-use crate::page_bits::PageBits;
+use crate::run::{Flushed, Run, Unflushed};
+use crate::superframes::PartialSuperframes;
 
 /// Runs that may be waiting to be cleared before their list has to grow.
 const EXPECTED_DIRTY: usize = 8192;
 
 /// The frames that a domain holds and has not handed out.
 pub struct Cache {
-    superpages: VecDeque<Mfn>,
+    superpages: VecDeque<Superframe>,
     singles: Singles,
     dirty: VecDeque<Dirty>,
     dirty_pages: u64,
 }
 
 /// A run that is to be cleared before it is handed out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Dirty {
-    /// First frame.
-    pub(crate) mfn: Mfn,
-    /// Size: a page or a superpage.
-    pub(crate) order: Order,
-    /// Whether no CPU can reach it any more.
-    pub(crate) flushed: bool,
+#[must_use = "a run in hand goes to the cache, to the host or to an entry"]
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Dirty {
+    /// No CPU can reach it.
+    Flushed(Run),
+    /// A CPU may reach it until the next flush.
+    Unflushed(Unflushed),
+}
+
+impl Dirty {
+    /// Its first frame.
+    pub(crate) fn mfn(&self) -> Mfn {
+        match self {
+            Self::Flushed(run) => run.mfn(),
+            Self::Unflushed(run) => run.mfn(),
+        }
+    }
+
+    /// Its size: a page or a superpage.
+    pub(crate) fn order(&self) -> Order {
+        match self {
+            Self::Flushed(run) => run.order(),
+            Self::Unflushed(run) => run.order(),
+        }
+    }
+
+    /// The run, once no CPU can reach it.
+    pub(crate) fn after(self, flushed: &Flushed) -> Run {
+        match self {
+            Self::Flushed(run) => run,
+            Self::Unflushed(run) => run.after(flushed),
+        }
+    }
+
+    /// Its pages, each by itself.
+    fn into_pages(self) -> impl Iterator<Item = Self> {
+        let (mfn, order) = (self.mfn(), self.order());
+        let is_flushed = matches!(self, Self::Flushed(_));
+        (0..order.pages()).map(move |index| {
+            let page = mfn.offset(index);
+            match is_flushed {
+                true => Self::Flushed(Run::page(page)),
+                false => Self::Unflushed(Unflushed::new(page, Order::PAGE)),
+            }
+        })
+    }
 }
 
 enum Singles {
     Fifo(VecDeque<Mfn>),
-    Joining(Partials),
-}
-
-/// Superframes of which some pages, but not all, are in the cache.
-#[derive(Default)]
-struct Partials {
-    partials: Vec<Partial>,
-    /// For each superframe its index in `partials` plus one; 0: it has none.
-    slots: Vec<u32>,
-    pages: u64,
-}
-
-struct Partial {
-    superframe: Superframe,
-    /// Its frames that are in the cache, and how many these are.
-    here: PageBits,
-    count: u16,
+    Joining(PartialSuperframes),
 }
 
 impl Cache {
@@ -72,7 +94,7 @@ impl Cache {
 
     /// An empty cache that rejoins singles.
     pub(crate) fn joining() -> Self {
-        Self::with(Singles::Joining(Partials::default()))
+        Self::with(Singles::Joining(PartialSuperframes::default()))
     }
 
     fn with(singles: Singles) -> Self {
@@ -108,7 +130,7 @@ impl Cache {
     pub fn singles(&self) -> u64 {
         match &self.singles {
             Singles::Fifo(list) => list.len() as u64,
-            Singles::Joining(partials) => partials.pages,
+            Singles::Joining(partials) => partials.pages(),
         }
     }
 
@@ -134,7 +156,7 @@ impl Cache {
                 let singles = usize::try_from(singles).map_err(|_| OutOfTableMemory)?;
                 list.try_reserve(singles).map_err(|_| OutOfTableMemory)
             }
-            Singles::Joining(partials) => partials.reserve(mfn.offset(singles)),
+            Singles::Joining(partials) => partials.reserve(mfn.offset(singles).superframe()),
         }
     }
 
@@ -148,8 +170,8 @@ impl Cache {
         self.superpages.try_reserve(superframes + 1).map_err(|_| OutOfTableMemory)?;
         self.dirty.try_reserve(EXPECTED_DIRTY).map_err(|_| OutOfTableMemory)?;
         if let Singles::Joining(partials) = &mut self.singles {
-            partials.partials.try_reserve(superframes).map_err(|_| OutOfTableMemory)?;
-            partials.reserve(Mfn::new(frames.saturating_sub(1)))?;
+            partials.reserve_partials(superframes)?;
+            partials.reserve(Mfn::new(frames.saturating_sub(1)).superframe())?;
         }
         Ok(())
     }
@@ -159,36 +181,36 @@ impl Cache {
     ///
     /// The caller has [reserved](Cache::reserve) room where it cannot do without.
     #[must_use = "a superframe that has become whole is in the caller's hands"]
-    pub(crate) fn put(&mut self, mfn: Mfn, order: Order) -> Option<Mfn> {
-        if order >= Order::SUPERPAGE {
-            debug_assert!(mfn.is_aligned(Order::SUPERPAGE));
-            let steps = order.pages() / SUPERPAGE_PAGES;
-            self.superpages.extend((0..steps).map(|i| mfn.offset(i * SUPERPAGE_PAGES)));
+    pub(crate) fn put(&mut self, run: Run) -> Option<Run> {
+        if run.order() >= Order::SUPERPAGE {
+            self.superpages.extend(run.into_superframes());
             return None;
         }
-        let run = (0..order.pages()).map(|i| mfn.offset(i));
         match &mut self.singles {
             Singles::Fifo(list) => {
-                list.extend(run);
+                list.extend(run.frames());
                 None
             }
             // A run of less than a superpage lies within one: at most one is completed.
-            Singles::Joining(partials) => run.filter_map(|page| partials.put(page)).last(),
+            Singles::Joining(partials) => {
+                run.frames().filter_map(|page| partials.put(page)).last().map(Run::superframe)
+            }
         }
     }
 
     /// Puts a superpage in that could not be used: every other one is handed out before it.
-    pub(crate) fn put_last(&mut self, mfn: Mfn) {
+    pub(crate) fn put_last(&mut self, run: Run) {
+        let superframe = run.into_mfn().superframe();
         match self.singles {
-            Singles::Fifo(_) => self.superpages.push_back(mfn),
-            Singles::Joining(_) => self.superpages.push_front(mfn),
+            Singles::Fifo(_) => self.superpages.push_back(superframe),
+            Singles::Joining(_) => self.superpages.push_front(superframe),
         }
     }
 
     /// Puts in a run that is to be cleared; room was [reserved](Cache::reserve).
     pub(crate) fn put_dirty(&mut self, dirty: Dirty) {
-        self.dirty_pages += dirty.order.pages();
-        if dirty.order >= Order::SUPERPAGE {
+        self.dirty_pages += dirty.order().pages();
+        if dirty.order() >= Order::SUPERPAGE {
             self.dirty.push_front(dirty);
         } else {
             self.dirty.push_back(dirty);
@@ -198,63 +220,63 @@ impl Cache {
     /// Takes a run that is to be cleared, superpages first.
     pub(crate) fn take_dirty(&mut self) -> Option<Dirty> {
         let dirty = self.dirty.pop_front()?;
-        self.dirty_pages -= dirty.order.pages();
+        self.dirty_pages -= dirty.order().pages();
         Some(dirty)
     }
 
     /// Whether a superpage is to be cleared.
     #[must_use]
     pub fn has_dirty_superpage(&self) -> bool {
-        self.dirty.front().is_some_and(|dirty| dirty.order >= Order::SUPERPAGE)
+        self.dirty.front().is_some_and(|dirty| dirty.order() >= Order::SUPERPAGE)
     }
 
     /// Takes a superpage to use it.
-    pub(crate) fn take_superpage(&mut self) -> Option<Mfn> {
-        match self.singles {
+    pub(crate) fn take_superpage(&mut self) -> Option<Run> {
+        let superframe = match self.singles {
             Singles::Fifo(_) => self.superpages.pop_front(),
             Singles::Joining(_) => self.superpages.pop_back(),
-        }
+        };
+        superframe.map(Run::superframe)
     }
 
     /// Takes a superpage to give it back to the host: the oldest.
-    pub(crate) fn take_superpage_to_return(&mut self) -> Option<Mfn> {
-        self.superpages.pop_front()
+    pub(crate) fn take_superpage_to_return(&mut self) -> Option<Run> {
+        self.superpages.pop_front().map(Run::superframe)
     }
 
     /// Takes a single; breaks the next superpage if there is none.
-    pub(crate) fn take_single(&mut self) -> Option<Mfn> {
+    pub(crate) fn take_single(&mut self) -> Option<Run> {
         if self.singles() == 0 {
-            let broken = match self.singles {
-                Singles::Fifo(_) => *self.superpages.front()?,
-                Singles::Joining(_) => *self.superpages.back()?,
-            };
             match &mut self.singles {
                 Singles::Fifo(list) => {
+                    let broken = self.superpages.front()?;
                     list.try_reserve(SUPERPAGE_PAGES as usize).ok()?;
-                    list.extend((0..SUPERPAGE_PAGES).map(|i| broken.offset(i)));
+                    list.extend(Run::superframe(*broken).frames());
+                    self.superpages.pop_front();
                 }
-                Singles::Joining(partials) => partials.put_whole(broken).ok()?,
+                Singles::Joining(partials) => {
+                    partials.put_whole(*self.superpages.back()?).ok()?;
+                    self.superpages.pop_back();
+                }
             }
-            let _ = self.take_superpage();
         }
-        match &mut self.singles {
+        let mfn = match &mut self.singles {
             Singles::Fifo(list) => list.pop_front(),
             Singles::Joining(partials) => partials.take(),
-        }
+        };
+        mfn.map(Run::page)
     }
 
-    /// Takes a single of the superframe at `superframe`, if one is here to be handed out.
-    pub(crate) fn take_single_in(&mut self, superframe: Mfn) -> Option<Mfn> {
-        match &mut self.singles {
+    /// Takes a single of the given superframe, if one is here to be handed out.
+    pub(crate) fn take_single_in(&mut self, superframe: Superframe) -> Option<Run> {
+        let mfn = match &mut self.singles {
             Singles::Fifo(list) => {
-                let run = superframe.raw()..superframe.raw() + SUPERPAGE_PAGES;
-                let index = list.iter().position(|mfn| run.contains(&mfn.raw()))?;
+                let index = list.iter().position(|mfn| mfn.superframe() == superframe)?;
                 list.remove(index)
             }
-            Singles::Joining(partials) => {
-                partials.take_at(partials.slot_of(superframe.superframe())?)
-            }
-        }
+            Singles::Joining(partials) => partials.take_in(superframe),
+        };
+        mfn.map(Run::page)
     }
 
     /// Takes one frame out, wherever it is; of a superpage the other 511 stay, as singles. False if
@@ -263,26 +285,23 @@ impl Cache {
     /// # Errors
     /// When there is no memory to keep the others; nothing is changed then.
     pub(crate) fn take_out(&mut self, mfn: Mfn) -> Result<bool, OutOfTableMemory> {
-        let first = mfn.align_down(Order::SUPERPAGE);
-        if let Some(index) = self.superpages.iter().position(|&run| run == first) {
-            self.reserve(0, first, SUPERPAGE_PAGES)?;
+        let superframe = mfn.superframe();
+        if let Some(index) = self.superpages.iter().position(|&whole| whole == superframe) {
+            self.reserve(0, superframe.first(), SUPERPAGE_PAGES)?;
             self.superpages.remove(index);
-            let others = (0..SUPERPAGE_PAGES).map(|i| first.offset(i)).filter(|&page| page != mfn);
             // One is missing: they do not join.
-            for page in others {
-                let _ = self.put(page, Order::PAGE);
+            for page in Run::superframe(superframe).into_pages().filter(|page| page.mfn() != mfn) {
+                let _ = self.put(page);
             }
             return Ok(true);
         }
-        let here = |dirty: &Dirty| dirty.mfn == mfn.align_down(dirty.order);
+        let here = |dirty: &Dirty| dirty.mfn() == mfn.align_down(dirty.order());
         if let Some(index) = self.dirty.iter().position(here) {
             self.dirty.try_reserve(SUPERPAGE_PAGES as usize).map_err(|_| OutOfTableMemory)?;
-            let Some(run) = self.dirty.remove(index) else { return Ok(false) };
-            self.dirty_pages -= run.order.pages();
-            let others = (0..run.order.pages()).map(|i| run.mfn.offset(i));
-            others.filter(|&page| page != mfn).for_each(|page| {
-                self.put_dirty(Dirty { mfn: page, order: Order::PAGE, flushed: run.flushed });
-            });
+            let Some(dirty) = self.dirty.remove(index) else { return Ok(false) };
+            self.dirty_pages -= dirty.order().pages();
+            let others = dirty.into_pages().filter(|page| page.mfn() != mfn);
+            others.for_each(|page| self.put_dirty(page));
             return Ok(true);
         }
         Ok(match &mut self.singles {
@@ -299,135 +318,39 @@ impl Cache {
         let reversed = matches!(self.singles, Singles::Joining(_));
         let count = self.superpages.len();
         let nth = move |n: usize| self.superpages[if reversed { count - 1 - n } else { n }];
-        let superpages = (0..count).map(move |n| (nth(n), Order::SUPERPAGE));
+        let superpages = (0..count).map(move |n| (nth(n).first(), Order::SUPERPAGE));
         let (fifo, joining) = match &self.singles {
             Singles::Fifo(list) => (Some(list.iter().copied()), None),
             Singles::Joining(partials) => (None, Some(partials.iter())),
         };
         let singles = fifo.into_iter().flatten().chain(joining.into_iter().flatten());
-        let dirty = self.dirty.iter().map(|dirty| (dirty.mfn, dirty.order));
+        let dirty = self.dirty.iter().map(|dirty| (dirty.mfn(), dirty.order()));
         superpages.chain(singles.map(|mfn| (mfn, Order::PAGE))).chain(dirty)
-    }
-}
-
-impl Partials {
-    fn reserve(&mut self, last: Mfn) -> Result<(), OutOfTableMemory> {
-        let superframes = usize::try_from(last.superframe().number() + 1);
-        let superframes = superframes.map_err(|_| OutOfTableMemory)?;
-        if superframes > self.slots.len() {
-            let more = superframes - self.slots.len();
-            self.slots.try_reserve(more).map_err(|_| OutOfTableMemory)?;
-            self.slots.resize(superframes, 0);
-        }
-        self.partials.try_reserve(1).map_err(|_| OutOfTableMemory)
-    }
-
-    /// The slot of a superframe, made for it if it has none.
-    fn slot(&mut self, superframe: Superframe) -> usize {
-        if self.slots.len() <= superframe.index() {
-            // Not reserved: as infallible as any other growth.
-            self.slots.resize(superframe.index() + 1, 0);
-        }
-        let slot = &mut self.slots[superframe.index()];
-        if *slot == 0 {
-            self.partials.push(Partial { superframe, here: PageBits::default(), count: 0 });
-            *slot = self.partials.len() as u32;
-        }
-        *slot as usize - 1
-    }
-
-    /// Puts a page in; its superframe, taken out again, if that makes it whole.
-    fn put(&mut self, mfn: Mfn) -> Option<Mfn> {
-        let superframe = mfn.superframe();
-        let slot = self.slot(superframe);
-        let partial = &mut self.partials[slot];
-        let is_new = partial.here.insert(mfn.index_in_superframe());
-        debug_assert!(is_new, "INV-1: {mfn:?} is cached already");
-        partial.count += 1;
-        self.pages += 1;
-        if u64::from(partial.count) < SUPERPAGE_PAGES {
-            return None;
-        }
-        self.remove(slot);
-        self.pages -= SUPERPAGE_PAGES;
-        Some(superframe.first())
-    }
-
-    /// Puts all pages of a superframe in as singles.
-    fn put_whole(&mut self, mfn: Mfn) -> Result<(), OutOfTableMemory> {
-        self.reserve(mfn)?;
-        let slot = self.slot(mfn.superframe());
-        let partial = &mut self.partials[slot];
-        partial.here = PageBits::ALL;
-        partial.count = SUPERPAGE_PAGES as u16;
-        self.pages += SUPERPAGE_PAGES;
-        Ok(())
-    }
-
-    /// Takes the lowest page of the superframe that was broken last.
-    fn take(&mut self) -> Option<Mfn> {
-        self.take_at(self.partials.len().checked_sub(1)?)
-    }
-
-    /// Takes the lowest page of the superframe in a slot.
-    fn take_at(&mut self, slot: usize) -> Option<Mfn> {
-        let partial = self.partials.get_mut(slot)?;
-        let mfn = partial.superframe.frame(partial.here.take_first()?);
-        self.count_taken(slot);
-        Some(mfn)
-    }
-
-    /// Takes a given page. Returns false if it is not here.
-    fn take_out(&mut self, mfn: Mfn) -> bool {
-        let Some(slot) = self.slot_of(mfn.superframe()) else { return false };
-        let here = self.partials[slot].here.remove(mfn.index_in_superframe());
-        if here {
-            self.count_taken(slot);
-        }
-        here
-    }
-
-    fn slot_of(&self, superframe: Superframe) -> Option<usize> {
-        (*self.slots.get(superframe.index())? as usize).checked_sub(1)
-    }
-
-    /// Counts a page that was taken out of a slot.
-    fn count_taken(&mut self, slot: usize) {
-        let partial = &mut self.partials[slot];
-        partial.count -= 1;
-        self.pages -= 1;
-        if partial.count == 0 {
-            self.remove(slot);
-        }
-    }
-
-    fn remove(&mut self, slot: usize) {
-        let gone = self.partials.swap_remove(slot);
-        self.slots[gone.superframe.index()] = 0;
-        if let Some(moved) = self.partials.get(slot) {
-            self.slots[moved.superframe.index()] = slot as u32 + 1;
-        }
-    }
-
-    fn iter(&self) -> impl Iterator<Item = Mfn> + '_ {
-        self.partials
-            .iter()
-            .flat_map(|partial| partial.here.iter().map(|index| partial.superframe.frame(index)))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use alloc::vec::Vec;
+
     use super::*;
+
+    fn page(mfn: u64) -> Run {
+        Run::page(Mfn::new(mfn))
+    }
+
+    fn superframe(mfn: u64) -> Run {
+        Run::new(Mfn::new(mfn), Order::SUPERPAGE)
+    }
 
     #[test]
     fn a_superpage_is_broken_only_for_want_of_a_single_and_in_ascending_order() {
         let mut cache = Cache::fifo();
-        assert_eq!(cache.put(Mfn::new(512), Order::SUPERPAGE), None);
-        assert_eq!(cache.put(Mfn::new(7), Order::PAGE), None);
-        assert_eq!(cache.take_single(), Some(Mfn::new(7)));
-        assert_eq!(cache.take_single(), Some(Mfn::new(512)));
-        assert_eq!(cache.take_single(), Some(Mfn::new(513)));
+        assert_eq!(cache.put(superframe(512)), None);
+        assert_eq!(cache.put(page(7)), None);
+        assert_eq!(cache.take_single(), Some(page(7)));
+        assert_eq!(cache.take_single(), Some(page(512)));
+        assert_eq!(cache.take_single(), Some(page(513)));
         assert_eq!(cache.take_superpage(), None);
         assert_eq!(cache.pages(), 510);
     }
@@ -435,8 +358,8 @@ mod tests {
     #[test]
     fn runs_go_to_the_list_of_their_size() {
         for mut cache in [Cache::fifo(), Cache::joining()] {
-            assert_eq!(cache.put(Mfn::new(0), Order::new(10).unwrap()), None);
-            assert_eq!(cache.put(Mfn::new(2048), Order::new(3).unwrap()), None);
+            assert_eq!(cache.put(Run::new(Mfn::new(0), Order::new(10).unwrap())), None);
+            assert_eq!(cache.put(Run::new(Mfn::new(2048), Order::new(3).unwrap())), None);
             assert_eq!((cache.superpages(), cache.singles()), (2, 8));
             let mut frames: Vec<_> = cache.iter().map(|(mfn, _)| mfn.raw()).collect();
             frames.sort_unstable();
@@ -449,16 +372,16 @@ mod tests {
         let mut cache = Cache::joining();
         for mfn in [512, 1024] {
             cache.reserve(1, Mfn::new(mfn), 0).unwrap();
-            assert_eq!(cache.put(Mfn::new(mfn), Order::SUPERPAGE), None);
+            assert_eq!(cache.put(superframe(mfn)), None);
         }
         let taken: Vec<_> = (0..700).map(|_| cache.take_single().unwrap()).collect();
-        assert_eq!((taken[0], taken[512]), (Mfn::new(1024), Mfn::new(512)));
+        assert_eq!((&taken[0], &taken[512]), (&page(1024), &page(512)));
         assert_eq!((cache.superpages(), cache.singles()), (0, 324));
         let mut whole = Vec::new();
-        for mfn in taken.into_iter().rev() {
-            whole.extend(cache.put(mfn, Order::PAGE));
+        for run in taken.into_iter().rev() {
+            whole.extend(cache.put(run));
         }
-        assert_eq!(whole, [Mfn::new(512), Mfn::new(1024)]);
+        assert_eq!(whole, [superframe(512), superframe(1024)]);
         assert_eq!((cache.pages(), cache.iter().count()), (0, 0));
         assert_eq!(cache.take_single(), None);
     }
@@ -467,13 +390,13 @@ mod tests {
     fn a_single_of_a_certain_superframe_is_found_there() {
         for mut cache in [Cache::fifo(), Cache::joining()] {
             for mfn in [1024, 2047, 513, 1535, 700] {
-                assert_eq!(cache.put(Mfn::new(mfn), Order::PAGE), None);
+                assert_eq!(cache.put(page(mfn)), None);
             }
-            let mut found: Vec<_> =
-                core::iter::from_fn(|| cache.take_single_in(Mfn::new(1024))).collect();
+            let taken = core::iter::from_fn(|| cache.take_single_in(Superframe::new(2)));
+            let mut found: Vec<_> = taken.map(Run::into_mfn).collect();
             found.sort_unstable();
             assert_eq!(found, [Mfn::new(1024), Mfn::new(1535)]);
-            assert_eq!(cache.take_single_in(Mfn::new(4096)), None);
+            assert_eq!(cache.take_single_in(Superframe::new(8)), None);
             assert_eq!(cache.singles(), 3);
         }
     }
@@ -481,13 +404,12 @@ mod tests {
     #[test]
     fn what_is_to_be_cleared_comes_back_superpages_first() {
         let mut cache = Cache::joining();
-        let dirty = |mfn, order| Dirty { mfn: Mfn::new(mfn), order, flushed: true };
-        cache.put_dirty(dirty(3, Order::PAGE));
+        cache.put_dirty(Dirty::Flushed(page(3)));
         assert!(!cache.has_dirty_superpage());
-        cache.put_dirty(dirty(512, Order::SUPERPAGE));
+        cache.put_dirty(Dirty::Flushed(superframe(512)));
         assert!(cache.has_dirty_superpage());
         assert_eq!(cache.dirty_pages(), 513);
-        assert_eq!(cache.take_dirty().map(|dirty| dirty.mfn), Some(Mfn::new(512)));
+        assert_eq!(cache.take_dirty().map(|dirty| dirty.mfn()), Some(Mfn::new(512)));
         assert_eq!((cache.has_dirty_superpage(), cache.dirty_pages()), (false, 1));
     }
 
@@ -499,8 +421,8 @@ mod tests {
             match &cache.singles {
                 Singles::Fifo(list) => assert!(list.capacity() >= 700),
                 Singles::Joining(partials) => {
-                    assert_eq!((partials.slots.len(), partials.partials.len()), (7, 0));
-                    assert!(partials.partials.capacity() >= 1);
+                    let (partial, superframes) = partials.capacity();
+                    assert!(partial >= 1 && superframes == 7);
                 }
             }
         }
@@ -508,18 +430,17 @@ mod tests {
         cache.expect_frames(10 * 512).unwrap();
         assert!(cache.superpages.capacity() >= 11 && cache.dirty.capacity() >= EXPECTED_DIRTY);
         let Singles::Joining(partials) = &cache.singles else { unreachable!() };
-        assert_eq!(partials.slots.len(), 10);
-        assert!(partials.partials.capacity() >= 10);
+        let (partial, superframes) = partials.capacity();
+        assert!(partial >= 10 && superframes == 10);
     }
 
     #[test]
     fn one_frame_is_taken_out_and_the_others_stay() {
-        let superpage = |n| Dirty { mfn: Mfn::new(n), order: Order::SUPERPAGE, flushed: true };
         for mut cache in [Cache::fifo(), Cache::joining()] {
             cache.reserve(2, Mfn::new(2048), 1024).unwrap();
-            assert_eq!(cache.put(Mfn::new(512), Order::SUPERPAGE), None);
-            assert_eq!(cache.put(Mfn::new(5), Order::PAGE), None);
-            cache.put_dirty(superpage(1024));
+            assert_eq!(cache.put(superframe(512)), None);
+            assert_eq!(cache.put(page(5)), None);
+            cache.put_dirty(Dirty::Flushed(superframe(1024)));
             for (mfn, here) in [(512, true), (512, false), (1535, true), (5, true), (6, false)] {
                 assert_eq!(cache.take_out(Mfn::new(mfn)), Ok(here), "{mfn}");
             }
@@ -528,8 +449,8 @@ mod tests {
             assert!(!cache.has_dirty_superpage());
             let dirty: Vec<_> = core::iter::from_fn(|| cache.take_dirty()).collect();
             assert_eq!(
-                (dirty.len(), dirty[0].mfn, dirty[510].mfn.raw()),
-                (511, Mfn::new(1024), 1534)
+                (dirty.len(), dirty[0].mfn().raw(), dirty[510].mfn().raw()),
+                (511, 1024, 1534)
             );
         }
     }

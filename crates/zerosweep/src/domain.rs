@@ -16,10 +16,11 @@ use core::fmt;
 use crate::cache::Cache;
 use crate::cursors::Cursors;
 use crate::error::OutOfTableMemory;
-use crate::frame::{FRAME_LIMIT, Mfn, Order};
-use crate::p2m::P2m;
+use crate::frame::FRAME_LIMIT;
+use crate::p2m::{Entry, P2m};
 use crate::policy::Policy;
 use crate::ring::Rings;
+use crate::run::Run;
 use forecast::ReclaimRate;
 
 /// Pages that operations are working on. The audit allows for them.
@@ -33,6 +34,16 @@ pub(crate) struct Flight {
     pub(crate) incoming: u64,
     /// Taken out of the cache to be cleared, joined or copied to. Counted as in the cache.
     pub(crate) in_hand: u64,
+}
+
+impl Flight {
+    /// Counted as populated, while their entries are still what they were.
+    pub(crate) fn from(&mut self, was: Entry) -> &mut u64 {
+        match was {
+            Entry::Pod => &mut self.from_pod,
+            _ => &mut self.from_invalid,
+        }
+    }
 }
 
 /// The state of a domain.
@@ -238,10 +249,10 @@ impl Domain {
     /// Puts a clean run into the cache; room was reserved. A superframe that becomes whole is
     /// handed out: `Session::finish_join` brings it back.
     #[must_use]
-    pub(crate) fn put(&mut self, mfn: Mfn, order: Order) -> Option<Mfn> {
-        let joined = self.cache.put(mfn, order);
-        if joined.is_some() {
-            self.flight.in_hand += Order::SUPERPAGE.pages();
+    pub(crate) fn put(&mut self, run: Run) -> Option<Run> {
+        let joined = self.cache.put(run);
+        if let Some(whole) = &joined {
+            self.flight.in_hand += whole.pages();
         }
         self.note_peak();
         joined
@@ -261,6 +272,7 @@ impl fmt::Debug for Domain {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::frame::Superframe;
 
     pub(super) fn domain(target: u64) -> Domain {
         Domain::new(Config::new(1 << 20, target, Policy::Xen2012)).unwrap()
@@ -268,7 +280,7 @@ mod tests {
 
     pub(super) fn with_cache(domain: &mut Domain, superpages: u64) {
         for n in 0..superpages {
-            assert_eq!(domain.put(Mfn::new(n * 512), Order::SUPERPAGE), None);
+            assert_eq!(domain.put(Run::superframe(Superframe::new(n))), None);
         }
     }
 

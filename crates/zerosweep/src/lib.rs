@@ -69,7 +69,9 @@ mod policy;
 mod pool;
 mod retained;
 mod ring;
+mod run;
 mod session;
+mod superframes;
 
 #[doc = include_str!("../glossary.md")]
 pub mod glossary {}

@@ -9,33 +9,16 @@ use alloc::vec::Vec;
 use crate::error::OutOfTableMemory;
 use crate::frame::{Mfn, Order, SUPERPAGE_PAGES, Superframe};
 use crate::machine::OutOfFrames;
-use crate::page_bits::PageBits;
+use crate::superframes::PartialSuperframes;
 
 /// The frames of a machine, and which of them are free.
 pub struct FramePool {
-    /// Superframes that are wholly here, oldest first.
-    whole: VecDeque<u32>,
-    /// Superframes of which some pages are here, in no order.
-    partial: Vec<u32>,
-    frames: Vec<Entry>,
-    free_pages: u64,
+    /// Superframes that are wholly here, oldest first, and for each superframe whether it is one.
+    whole: VecDeque<Superframe>,
+    is_whole: Vec<bool>,
+    /// Superframes of which some pages are here.
+    partial: PartialSuperframes,
 }
-
-#[derive(Clone, Copy)]
-struct Entry {
-    /// The frames that are here, and how many these are.
-    here: PageBits,
-    count: u16,
-    /// Its index in `partial`, or [`NOWHERE`].
-    slot: u32,
-}
-
-impl Entry {
-    const EMPTY: Self = Self { here: PageBits::EMPTY, count: 0, slot: NOWHERE };
-    const WHOLE: Self = Self { here: PageBits::ALL, count: 512, slot: NOWHERE };
-}
-
-const NOWHERE: u32 = u32::MAX;
 
 impl FramePool {
     /// A pool of `superpages` superframes, all here, given out in ascending order.
@@ -44,20 +27,23 @@ impl FramePool {
     /// When there is no memory for its tables.
     pub fn new(superpages: u32) -> Result<Self, OutOfTableMemory> {
         let count = superpages as usize;
-        let (mut whole, mut partial, mut frames) = (VecDeque::new(), Vec::new(), Vec::new());
+        let (mut whole, mut is_whole) = (VecDeque::new(), Vec::new());
+        let mut partial = PartialSuperframes::default();
         whole.try_reserve_exact(count).map_err(|_| OutOfTableMemory)?;
-        partial.try_reserve_exact(count).map_err(|_| OutOfTableMemory)?;
-        frames.try_reserve_exact(count).map_err(|_| OutOfTableMemory)?;
-        whole.extend(0..superpages);
-        frames.resize(count, Entry::WHOLE);
-        let free_pages = u64::from(superpages) * SUPERPAGE_PAGES;
-        Ok(Self { whole, partial, frames, free_pages })
+        is_whole.try_reserve_exact(count).map_err(|_| OutOfTableMemory)?;
+        partial.reserve_partials(count)?;
+        if let Some(last) = superpages.checked_sub(1) {
+            partial.reserve(Superframe::new(u64::from(last)))?;
+        }
+        whole.extend((0..u64::from(superpages)).map(Superframe::new));
+        is_whole.resize(count, true);
+        Ok(Self { whole, is_whole, partial })
     }
 
     /// Pages that are here.
     #[must_use]
     pub fn free_pages(&self) -> u64 {
-        self.free_pages
+        self.free_superpages() * SUPERPAGE_PAGES + self.partial.pages()
     }
 
     /// Superframes that are wholly here.
@@ -69,19 +55,20 @@ impl FramePool {
     /// Superframes of which at least a page is out.
     #[must_use]
     pub fn superpages_out(&self) -> u64 {
-        self.frames.len() as u64 - self.free_superpages()
+        self.is_whole.len() as u64 - self.free_superpages()
     }
 
     /// Whether all of a superframe is here.
     #[must_use]
     pub fn is_wholly_free(&self, superframe: Superframe) -> bool {
-        self.frames.get(superframe.index()).is_some_and(|f| f.count == 512)
+        self.is_whole.get(superframe.index()).is_some_and(|&whole| whole)
     }
 
     /// Whether all of a superframe is out.
     #[must_use]
     pub fn is_wholly_out(&self, superframe: Superframe) -> bool {
-        self.frames.get(superframe.index()).is_some_and(|f| f.count == 0)
+        let is_broken = self.is_whole.get(superframe.index()).is_some_and(|&whole| !whole);
+        is_broken && !self.partial.has_any_of(superframe)
     }
 
     /// Gives out a page or a superframe. Pages come from superframes that are broken already.
@@ -90,20 +77,18 @@ impl FramePool {
     /// When there is none of that order.
     pub fn allocate(&mut self, order: Order) -> Result<Mfn, OutOfFrames> {
         if order == Order::SUPERPAGE {
-            let n = self.whole.pop_front().ok_or(OutOfFrames)?;
-            self.frames[n as usize] = Entry::EMPTY;
-            self.free_pages -= SUPERPAGE_PAGES;
-            return Ok(Superframe::new(u64::from(n)).first());
+            return self.take_whole().map(Superframe::first);
         }
         if order != Order::PAGE {
             return Err(OutOfFrames);
         }
-        if self.partial.is_empty() {
-            let n = self.whole.pop_front().ok_or(OutOfFrames)?;
-            self.add_partial(n);
+        if self.partial.pages() == 0 {
+            let superframe = self.take_whole()?;
+            if self.partial.put_whole(superframe).is_err() {
+                self.put_whole(superframe);
+            }
         }
-        let n = *self.partial.last().ok_or(OutOfFrames)?;
-        self.take_page(n)
+        self.partial.take().ok_or(OutOfFrames)
     }
 
     /// Gives out a page of a superframe that is broken already.
@@ -111,68 +96,39 @@ impl FramePool {
     /// # Errors
     /// When none of it is here, or all.
     pub fn allocate_in(&mut self, superframe: Superframe) -> Result<Mfn, OutOfFrames> {
-        let n = u32::try_from(superframe.number()).map_err(|_| OutOfFrames)?;
-        match self.frames.get(n as usize) {
-            Some(frame) if frame.slot != NOWHERE => self.take_page(n),
-            _ => Err(OutOfFrames),
-        }
-    }
-
-    fn take_page(&mut self, n: u32) -> Result<Mfn, OutOfFrames> {
-        let frame = &mut self.frames[n as usize];
-        let index = frame.here.take_first().ok_or(OutOfFrames)?;
-        frame.count -= 1;
-        if frame.count == 0 {
-            self.remove_partial(n);
-        }
-        self.free_pages -= 1;
-        Ok(Superframe::new(u64::from(n)).frame(index))
+        self.partial.take_in(superframe).ok_or(OutOfFrames)
     }
 
     /// Takes a page or a superframe back. False, and nothing changes, if it was here already.
     #[must_use = "a frame that comes back twice is a defect"]
     pub fn free(&mut self, mfn: Mfn, order: Order) -> bool {
-        let Some(frame) = self.frames.get_mut(mfn.superframe().index()) else { return false };
-        let n = mfn.superframe().number() as u32;
+        let superframe = mfn.superframe();
         if order == Order::SUPERPAGE {
-            if frame.count != 0 {
-                return false;
+            let is_out = self.is_wholly_out(superframe);
+            if is_out {
+                self.put_whole(superframe);
             }
-            *frame = Entry::WHOLE;
-            self.whole.push_back(n);
-            self.free_pages += SUPERPAGE_PAGES;
-            return true;
+            return is_out;
         }
-        if !frame.here.insert(mfn.index_in_superframe()) {
+        let is_ours = superframe.index() < self.is_whole.len();
+        if !is_ours || self.is_wholly_free(superframe) || self.partial.contains(mfn) {
             return false;
         }
-        frame.count += 1;
-        self.free_pages += 1;
-        match frame.count {
-            1 => self.add_partial(n),
-            512 => {
-                self.remove_partial(n);
-                self.whole.push_back(n);
-            }
-            _ => {}
+        if let Some(whole) = self.partial.put(mfn) {
+            self.put_whole(whole);
         }
         true
     }
 
-    fn add_partial(&mut self, n: u32) {
-        self.frames[n as usize].slot = self.partial.len() as u32;
-        self.partial.push(n);
+    fn take_whole(&mut self) -> Result<Superframe, OutOfFrames> {
+        let superframe = self.whole.pop_front().ok_or(OutOfFrames)?;
+        self.is_whole[superframe.index()] = false;
+        Ok(superframe)
     }
 
-    fn remove_partial(&mut self, n: u32) {
-        let slot = core::mem::replace(&mut self.frames[n as usize].slot, NOWHERE);
-        if slot == NOWHERE {
-            return;
-        }
-        self.partial.swap_remove(slot as usize);
-        if let Some(&moved) = self.partial.get(slot as usize) {
-            self.frames[moved as usize].slot = slot;
-        }
+    fn put_whole(&mut self, superframe: Superframe) {
+        self.is_whole[superframe.index()] = true;
+        self.whole.push_back(superframe);
     }
 }
 

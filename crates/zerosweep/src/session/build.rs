@@ -7,9 +7,10 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use super::Session;
+use super::claim::superpages;
 use crate::error::OutOfTableMemory;
-use crate::frame::{Gfn, Mfn, Order, SUPERPAGE_PAGES, Superpage};
-use crate::machine::{Content, Host, Machine, Mapped, Unmapped};
+use crate::frame::{Gfn, Order, SUPERPAGE_PAGES, Superpage};
+use crate::machine::{Host, Machine};
 use crate::p2m::{Entry, P2m, RamState};
 
 /// A range could not be built. Nothing was changed.
@@ -61,15 +62,12 @@ impl<H: Host> Session<H> {
     /// Ram or special in the range; nothing is changed then. (Xen:
     /// `guest_physmap_mark_populate_on_demand`.)
     pub fn populate_on_demand(&mut self, gfn: Gfn, order: Order) -> Result<(), BuildError> {
-        let fresh = self.claim_to_change(gfn, order, |entry| {
-            matches!(entry, Entry::Ram { .. } | Entry::Special)
-        })?;
-        let done = self.set_run(gfn, order, Entry::Pod);
-        if done.is_ok() {
-            self.domain().entries += fresh.invalid;
-        }
-        self.release_run(gfn, order);
-        Ok(done?)
+        let refuse = |entry| matches!(entry, Entry::Ram { .. } | Entry::Special);
+        self.change(gfn, order, refuse, |session, present| {
+            session.set_run(gfn, order, Entry::Pod)?;
+            session.domain().entries += present.invalid;
+            Ok(())
+        })
     }
 
     /// Marks a range as never to be reclaimed (MMIO, foreign, page tables). What was promised
@@ -78,13 +76,12 @@ impl<H: Host> Session<H> {
     /// # Errors
     /// Ram in the range; nothing is changed then.
     pub fn set_special(&mut self, gfn: Gfn, order: Order) -> Result<(), BuildError> {
-        let fresh = self.claim_to_change(gfn, order, |entry| matches!(entry, Entry::Ram { .. }))?;
-        let done = self.set_run(gfn, order, Entry::Special);
-        if done.is_ok() {
-            self.domain().entries -= fresh.pod;
-        }
-        self.release_run(gfn, order);
-        Ok(done?)
+        let refuse = |entry| matches!(entry, Entry::Ram { .. });
+        self.change(gfn, order, refuse, |session, present| {
+            session.set_run(gfn, order, Entry::Special)?;
+            session.domain().entries -= present.pod;
+            Ok(())
+        })
     }
 
     /// Populates a range with frames from the host, all or nothing. What is PoD there is replaced.
@@ -93,12 +90,11 @@ impl<H: Host> Session<H> {
     /// Ram or special in the way, a total above the target, no frames; nothing is changed then.
     /// (Xen: `populate_physmap`.)
     pub fn populate_physmap(&mut self, gfn: Gfn, order: Order) -> Result<(), BuildError> {
-        self.claim_for_build(gfn, order, |entry| {
-            matches!(entry, Entry::Ram { .. } | Entry::Special)
-        })?;
-        let outcome = self.populate_claimed(gfn, order);
-        self.release_run(gfn, order);
-        outcome
+        let refuse = |entry| matches!(entry, Entry::Ram { .. } | Entry::Special);
+        self.build(gfn, order, |session| {
+            session.present(gfn, order, refuse)?;
+            session.populate_claimed(gfn, order)
+        })
     }
 
     fn populate_claimed(&mut self, gfn: Gfn, order: Order) -> Result<(), BuildError> {
@@ -115,7 +111,7 @@ impl<H: Host> Session<H> {
                 done += 1;
                 continue;
             }
-            match self.populate_from_host(gfn.offset(done), order.pages() - done) {
+            match self.populate_at(gfn.offset(done), order.pages() - done) {
                 Ok(pages) => done += pages,
                 Err(error) => {
                     self.unpopulate(gfn, done, &before);
@@ -150,16 +146,11 @@ impl<H: Host> Session<H> {
     }
 
     fn set_pinned(&mut self, gfn: Gfn, to: RamState) -> Result<(), BuildError> {
-        let superpage = gfn.superpage();
         if !self.domain().p2m.contains(gfn, Order::PAGE) {
             return Err(BuildError::OutOfRange);
         }
-        if !self.claim(superpage) {
-            return Err(BuildError::InTransit);
-        }
-        let pinned = self.set_pinned_claimed(gfn, to);
-        self.release(superpage);
-        pinned
+        self.claimed(gfn.superpage(), |session| session.set_pinned_claimed(gfn, to))
+            .unwrap_or(Err(BuildError::InTransit))
     }
 
     fn set_pinned_claimed(&mut self, gfn: Gfn, to: RamState) -> Result<(), BuildError> {
@@ -182,53 +173,49 @@ impl<H: Host> Session<H> {
         }
     }
 
-    /// Claims a whole range, unless `refuse` says no to one of its entries. Returns what is there.
-    fn claim_for_build(
+    /// Runs `work` while a whole range is claimed.
+    fn build(
         &mut self,
         gfn: Gfn,
         order: Order,
-        refuse: impl Fn(Entry) -> bool,
-    ) -> Result<Present, BuildError> {
+        work: impl FnOnce(&mut Self) -> Result<(), BuildError>,
+    ) -> Result<(), BuildError> {
         if !self.is_alive() {
             return Err(BuildError::Dying);
         }
         if !self.domain().p2m.contains(gfn, order) {
             return Err(BuildError::OutOfRange);
         }
-        if !self.claim_run(gfn, order) {
-            return Err(BuildError::InTransit);
-        }
-        let present = self.present(gfn, order, refuse);
-        if present.is_err() {
-            self.release_run(gfn, order);
-        }
-        present
+        self.claimed_run(gfn, order, work).unwrap_or(Err(BuildError::InTransit))
     }
 
-    /// As [`Session::claim_for_build`], for what is about to change the entries: pages that are out
-    /// give up their frames.
-    fn claim_to_change(
+    /// Runs `work`, which changes the entries of a claimed range and is told what is there, unless
+    /// `refuse` says no to one of them. Pages that are out give up their frames before.
+    fn change(
         &mut self,
         gfn: Gfn,
         order: Order,
         refuse: impl Fn(Entry) -> bool,
-    ) -> Result<Present, BuildError> {
-        let present = self.claim_for_build(gfn, order, &refuse)?;
-        if superpages(gfn, order).all(|superpage| self.domain().p2m.outs(superpage) == 0) {
-            return Ok(present);
-        }
-        let settled = superpages(gfn, order).all(|superpage| self.reclaim_retained(superpage));
-        // What was out may turn out to be live.
-        let present = match settled {
-            true => self.present(gfn, order, refuse),
-            false => Err(BuildError::Busy(gfn)),
-        };
-        if present.is_err() {
-            self.release_run(gfn, order);
-        }
-        present
+        work: impl FnOnce(&mut Self, Present) -> Result<(), BuildError>,
+    ) -> Result<(), BuildError> {
+        self.build(gfn, order, |session| {
+            let mut present = session.present(gfn, order, &refuse)?;
+            let has_outs = |s| session.host.domain().p2m.outs(s) > 0;
+            if superpages(gfn, order).any(has_outs) {
+                if !superpages(gfn, order).all(|s| session.reclaim_retained(s)) {
+                    return Err(BuildError::Busy(gfn));
+                }
+                // What was out may turn out to be live.
+                present = session.present(gfn, order, refuse)?;
+            }
+            work(session, present)
+        })
     }
 
+    /// What is in a claimed range.
+    ///
+    /// # Errors
+    /// If `refuse` says no to one of its entries.
     fn present(
         &mut self,
         gfn: Gfn,
@@ -256,25 +243,6 @@ impl<H: Host> Session<H> {
         Ok(present)
     }
 
-    /// Claims every superpage of a range, or none.
-    pub(crate) fn claim_run(&mut self, gfn: Gfn, order: Order) -> bool {
-        let p2m = &mut self.host.domain().p2m;
-        for superpage in superpages(gfn, order) {
-            if !p2m.claim(superpage) {
-                let taken = superpages(gfn, order).take_while(|&s| s != superpage);
-                taken.for_each(|s| p2m.release(s));
-                return false;
-            }
-        }
-        true
-    }
-
-    /// Ends what [`Session::claim_run`] began.
-    pub(crate) fn release_run(&mut self, gfn: Gfn, order: Order) {
-        let p2m = &mut self.host.domain().p2m;
-        superpages(gfn, order).for_each(|superpage| p2m.release(superpage));
-    }
-
     /// Makes every entry of a claimed range `entry`; splits what it must before it sets anything.
     fn set_run(&mut self, gfn: Gfn, order: Order, entry: Entry) -> Result<(), OutOfTableMemory> {
         let end = gfn.offset(order.pages());
@@ -296,98 +264,18 @@ impl<H: Host> Session<H> {
     }
 
     /// Populates the superpage or page at `at` in a claimed range. Returns its pages.
-    fn populate_from_host(&mut self, at: Gfn, left: u64) -> Result<u64, BuildError> {
-        let domain = self.host.domain();
+    fn populate_at(&mut self, at: Gfn, left: u64) -> Result<u64, BuildError> {
+        let p2m = &mut self.host.domain().p2m;
         let is_whole = at.is_aligned(Order::SUPERPAGE)
             && left >= SUPERPAGE_PAGES
-            && domain.p2m.whole(at.superpage()).is_some();
+            && p2m.whole(at.superpage()).is_some();
         let order = if is_whole { Order::SUPERPAGE } else { Order::PAGE };
         if !is_whole {
-            self.host.domain().p2m.split(at.superpage())?;
+            p2m.split(at.superpage())?;
         }
-        let was = self.domain().p2m.get(at).0;
-        self.count_from_host(was, order);
-        let allocated = self.host.machine(|m| m.allocate(order));
-        let Ok(run) = allocated else {
-            self.uncount_from_host(was, order);
-            return Err(BuildError::OutOfFrames);
-        };
-        if run.content == Content::Unknown {
-            self.clear(run.mfn, order);
-        }
-        match self.host.machine(|m| m.map(at, run.mfn, order)) {
-            Ok(mapped) => {
-                self.commit_from_host(was, at, run.mfn, order, mapped);
-                Ok(order.pages())
-            }
-            Err(_) => {
-                self.host.machine(|m| m.free(run.mfn, order));
-                self.uncount_from_host(was, order);
-                Err(BuildError::OutOfFrames)
-            }
-        }
-    }
-
-    /// Counts a run that comes from the host as populated, before it is mapped.
-    pub(crate) fn count_from_host(&mut self, was: Entry, order: Order) {
-        let domain = self.host.domain();
-        let pages = order.pages();
-        if was == Entry::Pod {
-            domain.entries -= pages;
-            domain.flight.from_pod += pages;
-        } else {
-            domain.flight.from_invalid += pages;
-        }
-        domain.populated += pages;
-        domain.note_peak();
-    }
-
-    /// Takes [`Session::count_from_host`] back.
-    pub(crate) fn uncount_from_host(&mut self, was: Entry, order: Order) {
-        let domain = self.host.domain();
-        let pages = order.pages();
-        domain.populated -= pages;
-        if was == Entry::Pod {
-            domain.entries += pages;
-            domain.flight.from_pod -= pages;
-        } else {
-            domain.flight.from_invalid -= pages;
-        }
-    }
-
-    /// The run is mapped: its entries say so.
-    pub(crate) fn commit_from_host(
-        &mut self,
-        was: Entry,
-        at: Gfn,
-        mfn: Mfn,
-        order: Order,
-        mapped: Mapped,
-    ) {
-        let domain = self.host.domain();
-        if was == Entry::Pod {
-            domain.flight.from_pod -= order.pages();
-        } else {
-            domain.flight.from_invalid -= order.pages();
-        }
-        self.set_mapped(at, mfn, order, mapped);
-    }
-
-    /// Sets the entries of a run that was just mapped: one, or one for each page.
-    pub(crate) fn set_mapped(&mut self, at: Gfn, mfn: Mfn, order: Order, mapped: Mapped) {
-        let entry = Entry::Ram { mfn, state: RamState::Mapped };
-        let p2m = &mut self.host.domain().p2m;
-        if order == Order::PAGE {
-            p2m.set_page(at, entry);
-            return;
-        }
-        p2m.set_whole(at.superpage(), entry);
-        if mapped == Mapped::Pieces {
-            self.retake_all(at.superpage());
-            let p2m = &mut self.host.domain().p2m;
-            // Without table memory the entry stays whole: one count is off, no page is.
-            let _ = p2m.split(at.superpage());
-        }
+        let was = p2m.get(at).0;
+        let populated = self.populate_from_host(at, was, order);
+        populated.map(|_| order.pages()).map_err(|_| BuildError::OutOfFrames)
     }
 
     /// Takes back the first `pages` of a claimed range that was being populated.
@@ -400,9 +288,9 @@ impl<H: Host> Session<H> {
                 at = at.offset(1);
                 continue;
             };
-            if self.unmap_flushed(at, mfn, order) == Unmapped::Done {
+            if let Some(run) = self.unmap_flushed(at, mfn, order) {
                 self.restore(at, order, gfn, before);
-                self.free(mfn, order);
+                self.free(run);
             }
             at = at.offset(order.pages());
         }
@@ -453,11 +341,4 @@ impl PodBits {
 struct Present {
     invalid: u64,
     pod: u64,
-}
-
-/// The superpages that a range touches.
-pub(crate) fn superpages(gfn: Gfn, order: Order) -> impl Iterator<Item = Superpage> + Clone {
-    let first = gfn.superpage().number();
-    let last = gfn.offset(order.pages() - 1).superpage().number();
-    (first..=last).map(Superpage::new)
 }

@@ -19,6 +19,8 @@ use crate::frame::{Mfn, Order, PAGE_BYTES, SUPERPAGE_PAGES, Superframe, Superpag
 use crate::machine::{Allocated, Host, Machine, OutOfFrames, Unmapped};
 use crate::p2m::{Entry, RamState};
 use crate::page_bits::PageBits;
+use crate::run::Run;
+use crate::superframes::PerSuperframe;
 
 const PAGES: usize = SUPERPAGE_PAGES as usize;
 /// Pages that may be held beyond the target while they are copied, if there is no other way.
@@ -31,9 +33,9 @@ pub struct Consolidation {
     phase: Phase,
     next: u64,
     /// Live singles of each superframe, and whether one of them is pinned.
-    lying: Vec<Lying>,
+    lying: PerSuperframe<Lying>,
     /// Superframes that stay, the fullest first, and how many of them have no room any more.
-    stay: Vec<u32>,
+    stay: Vec<Superframe>,
     full: usize,
     moved: u64,
 }
@@ -61,40 +63,32 @@ impl Consolidation {
     }
 
     fn count(&mut self, mfn: Mfn, pinned: bool) -> Result<(), OutOfTableMemory> {
-        let superframe = mfn.superframe().index();
-        if superframe >= self.lying.len() {
-            let more = superframe + 1 - self.lying.len();
-            self.lying.try_reserve(more).map_err(|_| OutOfTableMemory)?;
-            self.lying.resize(superframe + 1, Lying::default());
-        }
-        self.lying[superframe].live += 1;
-        self.lying[superframe].pinned |= pinned;
+        let lying = self.lying.get_mut(mfn.superframe())?;
+        lying.live += 1;
+        lying.pinned |= pinned;
         Ok(())
     }
 
     /// Decides which superframes stay.
     fn choose(&mut self) -> Result<(), OutOfTableMemory> {
-        let used = self.lying.iter().filter(|lying| lying.live > 0).count();
-        self.stay.try_reserve_exact(used).map_err(|_| OutOfTableMemory)?;
-        let used = self.lying.iter().enumerate().filter(|(_, lying)| lying.live > 0);
-        self.stay.extend(used.map(|(n, _)| n as u32));
-        let lying = &self.lying;
-        self.stay.sort_unstable_by_key(|&n| {
-            let Lying { live, pinned, .. } = lying[n as usize];
-            core::cmp::Reverse((pinned, live))
+        let used = || self.lying.iter().filter(|(_, lying)| lying.live > 0);
+        self.stay.try_reserve_exact(used().count()).map_err(|_| OutOfTableMemory)?;
+        let live: u64 = used().map(|(_, lying)| u64::from(lying.live)).sum();
+        self.stay.extend(used().map(|(superframe, _)| superframe));
+        self.stay.sort_unstable_by_key(|&superframe| {
+            let lying = self.lying.get(superframe).copied().unwrap_or_default();
+            core::cmp::Reverse((lying.pinned, lying.live))
         });
-        let live: u64 = lying.iter().map(|lying| u64::from(lying.live)).sum();
         self.stay.truncate(live.div_ceil(SUPERPAGE_PAGES) as usize);
-        for &n in &self.stay {
-            self.lying[n as usize].stays = true;
+        for &superframe in &self.stay {
+            self.lying.get_mut(superframe)?.stays = true;
         }
         Ok(())
     }
 
     fn stays(&self, mfn: Mfn) -> bool {
-        let superframe = mfn.superframe().index();
         // What was not there when it was counted is left alone.
-        self.lying.get(superframe).is_none_or(|lying| lying.stays)
+        self.lying.get(mfn.superframe()).is_none_or(|lying| lying.stays)
     }
 }
 
@@ -160,16 +154,19 @@ impl<H: Host> Session<H> {
     /// Moves the singles of one range that lie where nothing stays.
     fn bring_together(&mut self, work: &mut Consolidation, superpage: Superpage) {
         let p2m = &self.host.domain().p2m;
-        if p2m.whole(superpage).is_some() || p2m.tally(superpage).ram == 0 || !self.claim(superpage)
-        {
+        if p2m.whole(superpage).is_some() || p2m.tally(superpage).ram == 0 {
             return;
         }
-        let all_live = self.domain().p2m.tally(superpage).ram == SUPERPAGE_PAGES;
-        if !(all_live && self.refill(superpage.first())) {
-            // As many at a time as there is room for.
-            while self.move_singles(work, superpage) > 0 {}
+        let claimed = self.claimed(superpage, |session| {
+            let all_live = session.domain().p2m.tally(superpage).ram == SUPERPAGE_PAGES;
+            if !(all_live && session.refill(superpage.first())) {
+                // As many at a time as there is room for.
+                while session.move_singles(work, superpage) > 0 {}
+            }
+        });
+        if claimed.is_none() {
+            return;
         }
-        self.release(superpage);
         // The older policies know no frames that are still to be cleared.
         while !self.domain().policy.keeps_whole() && self.clean_batch() {}
     }
@@ -191,7 +188,7 @@ impl<H: Host> Session<H> {
             }
             let Some(single) = self.single_where_it_stays(work, from_host) else { break };
             from_host += u64::from(single.1);
-            (from[index], to[index]) = (mfn, single.0);
+            (from[index], to[index]) = (mfn, single.0.into_mfn());
             moving.insert(index);
         }
         let moved = self.copy_singles(superpage, &from, &to, moving);
@@ -207,19 +204,18 @@ impl<H: Host> Session<H> {
         &mut self,
         work: &mut Consolidation,
         from_host: u64,
-    ) -> Option<(Mfn, bool)> {
+    ) -> Option<(Run, bool)> {
         while let Some(&superframe) = work.stay.get(work.full) {
-            let first = Superframe::new(u64::from(superframe)).first();
             let domain = self.host.domain();
-            if let Some(mfn) = domain.cache.take_single_in(first) {
+            if let Some(single) = domain.cache.take_single_in(superframe) {
                 domain.flight.in_hand += 1;
-                return Some((mfn, false));
+                return Some((single, false));
             }
             if !self.has_room_for_one(from_host) {
                 return None;
             }
-            match self.allocate_in(first) {
-                Ok(mfn) => return Some((mfn, true)),
+            match self.allocate_in(superframe) {
+                Ok(single) => return Some((single, true)),
                 Err(OutOfFrames) => work.full += 1,
             }
         }
@@ -245,15 +241,15 @@ impl<H: Host> Session<H> {
         true
     }
 
-    fn allocate_in(&mut self, superframe: Mfn) -> Result<Mfn, OutOfFrames> {
+    fn allocate_in(&mut self, superframe: Superframe) -> Result<Run, OutOfFrames> {
         self.domain().flight.incoming += 1;
-        let allocated = self.host.machine(|m| m.allocate_in(superframe));
+        let allocated = self.host.machine(|m| m.allocate_in(superframe.first()));
         let domain = self.host.domain();
         domain.flight.incoming -= 1;
         // Its content is of no interest: a page is copied over it.
         let Allocated { mfn, .. } = allocated?;
         domain.flight.in_hand += 1;
-        Ok(mfn)
+        Ok(Run::page(mfn))
     }
 
     /// Unmaps, flushes once, copies, maps.
@@ -312,7 +308,7 @@ impl<H: Host> Session<H> {
             } else {
                 to[index]
             };
-            domain.cache.put_dirty(Dirty { mfn: left, order: Order::PAGE, flushed: true });
+            domain.cache.put_dirty(Dirty::Flushed(Run::page(left)));
         }
     }
 
@@ -324,8 +320,8 @@ impl<H: Host> Session<H> {
                 return;
             }
             let Some(dirty) = cache.take_dirty() else { return };
-            self.flush_dirty(&dirty);
-            self.free(dirty.mfn, dirty.order);
+            let run = self.flush_dirty(dirty);
+            self.free(run);
         }
     }
 }

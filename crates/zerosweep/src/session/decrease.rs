@@ -10,9 +10,10 @@ use super::zero_check::Check;
 use crate::cache::Dirty;
 use crate::event::Event;
 use crate::frame::{Gfn, Mfn, Order, SUPERPAGE_PAGES, Superpage};
-use crate::machine::{Host, Machine, Unmapped};
+use crate::machine::{Host, Machine};
 use crate::p2m::{Entry, RamState};
 use crate::policy::{DecreaseCheck, Gate};
+use crate::run::Run;
 
 /// A range that cannot be given back. [`Session::decrease`] changed nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +76,32 @@ enum Destination {
     Host,
 }
 
+/// A run that was taken from the guest.
+enum Taken {
+    /// To be cleared.
+    Dirty(Dirty),
+    /// Clear.
+    Clean(Run),
+    /// For the host: its content is not needed.
+    Unneeded(Run),
+}
+
+impl Taken {
+    fn mfn(&self) -> Mfn {
+        match self {
+            Self::Dirty(dirty) => dirty.mfn(),
+            Self::Clean(run) | Self::Unneeded(run) => run.mfn(),
+        }
+    }
+
+    fn order(&self) -> Order {
+        match self {
+            Self::Dirty(dirty) => dirty.order(),
+            Self::Clean(run) | Self::Unneeded(run) => run.order(),
+        }
+    }
+}
+
 impl<H: Host> Session<H> {
     /// The guest gives `[gfn, gfn + 2^order)` back. Returns how many pages it had there: pages
     /// given back before, special and pinned ones change nothing and do not count, nor does a page
@@ -89,22 +116,29 @@ impl<H: Host> Session<H> {
         }
         self.admit(gfn, order)?;
         let domain = self.host.domain();
-        let policy = domain.policy;
-        if policy.sweeps_before_first_decrease() && !domain.swept_before_decrease {
-            domain.swept_before_decrease = true;
-            self.release_run(gfn, order);
+        if domain.policy.sweeps_before_first_decrease() && !domain.swept_before_decrease {
+            // The sweep claims what it checks: the range is only looked at, and claimed after it.
+            self.claimed_run(gfn, order, |session| session.domain().swept_before_decrease = true)
+                .ok_or(DecreaseError::InTransit)?;
             self.sweep_all_superpages();
             self.admit(gfn, order)?;
         }
-        let chunk = if policy.chunked_decrease() { order.chunk_at(gfn) } else { order };
+        let given = self
+            .claimed_run(gfn, order, |session| session.decrease_claimed(gfn, order))
+            .ok_or(DecreaseError::InTransit)?;
+        self.upkeep_inline();
+        Ok(given)
+    }
+
+    fn decrease_claimed(&mut self, gfn: Gfn, order: Order) -> u64 {
+        let chunked = self.domain().policy.chunked_decrease();
+        let chunk = if chunked { order.chunk_at(gfn) } else { order };
         let mut given = 0;
         for n in 0..order.pages() >> chunk.raw() {
             given += self.decrease_chunk(gfn.offset(n << chunk.raw()), chunk);
         }
         self.domain().statistics.pages_given_back += given;
-        self.release_run(gfn, order);
-        self.upkeep_inline();
-        Ok(given)
+        given
     }
 
     /// The shortest way, for our policy: a page that has no frame. False if it is not one, or if
@@ -135,9 +169,6 @@ impl<H: Host> Session<H> {
         }
         if !self.domain().p2m.contains(gfn, order) {
             return Err(DecreaseError::OutOfRange);
-        }
-        if !self.claim_run(gfn, order) {
-            return Err(DecreaseError::InTransit);
         }
         Ok(())
     }
@@ -324,15 +355,13 @@ impl<H: Host> Session<H> {
 
     fn give_superpage(&mut self, superpage: Superpage, mfn: Mfn, to: Destination) -> u64 {
         let (gfn, order) = (superpage.first(), Order::SUPERPAGE);
-        if !self.detach_to(gfn, mfn, order, to) {
-            return 0;
-        }
+        let Some(taken) = self.take_from_guest(gfn, mfn, order, to) else { return 0 };
         let domain = self.host.domain();
         let given = order.pages() - domain.p2m.forget_outs(superpage);
         domain.p2m.set_whole(superpage, Entry::Invalid);
         domain.p2m.set_hint(superpage, None);
         domain.populated -= given;
-        self.deliver(gfn, mfn, order, to);
+        self.deliver(gfn, taken);
         given
     }
 
@@ -342,13 +371,14 @@ impl<H: Host> Session<H> {
             Some(Entry::Pod) => return self.drop_pod(gfn, 1),
             _ => return 0,
         };
-        if state == RamState::Pinned || !self.detach_to(gfn, mfn, Order::PAGE, to) {
+        if state == RamState::Pinned {
             return 0;
         }
+        let Some(taken) = self.take_from_guest(gfn, mfn, Order::PAGE, to) else { return 0 };
         let domain = self.host.domain();
         domain.p2m.set_page(gfn, Entry::Invalid);
         domain.populated -= 1;
-        self.deliver(gfn, mfn, Order::PAGE, to);
+        self.deliver(gfn, taken);
         1
     }
 
@@ -362,27 +392,33 @@ impl<H: Host> Session<H> {
         Some(self.domain().p2m.get(gfn).0)
     }
 
-    /// Unmaps a run, and makes it ready for where it goes. Its entry still says ram.
-    fn detach_to(&mut self, gfn: Gfn, mfn: Mfn, order: Order, to: Destination) -> bool {
+    /// Unmaps a run, and makes it ready for where it goes. Its entry still says ram. `None`: it is
+    /// in use, or the cache has no room.
+    fn take_from_guest(
+        &mut self,
+        gfn: Gfn,
+        mfn: Mfn,
+        order: Order,
+        to: Destination,
+    ) -> Option<Taken> {
         let superpages = u64::from(order == Order::SUPERPAGE);
-        if self.domain().cache.reserve(superpages, mfn, order.pages()).is_err() {
-            return false;
-        }
-        let detached =
+        self.domain().cache.reserve(superpages, mfn, order.pages()).ok()?;
+        let is_detached =
             matches!(self.domain().p2m.get(gfn), (Entry::Ram { state: RamState::Detached, .. }, _));
         let later = to == Destination::Cache && self.clears_later();
-        let unmapped = match (detached, later && order == Order::PAGE && self.flushes_later()) {
-            (true, _) => Unmapped::Done,
-            (false, true) => self.host.machine(|m| m.unmap(gfn, mfn, order)),
-            (false, false) => self.unmap_flushed(gfn, mfn, order),
-        };
-        if unmapped == Unmapped::Busy {
-            return false;
+        if !is_detached && later && order == Order::PAGE && self.flushes_later() {
+            return Some(Taken::Dirty(Dirty::Unflushed(self.unmap(gfn, mfn, order)?)));
         }
-        if to == Destination::Cache && !later {
-            self.clear(mfn, order);
-        }
-        true
+        let run =
+            if is_detached { Run::new(mfn, order) } else { self.unmap_flushed(gfn, mfn, order)? };
+        Some(match to {
+            Destination::Host => Taken::Unneeded(run),
+            Destination::Cache if later => Taken::Dirty(Dirty::Flushed(run)),
+            Destination::Cache => {
+                self.clear(&run);
+                Taken::Clean(run)
+            }
+        })
     }
 
     /// Whether singles for the cache are flushed together, when they are cleared. A guest that may
@@ -398,39 +434,38 @@ impl<H: Host> Session<H> {
         self.domain().policy.keeps_whole()
     }
 
-    /// Brings a run that was just made invalid to its new place.
-    fn deliver(&mut self, gfn: Gfn, mfn: Mfn, order: Order, to: Destination) {
-        match to {
-            Destination::Cache if self.clears_later() => {
-                self.put_dirty(mfn, order);
+    /// Brings a run whose entries were just made invalid to its new place.
+    fn deliver(&mut self, gfn: Gfn, taken: Taken) {
+        let (mfn, order) = (taken.mfn(), taken.order());
+        match taken {
+            Taken::Dirty(dirty) => {
+                self.put_dirty(dirty);
                 self.host.event(Event::Remove { gfn, order });
                 self.note_steal(gfn, mfn, order);
             }
-            Destination::Cache => {
+            Taken::Clean(run) => {
                 let cached = self.cached_order(order);
                 let domain = self.host.domain();
                 let joined = if cached == order {
-                    domain.put(mfn, order)
+                    domain.put(run)
                 } else {
-                    let pages = (0..order.pages()).map(|i| mfn.offset(i));
-                    pages.filter_map(|page| domain.put(page, Order::PAGE)).last()
+                    run.into_pages().filter_map(|page| domain.put(page)).last()
                 };
                 self.host.event(Event::Remove { gfn, order });
                 self.note_steal(gfn, mfn, order);
                 self.finish_join(joined);
             }
-            Destination::Host => {
+            Taken::Unneeded(run) => {
                 self.host.event(Event::Remove { gfn, order });
-                self.free(mfn, order);
+                self.free(run);
             }
         }
     }
 
     /// Puts a run into the cache that is to be cleared.
-    fn put_dirty(&mut self, mfn: Mfn, order: Order) {
-        let flushed = order == Order::SUPERPAGE || !self.flushes_later();
+    fn put_dirty(&mut self, dirty: Dirty) {
         let domain = self.host.domain();
-        domain.cache.put_dirty(Dirty { mfn, order, flushed });
+        domain.cache.put_dirty(dirty);
         domain.note_peak();
     }
 
@@ -461,19 +496,20 @@ impl<H: Host> Session<H> {
         while at < end {
             let superpage = at.superpage();
             let next = superpage.page(SUPERPAGE_PAGES as usize).min(end);
-            if !self.claim(superpage) {
+            let pages = next.raw() - at.raw();
+            let Some(done) = self.claimed(superpage, |session| session.discard_claimed(at, pages))
+            else {
                 let reason = DecreaseError::InTransit;
                 outcome = Err(DiscardError { discarded, next: at, reason });
                 break;
-            }
-            discarded += self.discard_claimed(at, next.raw() - at.raw());
-            self.release(superpage);
+            };
+            discarded += done;
             at = next;
         }
         if discarded > 0 && self.flushes_later() {
-            // The pages are still the guest's: its next access must find the new ones.
-            self.host.machine(Machine::flush);
-            self.domain().statistics.unmap_flushes += 1;
+            // The pages are still the guest's: its next access must find the new ones. (What is in
+            // the cache is flushed once more before it is cleared.)
+            let _ = self.flush();
         }
         let _ = self.return_excess();
         self.upkeep_inline();
@@ -493,24 +529,28 @@ impl<H: Host> Session<H> {
 
     fn discard_superpage(&mut self, superpage: Superpage, mfn: Mfn) -> u64 {
         let (gfn, order) = (superpage.first(), Order::SUPERPAGE);
-        if !self.detach_to(gfn, mfn, order, Destination::Cache) {
+        let Some(taken) = self.take_from_guest(gfn, mfn, order, Destination::Cache) else {
             return 0;
-        }
-        let later = self.clears_later();
-        if !later && self.cached_order(order) == order {
+        };
+        if matches!(taken, Taken::Clean(_)) && self.cached_order(order) == order {
             self.host.machine(|m| m.park(mfn));
         }
         let domain = self.host.domain();
         domain.p2m.set_whole(superpage, Entry::Pod);
         domain.p2m.set_hint(superpage, None);
         domain.count_unpopulate(SUPERPAGE_PAGES);
-        if later {
-            self.put_dirty(mfn, order);
-        } else {
-            let _ = domain.put(mfn, order);
+        self.deliver_discarded(gfn, taken);
+        SUPERPAGE_PAGES
+    }
+
+    /// Puts a run whose entries were just made PoD into the cache.
+    fn deliver_discarded(&mut self, gfn: Gfn, taken: Taken) {
+        let (mfn, order) = (taken.mfn(), taken.order());
+        match taken {
+            Taken::Dirty(dirty) => self.put_dirty(dirty),
+            Taken::Clean(run) | Taken::Unneeded(run) => self.put(run),
         }
         self.host.event(Event::Reclaim { gfn, mfn, order });
-        SUPERPAGE_PAGES
     }
 
     fn discard_single(&mut self, gfn: Gfn) -> u64 {
@@ -523,22 +563,19 @@ impl<H: Host> Session<H> {
             return 0;
         }
         let Some(Entry::Ram { mfn, state }) = self.split_around(gfn) else { return 0 };
-        if state == RamState::Pinned || !self.detach_to(gfn, mfn, Order::PAGE, Destination::Cache) {
+        if state == RamState::Pinned {
             return 0;
         }
-        let later = self.clears_later();
+        let Some(taken) = self.take_from_guest(gfn, mfn, Order::PAGE, Destination::Cache) else {
+            return 0;
+        };
         let domain = self.host.domain();
         domain.p2m.set_page(gfn, Entry::Pod);
         domain.count_unpopulate(1);
         if domain.policy.keeps_whole() && domain.p2m.tally(superpage).pod == SUPERPAGE_PAGES {
             domain.p2m.set_whole(superpage, Entry::Pod);
         }
-        if later {
-            self.put_dirty(mfn, Order::PAGE);
-        } else {
-            self.put(mfn, Order::PAGE);
-        }
-        self.host.event(Event::Reclaim { gfn, mfn, order: Order::PAGE });
+        self.deliver_discarded(gfn, taken);
         1
     }
 }

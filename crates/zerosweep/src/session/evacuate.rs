@@ -18,6 +18,7 @@ use crate::frame::{Mfn, Order, PAGE_BYTES, SUPERPAGE_PAGES, Superpage};
 use crate::machine::{Host, Machine};
 use crate::p2m::{Entry, RamState};
 use crate::page_bits::PageBits;
+use crate::run::Run;
 
 const PAGES: usize = SUPERPAGE_PAGES as usize;
 
@@ -32,14 +33,15 @@ impl<H: Host> Session<H> {
     pub(super) fn evacuate(
         &mut self,
         superpage: Superpage,
-        mfn: Mfn,
+        run: Run,
         outs: PageBits,
         found: &Findings,
     ) -> Check {
         if self.domain().p2m.split(superpage).is_err() {
-            self.map_back_superpage(superpage, mfn);
+            self.map_back(superpage.first(), run);
             return Check::NotEligible;
         }
+        let mfn = run.mfn();
         let mut moved = Moved { to: [Mfn::default(); PAGES], detached: PageBits::default() };
         let copies = self.take_singles(found, &mut moved.to);
         if !copies {
@@ -71,12 +73,17 @@ impl<H: Host> Session<H> {
         let domain = self.host.domain();
         if copies {
             domain.flight.in_hand -= SUPERPAGE_PAGES;
-            let _ = domain.put(mfn, Order::SUPERPAGE);
+            let _ = domain.put(run);
             domain.statistics.bytes_copied += found.count * PAGE_BYTES;
             domain.statistics.bytes_cleared += found.count * PAGE_BYTES;
         } else {
-            for index in (0..PAGES).filter(|&index| !found.live.contains(index)) {
-                let _ = domain.put(mfn.offset(index as u64), Order::PAGE);
+            for (index, page) in run.into_pages().enumerate() {
+                if found.live.contains(index) {
+                    // It is in its entry.
+                    let _ = page.into_mfn();
+                } else {
+                    let _ = domain.put(page);
+                }
             }
         }
         domain.statistics.evacuations += 1;
@@ -94,7 +101,7 @@ impl<H: Host> Session<H> {
         let mut taken = 0;
         for index in found.live.iter() {
             let Some(single) = domain.cache.take_single() else { break };
-            to[index] = single;
+            to[index] = single.into_mfn();
             taken += 1;
         }
         if taken == found.count {
@@ -103,7 +110,7 @@ impl<H: Host> Session<H> {
         }
         // No memory for the cache's own lists: it breaks no superpage then.
         for index in found.live.iter().take(taken as usize) {
-            let _ = domain.cache.put(to[index], Order::PAGE);
+            let _ = domain.cache.put(Run::page(to[index]));
         }
         false
     }

@@ -7,15 +7,17 @@
 use core::fmt;
 
 use super::Session;
+use super::mapping::FromHostError;
 use super::sweep::Step;
 use super::zero_check::{Check, WORTH_COPYING};
 use crate::domain::{Forecast, InvalidTouch};
 use crate::event::Event;
-use crate::frame::{Gfn, Mfn, Order, SUPERPAGE_PAGES};
-use crate::machine::{Allocated, Content, Host, Machine, Mapped};
+use crate::frame::{Gfn, Order, SUPERPAGE_PAGES};
+use crate::machine::Host;
 use crate::p2m::{Entry, RamState};
 use crate::policy::{AfterPopulate, BeforeFrame};
 use crate::ring::Recent;
+use crate::run::Run;
 
 /// The answer to a touch.
 #[must_use = "the guest waits for an answer"]
@@ -152,27 +154,22 @@ impl<H: Host> Session<H> {
 
     /// A frame that a failed check could not map back is mapped now.
     fn remap(&mut self, gfn: Gfn) -> Result<Fault, FaultError> {
-        let superpage = gfn.superpage();
-        if !self.claim(superpage) {
-            return Ok(Fault::InTransit);
-        }
-        let p2m = &self.domain().p2m;
-        // One mapping, if it is one superpage, even where pages of it are out.
-        let (entry, order) = match p2m.whole(superpage) {
-            Some(entry) => (entry, Order::SUPERPAGE),
-            None => p2m.get(gfn),
-        };
-        let at = gfn.align_down(order);
-        let outcome = if let Entry::Ram { mfn, state: RamState::Detached } = entry {
-            let mfn = mfn.align_down(order);
-            let mapped = self.host.machine(|m| m.map(at, mfn, order));
-            mapped.map(|mapped| self.set_mapped(at, mfn, order, mapped))
-        } else {
-            Ok(())
-        };
-        self.release(superpage);
-        outcome.map_err(|_| FaultError::Map)?;
-        Ok(Fault::Present { gfn: at, order })
+        self.claimed(gfn.superpage(), |session| {
+            let p2m = &session.domain().p2m;
+            // One mapping, if it is one superpage, even where pages of it are out.
+            let (entry, order) = match p2m.whole(gfn.superpage()) {
+                Some(entry) => (entry, Order::SUPERPAGE),
+                None => p2m.get(gfn),
+            };
+            let at = gfn.align_down(order);
+            if let Entry::Ram { mfn, state: RamState::Detached } = entry {
+                let run = Run::new(mfn.align_down(order), order);
+                // It stays in its entry if it cannot be mapped.
+                session.map(at, run).map_err(|_| FaultError::Map)?;
+            }
+            Ok(Fault::Present { gfn: at, order })
+        })
+        .unwrap_or(Ok(Fault::InTransit))
     }
 
     /// Populates a PoD entry. `None`: it changed, look again.
@@ -185,13 +182,9 @@ impl<H: Host> Session<H> {
         if let Some(fault) = self.find_frames(gfn, order, beyond) {
             return Ok(Some(fault));
         }
-        let superpage = gfn.superpage();
-        if !self.claim(superpage) {
-            return Ok(Some(Fault::InTransit));
-        }
-        let outcome = self.populate_claimed_entry(gfn, order);
-        self.release(superpage);
-        let populated = outcome?;
+        let populated = self
+            .claimed(gfn.superpage(), |session| session.populate_claimed_entry(gfn, order))
+            .unwrap_or(Ok(Some(Fault::InTransit)))?;
         if let Some(Fault::Present { gfn: at, order }) = populated {
             self.after_populate(at, order);
         }
@@ -218,13 +211,14 @@ impl<H: Host> Session<H> {
             Order::SUPERPAGE => domain.cache.take_superpage(),
             _ => domain.cache.take_single(),
         };
-        let Some(mfn) = taken else {
+        let Some(run) = taken else {
             if order == Order::SUPERPAGE && domain.cache.clean_pages() > 0 {
                 self.splinter(gfn)?;
             }
             return Ok(None);
         };
-        self.map_from_cache(gfn, mfn, order)?;
+        let mfn = run.mfn();
+        self.map_from_cache(gfn, run)?;
         let at = gfn.align_down(order);
         let (_, mapped) = self.domain().p2m.get(gfn);
         self.host.event(Event::Populate { gfn: at, mfn, order, fault: gfn });
@@ -232,27 +226,26 @@ impl<H: Host> Session<H> {
     }
 
     /// Maps a frame that was just taken from the cache.
-    fn map_from_cache(&mut self, gfn: Gfn, mfn: Mfn, order: Order) -> Result<(), FaultError> {
-        let at = gfn.align_down(order);
+    fn map_from_cache(&mut self, gfn: Gfn, run: Run) -> Result<(), FaultError> {
+        let (order, pages) = (run.order(), run.pages());
         let domain = self.host.domain();
         // The frame is out of the cache: it must be counted as populated in the same breath.
-        domain.count_populate(order.pages());
-        domain.flight.from_pod += order.pages();
-        let mapped = self.host.machine(|m| m.map(at, mfn, order));
+        domain.count_populate(pages);
+        domain.flight.from_pod += pages;
+        let mapped = self.map(gfn.align_down(order), run);
         let domain = self.host.domain();
-        domain.flight.from_pod -= order.pages();
+        domain.flight.from_pod -= pages;
         match mapped {
-            Ok(mapped) => {
-                self.set_mapped(at, mfn, order, mapped);
+            Ok(()) => {
                 self.count_mapped(order);
                 Ok(())
             }
-            Err(_) => {
-                domain.count_unpopulate(order.pages());
+            Err(run) => {
+                domain.count_unpopulate(pages);
                 match order {
                     // It may be this frame that cannot be mapped: the next try takes another.
-                    Order::SUPERPAGE => domain.cache.put_last(mfn),
-                    _ => self.put(mfn, order),
+                    Order::SUPERPAGE => domain.cache.put_last(run),
+                    _ => self.put(run),
                 }
                 Err(FaultError::Map)
             }
@@ -282,23 +275,17 @@ impl<H: Host> Session<H> {
     /// while the target allows, else from the cache. `None`: it changed, look again.
     fn increase(&mut self, gfn: Gfn, beyond: Beyond) -> Result<Option<Fault>, FaultError> {
         let superpage = gfn.superpage();
-        if !self.claim(superpage) {
-            return Ok(Some(Fault::InTransit));
-        }
-        let from_host = self.increase_at_once(gfn);
-        self.release(superpage);
-        if let Some(fault) = from_host? {
-            return Ok(Some(fault));
+        let at_once = self
+            .claimed(superpage, |session| session.increase_at_once(gfn))
+            .unwrap_or(Ok(Some(Fault::InTransit)))?;
+        if at_once.is_some() {
+            return Ok(at_once);
         }
         if let Some(fault) = self.find_frames(gfn, Order::PAGE, beyond) {
             return Ok(Some(fault));
         }
-        if !self.claim(superpage) {
-            return Ok(Some(Fault::InTransit));
-        }
-        let from_cache = self.increase_from_cache(gfn);
-        self.release(superpage);
-        from_cache
+        self.claimed(superpage, |session| session.increase_from_cache(gfn))
+            .unwrap_or(Ok(Some(Fault::InTransit)))
     }
 
     /// With a whole superpage for the range if that can be, else a page, if the host gives one.
@@ -332,10 +319,11 @@ impl<H: Host> Session<H> {
             return Ok(None);
         }
         domain.p2m.split(gfn.superpage()).map_err(|_| FaultError::TableMemory)?;
-        let Some(mfn) = domain.cache.take_single() else { return Ok(None) };
+        let Some(run) = domain.cache.take_single() else { return Ok(None) };
+        let mfn = run.mfn();
         domain.p2m.set_page(gfn, Entry::Pod);
         domain.entries += 1;
-        if let Err(error) = self.map_from_cache(gfn, mfn, Order::PAGE) {
+        if let Err(error) = self.map_from_cache(gfn, run) {
             let domain = self.host.domain();
             domain.p2m.set_page(gfn, Entry::Invalid);
             domain.entries -= 1;
@@ -352,26 +340,20 @@ impl<H: Host> Session<H> {
         was: Entry,
     ) -> Result<Option<Fault>, FaultError> {
         let order = Order::PAGE;
-        self.count_from_host(was, order);
-        let allocated = self.host.machine(|m| m.allocate(order));
-        let Ok(Allocated { mfn, content }) = allocated else {
-            self.uncount_from_host(was, order);
-            self.domain().p2m.drop_empty_table(gfn.superpage());
-            return Ok(None);
-        };
-        if content == Content::Unknown {
-            self.clear(mfn, order);
+        match self.populate_from_host(gfn, was, order) {
+            Ok(mfn) => {
+                self.count_mapped(order);
+                self.host.event(Event::Populate { gfn, mfn, order, fault: gfn });
+                Ok(Some(Fault::Present { gfn, order }))
+            }
+            Err(error) => {
+                self.domain().p2m.drop_empty_table(gfn.superpage());
+                match error {
+                    FromHostError::OutOfFrames => Ok(None),
+                    FromHostError::Map => Err(FaultError::Map),
+                }
+            }
         }
-        if self.host.machine(|m| m.map(gfn, mfn, order)).is_err() {
-            self.host.machine(|m| m.free(mfn, order));
-            self.uncount_from_host(was, order);
-            self.domain().p2m.drop_empty_table(gfn.superpage());
-            return Err(FaultError::Map);
-        }
-        self.commit_from_host(was, gfn, mfn, order, Mapped::Whole);
-        self.count_mapped(order);
-        self.host.event(Event::Populate { gfn, mfn, order, fault: gfn });
-        Ok(Some(Fault::Present { gfn, order }))
     }
 
     /// Does what the policy does before it takes a frame. `Some`: there is none to take.
@@ -518,10 +500,12 @@ impl<H: Host> Session<H> {
 
     /// Takes one page from the host beyond the target.
     fn borrow_page(&mut self, gfn: Gfn) -> Option<Fault> {
+        self.claimed(gfn.superpage(), |session| session.borrow_claimed_page(gfn))
+            .unwrap_or(Some(Fault::InTransit))
+    }
+
+    fn borrow_claimed_page(&mut self, gfn: Gfn) -> Option<Fault> {
         let superpage = gfn.superpage();
-        if !self.claim(superpage) {
-            return Some(Fault::InTransit);
-        }
         let domain = self.host.domain();
         let was = domain.p2m.get(gfn).0;
         let splinters = was == Entry::Pod && domain.p2m.whole(superpage).is_some();
@@ -541,7 +525,6 @@ impl<H: Host> Session<H> {
         if populated.is_some() {
             self.domain().note_borrowed();
         }
-        self.release(superpage);
         populated.or_else(|| {
             self.domain().statistics.exhaustions += 1;
             self.host.event(Event::Exhausted { gfn });

@@ -1,7 +1,7 @@
 //! Operations on a domain: one call, one operation.
 //!
 //! # The protocol
-//! Every operation works on claimed superpages. A claim ([`P2m::claim`](crate::P2m::claim)) is
+//! Every operation works on claimed superpages. A claim is a scope (`Session::claimed`): it is
 //! taken and given back under the domain's lock, and between the two the range is *in transit*:
 //! nobody else changes its entries, and a fault on it is told to wait ([`Fault::InTransit`]).
 //! The machine is called with the lock dropped ([`Host::machine`]); so after such a call anything
@@ -11,10 +11,12 @@
 //! otherwise does without, so that no two operations wait for each other.
 
 mod build;
+mod claim;
 mod consolidate;
 mod decrease;
 mod evacuate;
 mod fault;
+mod mapping;
 mod offline;
 mod refill;
 mod retain;
@@ -34,9 +36,10 @@ pub use target::{FillError, TargetError};
 use crate::domain::{Domain, Life};
 use crate::error::OutOfTableMemory;
 use crate::event::Event;
-use crate::frame::{Gfn, Mfn, Order, Superpage};
-use crate::machine::{Exclusive, Host, Machine, Unmapped};
+use crate::frame::{Gfn, Order, Superpage};
+use crate::machine::{Exclusive, Host, Machine};
 use crate::p2m::{Entry, RamState, SpareTable};
+use crate::run::Run;
 
 /// Whether a long operation has come to its end.
 #[must_use = "work may be left"]
@@ -78,18 +81,11 @@ impl<H: Host> Session<H> {
     /// Runs `work` on the machine while the superpage around `gfn` is claimed, if `gfn` has a
     /// frame there that is mapped. False, and nothing is run, if not or if it is in transit.
     pub fn with_claim(&mut self, gfn: Gfn, work: impl FnOnce(&mut H::Machine)) -> bool {
-        let superpage = gfn.superpage();
-        let domain = self.host.domain();
-        let mapped = match domain.p2m.get(gfn).0 {
+        let is_mapped = match self.domain().p2m.get(gfn).0 {
             Entry::Ram { state, .. } => state != RamState::Detached,
             _ => false,
         };
-        if !mapped || !domain.p2m.claim(superpage) {
-            return false;
-        }
-        self.host.machine(work);
-        self.release(superpage);
-        true
+        is_mapped && self.claimed(gfn.superpage(), |session| session.host.machine(work)).is_some()
     }
 
     /// Sees to it that a range can be broken without an allocation under the domain's lock. Where
@@ -103,14 +99,6 @@ impl<H: Host> Session<H> {
 
     pub(crate) fn is_alive(&mut self) -> bool {
         self.domain().life == Life::Alive
-    }
-
-    pub(crate) fn claim(&mut self, superpage: Superpage) -> bool {
-        self.domain().p2m.claim(superpage)
-    }
-
-    pub(crate) fn release(&mut self, superpage: Superpage) {
-        self.domain().p2m.release(superpage);
     }
 
     /// Breaks a claimed superpage's entry if it is whole. Pages of it that are retained lose their
@@ -129,54 +117,39 @@ impl<H: Host> Session<H> {
         Ok(())
     }
 
-    /// Unmaps one run and flushes it.
-    pub(crate) fn unmap_flushed(&mut self, gfn: Gfn, mfn: Mfn, order: Order) -> Unmapped {
-        let unmapped = self.host.machine(|m| {
-            let unmapped = m.unmap(gfn, mfn, order);
-            if unmapped == Unmapped::Done {
-                m.flush();
-            }
-            unmapped
-        });
-        let statistics = &mut self.domain().statistics;
-        match unmapped {
-            Unmapped::Done => statistics.unmap_flushes += 1,
-            Unmapped::Busy => statistics.busy += 1,
-        }
-        unmapped
-    }
-
-    /// Clears a run of any order that is in this operation's hands.
-    pub(crate) fn clear(&mut self, mfn: Mfn, order: Order) {
-        self.host.machine(|m| {
-            if order == Order::SUPERPAGE {
-                m.clear(mfn, order);
-            } else {
-                (0..order.pages()).for_each(|i| m.clear(mfn.offset(i), Order::PAGE));
-            }
-        });
-        self.domain().statistics.bytes_cleared += order.bytes();
-    }
-
     /// Puts a clean run into the cache, for which room was reserved.
-    pub(crate) fn put(&mut self, mfn: Mfn, order: Order) {
-        let joined = self.domain().put(mfn, order);
+    pub(crate) fn put(&mut self, run: Run) {
+        let joined = self.domain().put(run);
         self.finish_join(joined);
     }
 
     /// A superframe whose singles are all home goes back to the cache whole; the machine may make
     /// it whole too.
-    pub(crate) fn finish_join(&mut self, joined: Option<Mfn>) {
-        let Some(mfn) = joined else { return };
-        self.host.machine(|m| m.park(mfn));
+    pub(crate) fn finish_join(&mut self, joined: Option<Run>) {
+        let Some(whole) = joined else { return };
+        self.host.machine(|m| m.park(whole.mfn()));
         let domain = self.domain();
-        domain.flight.in_hand -= Order::SUPERPAGE.pages();
-        let _ = domain.put(mfn, Order::SUPERPAGE);
+        domain.flight.in_hand -= whole.pages();
+        let _ = domain.put(whole);
         domain.statistics.rejoined += 1;
     }
 
+    /// Clears a run of any order.
+    pub(crate) fn clear(&mut self, run: &Run) {
+        self.host.machine(|m| {
+            if run.order() == Order::SUPERPAGE {
+                m.clear(run.mfn(), run.order());
+            } else {
+                run.frames().for_each(|mfn| m.clear(mfn, Order::PAGE));
+            }
+        });
+        self.domain().statistics.bytes_cleared += run.order().bytes();
+    }
+
     /// Gives a run of any order back to the host.
-    pub(crate) fn free(&mut self, mfn: Mfn, order: Order) {
+    pub(crate) fn free(&mut self, run: Run) {
+        let order = run.order();
+        let mfn = run.into_mfn();
         self.host.machine(|m| m.free(mfn, order));
         let statistics = &mut self.domain().statistics;
         if order == Order::SUPERPAGE {

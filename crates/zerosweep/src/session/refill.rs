@@ -7,12 +7,14 @@
 //! [R6]: crate::rules#r6
 
 use super::Session;
+use crate::cache::Dirty;
 use crate::domain::Domain;
 use crate::event::Event;
 use crate::frame::{Gfn, Mfn, Order, PAGE_BYTES, SUPERPAGE_PAGES, Superpage};
 use crate::machine::{Host, Machine, Mapped, Unmapped};
 use crate::p2m::{Entry, RamState};
 use crate::page_bits::PageBits;
+use crate::run::Run;
 
 const PAGES: usize = SUPERPAGE_PAGES as usize;
 
@@ -57,11 +59,12 @@ impl<H: Host> Session<H> {
             return false;
         }
         let Some(range) = self.range_to_refill(superpage) else { return false };
-        let Some(mfn) = self.superpage_to_refill_with(increase) else { return false };
-        if !self.gather(&range, mfn) {
+        let Some(run) = self.superpage_to_refill_with(increase) else { return false };
+        let mfn = run.mfn();
+        if let Err(run) = self.gather(&range, run) {
             let domain = self.host.domain();
             domain.flight.in_hand -= SUPERPAGE_PAGES;
-            let _ = domain.put(mfn, Order::SUPERPAGE);
+            let _ = domain.put(run);
             return false;
         }
         let domain = self.host.domain();
@@ -101,28 +104,29 @@ impl<H: Host> Session<H> {
     }
 
     /// A superpage in this operation's hands, counted as in the cache.
-    fn superpage_to_refill_with(&mut self, increase: u64) -> Option<Mfn> {
+    fn superpage_to_refill_with(&mut self, increase: u64) -> Option<Run> {
         let domain = self.host.domain();
         // Room for the frames that will be left over, and for this one.
         domain.cache.reserve(1, Mfn::default(), SUPERPAGE_PAGES).ok()?;
         if domain.can_spare_superpage(increase) {
-            let mfn = domain.cache.take_superpage()?;
+            let run = domain.cache.take_superpage()?;
             domain.flight.in_hand += SUPERPAGE_PAGES;
-            return Some(mfn);
+            return Some(run);
         }
         if !domain.has_room_for_superpage() {
             return None;
         }
-        let mfn = self.take_from_host(Order::SUPERPAGE)?;
+        let run = self.take_from_host(Order::SUPERPAGE)?;
         let domain = self.host.domain();
         domain.flight.in_hand += SUPERPAGE_PAGES;
         domain.note_peak();
-        Some(mfn)
+        Some(run)
     }
 
-    /// Copies the live pages into the superpage and maps it; false, and all is as before, if one
-    /// of them is busy or it cannot be mapped.
-    fn gather(&mut self, range: &Range, mfn: Mfn) -> bool {
+    /// Copies the live pages into the superpage and maps it. If one of them is busy or it cannot be
+    /// mapped, all is as before, and the superpage is in the caller's hands again.
+    fn gather(&mut self, range: &Range, run: Run) -> Result<(), Run> {
+        let mfn = run.mfn();
         let Range { superpage, live, from, .. } = range;
         let mut unmapped = PageBits::default();
         let mut detached = PageBits::default();
@@ -160,16 +164,16 @@ impl<H: Host> Session<H> {
                 let entry = Entry::Ram { mfn: from[index], state: RamState::Detached };
                 domain.p2m.set_page(superpage.page(index), entry);
             }
-            return false;
+            return Err(run);
         };
-        self.count_refilled(range, mfn, mapped);
-        true
+        self.count_refilled(range, run, mapped);
+        Ok(())
     }
 
     /// The superpage is mapped: entries and quantities.
-    fn count_refilled(&mut self, range: &Range, mfn: Mfn, mapped: Mapped) {
+    fn count_refilled(&mut self, range: &Range, run: Run, mapped: Mapped) {
         let superpage = range.superpage;
-        self.set_mapped(superpage.first(), mfn, Order::SUPERPAGE, mapped);
+        self.set_mapped(superpage.first(), run, mapped);
         let domain = self.host.domain();
         domain.p2m.set_hint(superpage, None);
         let live = range.live.count();
@@ -184,8 +188,7 @@ impl<H: Host> Session<H> {
         domain.populated += range.pod + range.invalid.count() - out;
         domain.flight.in_hand -= SUPERPAGE_PAGES;
         for index in range.live.iter() {
-            let mfn = range.from[index];
-            domain.cache.put_dirty(crate::cache::Dirty { mfn, order: Order::PAGE, flushed: true });
+            domain.cache.put_dirty(Dirty::Flushed(Run::page(range.from[index])));
         }
         domain.statistics.refills += 1;
         domain.statistics.populates_2m += 1;

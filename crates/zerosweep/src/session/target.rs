@@ -12,6 +12,7 @@ use crate::error::OutOfTableMemory;
 use crate::event::Event;
 use crate::frame::{Mfn, Order, SUPERPAGE_PAGES};
 use crate::machine::{Allocated, Content, Host, Machine};
+use crate::run::Run;
 
 /// The cache could not be filled; what was got so far stays, and the target stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -194,27 +195,30 @@ impl<H: Host> Session<H> {
     }
 
     pub(super) fn fill_run(&mut self, order: Order) -> Result<bool, FillError> {
-        let Some(mfn) = self.take_from_host(order) else { return Ok(false) };
-        let domain = self.host.domain();
-        if domain.cache.reserve(1, mfn, order.pages()).is_err() {
+        let Some(run) = self.take_from_host(order) else { return Ok(false) };
+        if self.domain().cache.reserve(1, run.mfn(), run.pages()).is_err() {
+            let mfn = run.into_mfn();
             self.host.machine(|m| m.free(mfn, order));
             return Err(FillError::TableMemory);
         }
-        let joined = domain.put(mfn, order);
-        self.finish_join(joined);
+        self.put(run);
         Ok(true)
     }
 
     /// A cleared run from the host, if it has one. Until then it is counted as incoming; the caller
     /// counts it in the same breath.
-    pub(super) fn take_from_host(&mut self, order: Order) -> Option<Mfn> {
+    pub(super) fn take_from_host(&mut self, order: Order) -> Option<Run> {
         self.domain().flight.incoming += order.pages();
         let allocated = self.host.machine(|m| m.allocate(order));
-        if let Ok(Allocated { mfn, content: Content::Unknown }) = allocated {
-            self.clear(mfn, order);
-        }
+        let run = allocated.map(|Allocated { mfn, content }| {
+            let run = Run::new(mfn, order);
+            if content == Content::Unknown {
+                self.clear(&run);
+            }
+            run
+        });
         self.domain().flight.incoming -= order.pages();
-        allocated.ok().map(|allocated| allocated.mfn)
+        run.ok()
     }
 
     /// Gives back to the host what the cache has beyond the entries, by policy. Where the host does
@@ -235,23 +239,20 @@ impl<H: Host> Session<H> {
         };
         for _ in 0..most {
             let Some(run) = self.take_excess(least) else { return Progress::Done };
-            self.flush_dirty(&run);
-            self.free(run.mfn, run.order);
+            let run = self.flush_dirty(run);
+            self.free(run);
         }
         Progress::More
     }
 
     fn take_excess(&mut self, least: Order) -> Option<Dirty> {
         let domain = self.host.domain();
-        let clean = |mfn, order| Dirty { mfn, order, flushed: true };
         let excess = domain.excess(least, domain.balloon_idle)?;
         let cache = &mut domain.cache;
         match excess {
             Excess::Dirty => cache.take_dirty(),
-            Excess::Superpage => {
-                cache.take_superpage_to_return().map(|mfn| clean(mfn, Order::SUPERPAGE))
-            }
-            Excess::Single => cache.take_single().map(|mfn| clean(mfn, Order::PAGE)),
+            Excess::Superpage => cache.take_superpage_to_return().map(Dirty::Flushed),
+            Excess::Single => cache.take_single().map(Dirty::Flushed),
         }
     }
 

@@ -5,8 +5,9 @@
 use super::{Progress, Session};
 use crate::domain::Life;
 use crate::frame::{Gfn, Mfn, Order, Superpage};
-use crate::machine::{Host, Machine, Unmapped};
+use crate::machine::{Host, Machine};
 use crate::p2m::{Entry, RamState};
+use crate::run::Run;
 
 impl<H: Host> Session<H> {
     /// Takes down up to `superpages` superpages, then as many runs of the cache. No other operation
@@ -34,37 +35,35 @@ impl<H: Host> Session<H> {
         for _ in 0..superpages {
             let run = self.take_any();
             let domain = self.host.domain();
-            let Some((mfn, order)) = run else {
+            let Some(run) = run else {
                 if domain.flight.incoming + domain.flight.in_hand > 0 {
                     return Progress::More;
                 }
                 domain.life = Life::Dead;
                 return Progress::Done;
             };
-            self.free(mfn, order);
+            self.free(run);
         }
         Progress::More
     }
 
     /// Takes a run out of the cache that no CPU can reach.
-    fn take_any(&mut self) -> Option<(Mfn, Order)> {
+    fn take_any(&mut self) -> Option<Run> {
         let cache = &mut self.host.domain().cache;
-        if let Some(mfn) = cache.take_superpage() {
-            return Some((mfn, Order::SUPERPAGE));
-        }
-        if let Some(mfn) = cache.take_single() {
-            return Some((mfn, Order::PAGE));
+        if let Some(run) = cache.take_superpage().or_else(|| cache.take_single()) {
+            return Some(run);
         }
         let dirty = cache.take_dirty()?;
-        self.flush_dirty(&dirty);
-        Some((dirty.mfn, dirty.order))
+        Some(self.flush_dirty(dirty))
     }
 
+    /// False if it is in transit or busy.
     fn take_down(&mut self, superpage: Superpage) -> bool {
-        if !self.claim(superpage) {
-            return false;
-        }
-        let gone = match self.domain().p2m.whole(superpage) {
+        self.claimed(superpage, |session| session.take_down_claimed(superpage)).unwrap_or(false)
+    }
+
+    fn take_down_claimed(&mut self, superpage: Superpage) -> bool {
+        match self.domain().p2m.whole(superpage) {
             Some(Entry::Ram { mfn, state }) => {
                 self.take_down_run(superpage.first(), mfn, Order::SUPERPAGE, state)
             }
@@ -73,9 +72,7 @@ impl<H: Host> Session<H> {
                 true
             }
             None => (0..512).all(|index| self.take_down_page(superpage.page(index))),
-        };
-        self.release(superpage);
-        gone
+        }
     }
 
     fn take_down_nothing(&mut self, superpage: Superpage, entry: Entry) {
@@ -100,10 +97,11 @@ impl<H: Host> Session<H> {
     }
 
     fn take_down_run(&mut self, gfn: Gfn, mfn: Mfn, order: Order, state: RamState) -> bool {
-        let detached = state == RamState::Detached;
-        if !detached && self.unmap_flushed(gfn, mfn, order) == Unmapped::Busy {
-            return false;
-        }
+        let run = match state {
+            RamState::Detached => Some(Run::new(mfn, order)),
+            _ => self.unmap_flushed(gfn, mfn, order),
+        };
+        let Some(run) = run else { return false };
         let domain = self.host.domain();
         if order == Order::SUPERPAGE {
             domain.populated += domain.p2m.forget_outs(gfn.superpage());
@@ -112,6 +110,7 @@ impl<H: Host> Session<H> {
             domain.p2m.set_page(gfn, Entry::Invalid);
         }
         domain.populated -= order.pages();
+        let mfn = run.into_mfn();
         self.host.machine(|m| m.free(mfn, order));
         true
     }

@@ -15,6 +15,7 @@ use crate::cache::Dirty;
 use crate::domain::{Domain, Upkeep};
 use crate::frame::{Order, SUPERPAGE_PAGES};
 use crate::machine::{Host, Machine};
+use crate::run::{Flushed, Run};
 
 /// Pages that are cleared with one flush.
 const CLEAN_PAGES: u64 = SUPERPAGE_PAGES;
@@ -103,51 +104,50 @@ impl<H: Host> Session<H> {
 
     /// Clears some of what came back dirty, with one flush. False if there is nothing.
     pub(crate) fn clean_batch(&mut self) -> bool {
-        let mut batch = [None; CLEAN_PAGES as usize];
+        let mut batch = [const { None }; CLEAN_PAGES as usize];
         let domain = self.host.domain();
-        let (mut pages, mut flushed) = (0, true);
+        let (mut pages, mut is_flushed) = (0, true);
         for slot in &mut batch {
             if pages >= CLEAN_PAGES {
                 break;
             }
             let Some(dirty) = domain.cache.take_dirty() else { break };
-            pages += dirty.order.pages();
-            flushed &= dirty.flushed;
+            pages += dirty.order().pages();
+            is_flushed &= matches!(dirty, Dirty::Flushed(_));
             *slot = Some(dirty);
         }
         if pages == 0 {
             return false;
         }
         domain.flight.in_hand += pages;
-        let runs = || batch.iter().map_while(Option::as_ref);
-        self.host.machine(|m| {
-            if !flushed {
+        let flushed = self.host.machine(|m| {
+            if !is_flushed {
                 m.flush();
             }
-            for dirty in runs() {
-                m.clear(dirty.mfn, dirty.order);
-                if dirty.order == Order::SUPERPAGE {
-                    m.park(dirty.mfn);
+            for dirty in batch.iter().map_while(Option::as_ref) {
+                m.clear(dirty.mfn(), dirty.order());
+                if dirty.order() == Order::SUPERPAGE {
+                    m.park(dirty.mfn());
                 }
             }
+            Flushed::now()
         });
         let statistics = &mut self.domain().statistics;
-        statistics.unmap_flushes += u64::from(!flushed);
+        statistics.unmap_flushes += u64::from(!is_flushed);
         statistics.bytes_cleared += pages * crate::PAGE_BYTES;
-        for dirty in runs() {
-            let domain = self.host.domain();
-            domain.flight.in_hand -= dirty.order.pages();
-            let joined = domain.put(dirty.mfn, dirty.order);
-            self.finish_join(joined);
+        for dirty in batch.into_iter().map_while(|dirty| dirty) {
+            let run = dirty.after(&flushed);
+            self.domain().flight.in_hand -= run.pages();
+            self.put(run);
         }
         true
     }
 
     /// Makes sure that no CPU can reach a run that came back.
-    pub(crate) fn flush_dirty(&mut self, dirty: &Dirty) {
-        if !dirty.flushed {
-            self.host.machine(Machine::flush);
-            self.domain().statistics.unmap_flushes += 1;
+    pub(crate) fn flush_dirty(&mut self, dirty: Dirty) -> Run {
+        match dirty {
+            Dirty::Flushed(run) => run,
+            Dirty::Unflushed(run) => run.after(&self.flush()),
         }
     }
 }

@@ -12,7 +12,8 @@ use crate::frame::{Gfn, SUPERPAGE_PAGES, Superpage};
 use crate::machine::Host;
 use crate::p2m::Entry;
 use crate::session::Session;
-use crate::session::zero_check::{BATCH, WORTH_COPYING};
+use crate::session::claim::BATCH;
+use crate::session::zero_check::WORTH_COPYING;
 
 /// The outcome of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,7 +4,8 @@ use crate::event::Event;
 use crate::frame::{Gfn, SUPERPAGE_PAGES, Superpage};
 use crate::machine::Host;
 use crate::p2m::Entry;
-use crate::session::zero_check::{BATCH, WORTH_COPYING};
+use crate::session::claim::BATCH;
+use crate::session::zero_check::WORTH_COPYING;
 use crate::session::{Progress, Session};
 
 /// A sweep visits at least this many pages, even if it finds something before.

@@ -18,10 +18,10 @@ pub(super) use ours::Findings;
 
 use super::Session;
 use crate::event::Event;
-use crate::frame::{Gfn, Mfn, Order, PAGE_BYTES, SUPERPAGE_PAGES, Superpage};
-use crate::machine::{Host, Machine, QUICK_CHECK_WORDS};
-use crate::p2m::{Entry, RamState};
+use crate::frame::{Gfn, Order, PAGE_BYTES, SUPERPAGE_PAGES, Superpage};
+use crate::machine::{Host, QUICK_CHECK_WORDS};
 use crate::page_bits::PageBits;
+use crate::run::Run;
 
 /// What a superpage check found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,8 +47,6 @@ impl Check {
     }
 }
 
-/// Singles are checked this many at a time, with one flush.
-pub(super) const BATCH: usize = 16;
 /// The most live pages of a superpage that are worth copying elsewhere.
 pub(super) const WORTH_COPYING: u64 = 64;
 
@@ -59,12 +57,11 @@ impl<H: Host> Session<H> {
     /// Claims and checks a superpage. One that is in transit is not eligible. Under our policy up to
     /// `most` live pages may be evacuated; Xen's policies evacuate nothing.
     pub(super) fn check_superpage(&mut self, superpage: Superpage, most: u64) -> Check {
-        if superpage.number() >= self.domain().p2m.superpages() || !self.claim(superpage) {
+        if superpage.number() >= self.domain().p2m.superpages() {
             return Check::NotEligible;
         }
-        let check = self.check_claimed_superpage(superpage, most);
-        self.release(superpage);
-        check
+        self.claimed(superpage, |session| session.check_claimed_superpage(superpage, most))
+            .unwrap_or(Check::NotEligible)
     }
 
     /// Checks a superpage that this operation has claimed. (Xen:
@@ -81,33 +78,12 @@ impl<H: Host> Session<H> {
         check
     }
 
-    /// The check failed: one superpage entry again, as Xen leaves it.
-    pub(super) fn map_back_superpage(&mut self, superpage: Superpage, mfn: Mfn) {
-        let (gfn, order) = (superpage.first(), Order::SUPERPAGE);
-        match self.host.machine(|m| m.map(gfn, mfn, order)) {
-            Ok(mapped) => self.set_mapped(gfn, mfn, order, mapped),
-            Err(_) => {
-                let entry = Entry::Ram { mfn, state: RamState::Detached };
-                self.domain().p2m.set_whole(superpage, entry);
-            }
-        }
-    }
-
-    /// Tries again to map a claimed superpage that an earlier check could not map back, so that
-    /// pages of it that are out can be settled.
-    pub(super) fn attach(&mut self, superpage: Superpage) {
-        if let Some(Entry::Ram { mfn, state: RamState::Detached }) =
-            self.domain().p2m.whole(superpage)
-        {
-            self.map_back_superpage(superpage, mfn);
-        }
-    }
-
     /// Of a superpage that was found zero, `zeros` pages are PoD now; its frame goes to the cache.
-    pub(super) fn cache_reclaimed(&mut self, superpage: Superpage, mfn: Mfn, zeros: u64) {
+    pub(super) fn cache_reclaimed(&mut self, superpage: Superpage, run: Run, zeros: u64) {
+        let mfn = run.mfn();
         let domain = self.host.domain();
         domain.count_unpopulate(zeros);
-        let _ = domain.put(mfn, Order::SUPERPAGE);
+        let _ = domain.put(run);
         domain.statistics.zero_checks_2m_hit += 1;
         domain.statistics.superpages_reclaimed += 1;
         let event = Event::Reclaim { gfn: superpage.first(), mfn, order: Order::SUPERPAGE };

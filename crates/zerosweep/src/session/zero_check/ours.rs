@@ -16,9 +16,10 @@
 
 use super::{Check, WORTH_COPYING};
 use crate::frame::{Mfn, Order, PAGE_BYTES, SUPERPAGE_PAGES, Superpage};
-use crate::machine::{Host, Machine, QUICK_CHECK_WORDS, Unmapped};
+use crate::machine::{Host, Machine, QUICK_CHECK_WORDS};
 use crate::p2m::Entry;
 use crate::page_bits::PageBits;
+use crate::run::Run;
 use crate::session::Session;
 
 const WORDS_PER_PAGE: u64 = PAGE_BYTES / 8;
@@ -75,29 +76,27 @@ impl<H: Host> Session<H> {
             return Check::NotZero;
         };
         let (gfn, order) = (superpage.first(), Order::SUPERPAGE);
-        if self.unmap_flushed(gfn, mfn, order) == Unmapped::Busy {
-            return Check::NotEligible;
-        }
-        let found = self.full_scan(mfn, start, most);
+        let Some(run) = self.unmap_flushed(gfn, mfn, order) else { return Check::NotEligible };
+        let found = self.full_scan(&run, start, most);
         self.domain().statistics.bytes_scanned += found.bytes;
         if found.count > 0 {
             self.report_checked(superpage, found.checked(), found.live);
         }
         if found.count > most {
             self.remember_non_zero(superpage, found.first_word, most);
-            self.map_back_superpage(superpage, mfn);
+            self.map_back(gfn, run);
             return Check::NotZero;
         }
         if found.count == SUPERPAGE_PAGES {
             // The guest has taken every page again that was out: there is nothing to reclaim.
             self.retake_all(superpage);
-            self.map_back_superpage(superpage, mfn);
+            self.map_back(gfn, run);
             return Check::NotZero;
         }
         if found.count > 0 {
-            return self.evacuate(superpage, mfn, outs, &found);
+            return self.evacuate(superpage, run, outs, &found);
         }
-        self.reclaim(superpage, mfn, outs)
+        self.reclaim(superpage, run, outs)
     }
 
     fn sample(&mut self, superpage: Superpage, mfn: Mfn, most: u64, outs: PageBits) -> Sample {
@@ -152,9 +151,10 @@ impl<H: Host> Session<H> {
         Sample::Promising(start)
     }
 
-    /// Scans all of a superframe that is not mapped, from page `start` on and around, until
+    /// Scans all of a superframe, from page `start` on and around, until
     /// more than `most` pages were found that are not zero.
-    fn full_scan(&mut self, mfn: Mfn, start: u64, most: u64) -> Findings {
+    fn full_scan(&mut self, run: &Run, start: u64, most: u64) -> Findings {
+        let mfn = run.mfn();
         self.host.machine(|m| {
             let mut found = Findings { start, ..Findings::default() };
             for (from, to) in [(start, SUPERPAGE_PAGES), (0, start)] {
@@ -188,14 +188,14 @@ impl<H: Host> Session<H> {
     }
 
     /// A superpage was found zero: pages that were out stay out, the others are PoD.
-    fn reclaim(&mut self, superpage: Superpage, mfn: Mfn, outs: PageBits) -> Check {
+    fn reclaim(&mut self, superpage: Superpage, run: Run, outs: PageBits) -> Check {
         let zeros = SUPERPAGE_PAGES - outs.count();
         let mixed = zeros > 0 && zeros < SUPERPAGE_PAGES;
         if mixed && self.domain().p2m.split(superpage).is_err() {
-            self.map_back_superpage(superpage, mfn);
+            self.map_back(superpage.first(), run);
             return Check::NotEligible;
         }
-        self.host.machine(|m| m.park(mfn));
+        self.host.machine(|m| m.park(run.mfn()));
         let domain = self.host.domain();
         domain.p2m.forget_outs(superpage);
         domain.p2m.set_hint(superpage, None);
@@ -209,7 +209,7 @@ impl<H: Host> Session<H> {
             let entry = if zeros > 0 { Entry::Pod } else { Entry::Invalid };
             domain.p2m.set_whole(superpage, entry);
         }
-        self.cache_reclaimed(superpage, mfn, zeros);
+        self.cache_reclaimed(superpage, run, zeros);
         Check::Reclaimed
     }
 }

@@ -3,48 +3,41 @@
 //! [R5]: crate::rules#r5
 //! [R7]: crate::rules#r7
 
-use super::BATCH;
 use crate::event::Event;
-use crate::frame::{Gfn, Mfn, Order, PAGE_BYTES, SUPERPAGE_PAGES, Superpage};
-use crate::machine::{Host, Machine, Unmapped};
+use crate::frame::{Gfn, Order, PAGE_BYTES, SUPERPAGE_PAGES};
+use crate::machine::{Host, Machine};
 use crate::p2m::{Entry, RamState};
+use crate::run::{Run, Unflushed};
 use crate::session::Session;
+use crate::session::claim::BATCH;
 
 impl<H: Host> Session<H> {
     /// Checks up to [`BATCH`] single pages, with one flush. Returns how many were reclaimed.
     /// (Xen: `p2m_pod_zero_check`.)
     pub(in crate::session) fn check_singles(&mut self, gfns: &[Gfn]) -> u64 {
         debug_assert!(gfns.len() <= BATCH);
-        let mut claims = Claims::default();
-        let mut batch = [None; BATCH];
-        for (slot, &gfn) in batch.iter_mut().zip(gfns) {
-            if self.claim_for_batch(&mut claims, gfn.superpage()) {
-                *slot = self.detach_single(gfn);
+        let reclaimed = self.claimed_batch(|session, claims| {
+            let mut batch = [const { None }; BATCH];
+            for (slot, &gfn) in batch.iter_mut().zip(gfns) {
+                if session.add_to_batch(claims, gfn.superpage()) {
+                    *slot = session.detach_single(gfn).map(|run| (gfn, run));
+                }
             }
-        }
-        let mut reclaimed = 0;
-        if batch.iter().any(Option::is_some) {
-            self.host.machine(Machine::flush);
-            self.domain().statistics.unmap_flushes += 1;
-            for (gfn, mfn) in batch.into_iter().flatten() {
-                reclaimed += u64::from(self.finish_single(gfn, mfn));
+            let mut reclaimed = 0;
+            if batch.iter().any(Option::is_some) {
+                let flushed = session.flush();
+                for (gfn, run) in batch.into_iter().flatten() {
+                    reclaimed += u64::from(session.finish_single(gfn, run.after(&flushed)));
+                }
             }
-        }
-        claims.iter().for_each(|superpage| self.release(superpage));
+            reclaimed
+        });
         self.domain().note_finds(gfns.len() as u64, reclaimed);
         reclaimed
     }
 
-    fn claim_for_batch(&mut self, claims: &mut Claims, superpage: Superpage) -> bool {
-        claims.iter().any(|s| s == superpage)
-            || (self.claim(superpage) && {
-                claims.push(superpage);
-                true
-            })
-    }
-
     /// Unmaps one page of a claimed superpage if a quick check has nothing against it.
-    fn detach_single(&mut self, gfn: Gfn) -> Option<(Gfn, Mfn)> {
+    fn detach_single(&mut self, gfn: Gfn) -> Option<Unflushed> {
         let domain = self.host.domain();
         let (Entry::Ram { mfn, state: RamState::Mapped }, _) = domain.p2m.get(gfn) else {
             return None;
@@ -68,36 +61,28 @@ impl<H: Host> Session<H> {
         if self.domain().cache.reserve(1, mfn, BATCH as u64).is_err() {
             return None;
         }
-        match self.host.machine(|m| m.unmap(gfn, mfn, Order::PAGE)) {
-            Unmapped::Done => Some((gfn, mfn)),
-            Unmapped::Busy => {
-                self.domain().statistics.busy += 1;
-                None
-            }
-        }
+        self.unmap(gfn, mfn, Order::PAGE)
     }
 
     /// The full check of a page that nobody can reach: reclaimed, or mapped back.
-    fn finish_single(&mut self, gfn: Gfn, mfn: Mfn) -> bool {
+    fn finish_single(&mut self, gfn: Gfn, run: Run) -> bool {
+        let mfn = run.mfn();
         let found = self.host.machine(|m| m.zero_check(mfn, 1));
         let scanned = found.map_or(PAGE_BYTES, |word| u64::from(word + 1) * 8);
         self.domain().statistics.bytes_scanned += scanned;
         if found.is_some() {
             self.report_live(gfn);
-            if self.host.machine(|m| m.map(gfn, mfn, Order::PAGE)).is_err() {
-                let entry = Entry::Ram { mfn, state: RamState::Detached };
-                self.domain().p2m.set_page(gfn, entry);
-            }
+            self.map_back(gfn, run);
             return false;
         }
         // Xen clears what it has just found zero.
         if !self.domain().policy.keeps_whole() {
-            self.clear(mfn, Order::PAGE);
+            self.clear(&run);
         }
         let domain = self.host.domain();
         domain.p2m.set_page(gfn, Entry::Pod);
         domain.count_unpopulate(1);
-        let joined = domain.put(mfn, Order::PAGE);
+        let joined = domain.put(run);
         domain.statistics.zero_checks_4k_hit += 1;
         domain.statistics.singles_reclaimed += 1;
         if domain.policy.keeps_whole() && domain.p2m.tally(gfn.superpage()).pod == SUPERPAGE_PAGES {
@@ -106,23 +91,5 @@ impl<H: Host> Session<H> {
         self.host.event(Event::Reclaim { gfn, mfn, order: Order::PAGE });
         self.finish_join(joined);
         true
-    }
-}
-
-/// The superpages that a batch has claimed.
-#[derive(Default)]
-struct Claims {
-    superpages: [Option<Superpage>; BATCH],
-    len: usize,
-}
-
-impl Claims {
-    fn push(&mut self, superpage: Superpage) {
-        self.superpages[self.len] = Some(superpage);
-        self.len += 1;
-    }
-
-    fn iter(&self) -> impl Iterator<Item = Superpage> + '_ {
-        self.superpages.iter().flatten().copied()
     }
 }

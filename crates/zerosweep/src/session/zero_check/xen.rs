@@ -3,10 +3,11 @@
 //! [R5]: crate::rules#r5
 
 use super::{Check, WORDS_PER_PAGE};
-use crate::frame::{Mfn, Order, SUPERPAGE_BYTES, SUPERPAGE_PAGES, Superpage};
-use crate::machine::{Host, Machine, Unmapped};
+use crate::frame::{Order, SUPERPAGE_BYTES, SUPERPAGE_PAGES, Superpage};
+use crate::machine::{Host, Machine};
 use crate::p2m::Entry;
 use crate::page_bits::PageBits;
+use crate::run::Run;
 use crate::session::Session;
 
 impl<H: Host> Session<H> {
@@ -25,9 +26,7 @@ impl<H: Host> Session<H> {
             self.report_live(superpage.page((word / WORDS_PER_PAGE) as usize));
             return Check::NotZero;
         }
-        if self.unmap_flushed(gfn, mfn, order) == Unmapped::Busy {
-            return Check::NotEligible;
-        }
+        let Some(run) = self.unmap_flushed(gfn, mfn, order) else { return Check::NotEligible };
         let found = self.host.machine(|m| m.zero_check(mfn, order.pages()));
         let scanned = found.map_or(SUPERPAGE_BYTES, |word| u64::from(word + 1) * 8);
         self.domain().statistics.bytes_scanned += scanned;
@@ -37,18 +36,18 @@ impl<H: Host> Session<H> {
             (0..=last).for_each(|index| _ = seen.0.insert(index));
             seen.1.insert(last);
             self.report_checked(superpage, seen.0, seen.1);
-            self.map_back_superpage(superpage, mfn);
+            self.map_back(gfn, run);
             return Check::NotZero;
         }
-        self.reclaim_xen(superpage, mfn);
+        self.reclaim_xen(superpage, run);
         Check::Reclaimed
     }
 
-    fn reclaim_xen(&mut self, superpage: Superpage, mfn: Mfn) {
-        self.clear(mfn, Order::SUPERPAGE);
-        self.host.machine(|m| m.park(mfn));
+    fn reclaim_xen(&mut self, superpage: Superpage, run: Run) {
+        self.clear(&run);
+        self.host.machine(|m| m.park(run.mfn()));
         let domain = self.host.domain();
         domain.p2m.set_whole(superpage, Entry::Pod);
-        self.cache_reclaimed(superpage, mfn, SUPERPAGE_PAGES);
+        self.cache_reclaimed(superpage, run, SUPERPAGE_PAGES);
     }
 }
