@@ -173,3 +173,22 @@ fn r4_where_the_host_does_what_can_wait_no_operation_gives_back_much_at_once() {
         assert_eq!((all, guest.domain.quantities().total()), (at_once, TARGET));
     }
 }
+
+#[test]
+fn r4_a_single_that_a_device_uses_is_left_alone_and_counted() {
+    for policy in Policy::ALL {
+        let mut guest = guest(2048, 1024, policy);
+        fill(&mut guest, 0..512, 1);
+        // The superpage is broken, and the guest owes pages: a single goes to the cache.
+        guest.session().pin(Gfn::new(5)).unwrap();
+        let (used, _) = guest.machine.translate(Gfn::new(7)).unwrap();
+        guest.machine.set_busy(used, true);
+        let before = guest.domain.statistics().busy;
+        assert_eq!(guest.session().decrease(Gfn::new(7), Order::PAGE), Ok(0), "{policy}");
+        assert!(guest.domain.statistics().busy > before, "{policy}");
+        assert_eq!(guest.read(Gfn::new(7), 0), Ok(1), "{policy}");
+        guest.machine.set_busy(used, false);
+        assert_eq!(guest.session().decrease(Gfn::new(7), Order::PAGE), Ok(1), "{policy}");
+        guest.domain.audit().unwrap();
+    }
+}
