@@ -9,7 +9,7 @@ use core::ffi::c_void;
 
 use zerosweep::{
     Allocated, Content, Event, FRAME_LIMIT, Gfn, Machine, MapError, Mapped, Mfn, Order,
-    OutOfFrames, PAGE_BYTES, SUPERPAGE_PAGES, Unmapped,
+    OutOfFrames, PAGE_BYTES, SUPERPAGE_PAGES, Superframe, Unmapped,
 };
 
 use crate::abi::{ZS_ALL_ZERO, zs_content, zs_event, zs_event_kind, zs_machine, zs_mapped};
@@ -156,18 +156,19 @@ impl Machine for Calls<'_> {
         })
     }
 
-    fn allocate_in(&mut self, superframe: Mfn) -> Result<Allocated, OutOfFrames> {
+    fn allocate_in(&mut self, superframe: Superframe) -> Result<Allocated, OutOfFrames> {
         let Some(allocate_in) = self.0.allocate_in else { return Err(OutOfFrames) };
         let name = "allocate_in";
         let allocated = Self::allocated(name, Order::PAGE, |mfn, content| {
             // SAFETY: the caller of `zs_domain_create` vouches that the function can be called so.
-            unsafe { allocate_in(self.0.opaque, superframe.raw(), mfn, content) }
+            unsafe { allocate_in(self.0.opaque, superframe.first().raw(), mfn, content) }
         })?;
         let mfn = allocated.mfn;
         assert!(
-            mfn.align_down(Order::SUPERPAGE) == superframe.align_down(Order::SUPERPAGE),
+            mfn.superframe() == superframe,
             "zs_machine.{name} gave frame {mfn}, which is not one of the {SUPERPAGE_PAGES} of \
-             {superframe}"
+             {}",
+            superframe.first()
         );
         Ok(allocated)
     }
@@ -223,10 +224,10 @@ impl Machine for Calls<'_> {
         content_of("scrub", call!(self.scrub(gfn.raw(), mfn.raw())))
     }
 
-    fn park(&mut self, mfn: Mfn) {
+    fn park(&mut self, superframe: Superframe) {
         if let Some(park) = self.0.park {
             // SAFETY: the caller of `zs_domain_create` vouches that the function can be called so.
-            unsafe { park(self.0.opaque, mfn.raw()) };
+            unsafe { park(self.0.opaque, superframe.first().raw()) };
         }
     }
 

@@ -9,6 +9,10 @@ use zerosweep::{Domain, Event};
 
 use crate::note::{Detail, Note, notes};
 
+/// The thread that empties a journal is called when this many notes are there, or when half of the
+/// room is taken.
+const URGENT: usize = 1 << 15;
+
 /// Notes that were added since the journal was last emptied.
 pub struct Batch {
     notes: Vec<(u64, Note)>,
@@ -45,6 +49,13 @@ impl Batch {
             self.lost_since_ns = time_ns;
         }
         self.lost += 1;
+    }
+
+    /// Forgets the notes, and gives their memory back if they were many.
+    pub(crate) fn give_back(&mut self) {
+        if self.notes.len() > 2 * URGENT {
+            self.notes = Vec::with_capacity(self.notes.capacity());
+        }
     }
 
     fn clear(&mut self) {
@@ -90,10 +101,10 @@ impl Journal {
         // Taken under the lock: the times of notes rise.
         let time_ns = self.now_ns();
         notes(event, domain, self.detail, |note| batch.push(time_ns, note));
-        let half = batch.notes.capacity() / 2;
-        let is_half_full = before < half && batch.notes.len() >= half;
+        let urgent = URGENT.min(batch.notes.capacity() / 2);
+        let is_urgent = before < urgent && batch.notes.len() >= urgent;
         drop(batch);
-        if is_half_full && let Some(reader) = self.reader.get() {
+        if is_urgent && let Some(reader) = self.reader.get() {
             reader.unpark();
         }
     }
@@ -114,7 +125,7 @@ impl Journal {
         u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX).max(1)
     }
 
-    /// Makes the journal wake the calling thread when it is half full.
+    /// Makes the journal wake the calling thread when it fills up.
     pub(crate) fn call_me(&self) {
         let _ = self.reader.set(std::thread::current());
     }

@@ -10,12 +10,11 @@ use crate::journal::{Batch, Journal};
 use crate::note::Detail;
 use crate::writer::{Packing, Writer};
 
-/// Notes that a journal has room for: a balloon that gives back as fast as it can fills half of it
-/// in a twentieth of a second.
-const CAPACITY: usize = 1 << 16;
-/// The same for a file that is packed. The memory is taken only if the writing thread is late.
-const CAPACITY_TO_PACK: usize = 1 << 18;
-/// The longest time between two writes. A journal that is half full is written at once.
+/// Notes that a journal has room for: a balloon that gives back as fast as it can fills it in about
+/// a second. A thread of a busy host may wait that long for a processor. The memory, 40 bytes a
+/// note, is taken only while the writing thread is late.
+const CAPACITY: usize = 1 << 20;
+/// The longest time between two writes. A journal that fills up is written at once.
 const INTERVAL: Duration = Duration::from_millis(100);
 /// How long the end of a recording may wait for a write that is under way.
 const ENDING: Duration = Duration::from_secs(2);
@@ -52,10 +51,9 @@ impl Recording {
     /// for writing.
     #[must_use]
     pub fn new(file: File, max_pages: u64, detail: Detail, packing: Packing) -> Self {
-        let capacity = if packing == Packing::Gzip { CAPACITY_TO_PACK } else { CAPACITY };
-        let journal = Arc::new(Journal::new(capacity, detail));
+        let journal = Arc::new(Journal::new(CAPACITY, detail));
         let writer = Writer::begin_packed(file, packing, journal.now_ns(), max_pages);
-        let desk = Mutex::new(Desk { writer, spare: Batch::with_capacity(capacity) });
+        let desk = Mutex::new(Desk { writer, spare: Batch::with_capacity(CAPACITY) });
         let (figures, ended) = (Mutex::default(), AtomicBool::new(false));
         Self { journal, desk, figures, ended }
     }
@@ -142,6 +140,7 @@ impl Desk {
         if let Some((count, since_ns)) = self.spare.lost() {
             self.writer.lost(journal.now_ns(), count, since_ns);
         }
+        self.spare.give_back();
         self.writer.flush()
     }
 }

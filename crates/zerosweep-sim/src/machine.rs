@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use zerosweep::{
     Allocated, Content, FramePool, Gfn, Machine, MapError, Mapped, Mfn, Order, OutOfFrames,
-    PAGE_BYTES, QUICK_CHECK_WORDS, SUPERPAGE_PAGES, Unmapped,
+    PAGE_BYTES, QUICK_CHECK_WORDS, SUPERPAGE_PAGES, Superframe, Unmapped,
 };
 
 /// Words of 8 bytes in a page.
@@ -319,11 +319,11 @@ impl Machine for SoftwareMachine {
         Ok(Allocated { mfn, content: Content::Unknown })
     }
 
-    fn allocate_in(&mut self, superframe: Mfn) -> Result<Allocated, OutOfFrames> {
+    fn allocate_in(&mut self, superframe: Superframe) -> Result<Allocated, OutOfFrames> {
         if self.refuses() {
             return Err(OutOfFrames);
         }
-        let mfn = self.pool.allocate_in(superframe.superframe())?;
+        let mfn = self.pool.allocate_in(superframe)?;
         if self.poison {
             self.words_mut(mfn, 1).fill(POISON);
         }
@@ -416,10 +416,10 @@ impl Machine for SoftwareMachine {
         zerosweep_scan::first_nonzero(self.words(mfn, pages)).map(|word| word as u32)
     }
 
-    fn park(&mut self, mfn: Mfn) {
+    fn park(&mut self, superframe: Superframe) {
         self.assert_kept();
-        self.assert_sound(mfn, Order::SUPERPAGE);
-        self.assert_still(mfn, SUPERPAGE_PAGES);
+        self.assert_sound(superframe.first(), Order::SUPERPAGE);
+        self.assert_still(superframe.first(), SUPERPAGE_PAGES);
         self.counters.parks += 1;
     }
 

@@ -10,7 +10,7 @@
 
 use crate::domain::Domain;
 use crate::event::Event;
-use crate::frame::{Gfn, Mfn, Order};
+use crate::frame::{Gfn, Mfn, Order, Superframe};
 
 /// The host has no frame of that order to give.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,7 +75,7 @@ pub trait Machine {
     ///
     /// # Errors
     /// When no page of it is free, or the machine does not support this.
-    fn allocate_in(&mut self, superframe: Mfn) -> Result<Allocated, OutOfFrames> {
+    fn allocate_in(&mut self, superframe: Superframe) -> Result<Allocated, OutOfFrames> {
         let _ = superframe;
         Err(OutOfFrames)
     }
@@ -117,8 +117,8 @@ pub trait Machine {
 
     /// Tells that a superframe of zeros went to the cache. The engine does not touch it until it is
     /// mapped again. The machine may free the memory behind it, or make it one huge page again.
-    fn park(&mut self, mfn: Mfn) {
-        let _ = mfn;
+    fn park(&mut self, superframe: Superframe) {
+        let _ = superframe;
     }
 
     /// Takes a broken frame of the domain for good (rule [R17]): it is not mapped, and the machine

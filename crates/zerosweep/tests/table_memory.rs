@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use zerosweep::{
     Allocated, Config, Consolidation, Content, Domain, Fault, Gfn, InvalidTouch, Machine, MapError,
-    Mapped, Mfn, Order, OutOfFrames, Policy, Progress, Session, Unmapped, Upkeep,
+    Mapped, Mfn, Order, OutOfFrames, Policy, Progress, Session, Superframe, Unmapped, Upkeep,
 };
 use zerosweep_sim::SoftwareMachine;
 
@@ -71,7 +71,7 @@ impl Machine for Sheltered {
         with_allocations(false, || self.0.allocate(order))
     }
 
-    fn allocate_in(&mut self, superframe: Mfn) -> Result<Allocated, OutOfFrames> {
+    fn allocate_in(&mut self, superframe: Superframe) -> Result<Allocated, OutOfFrames> {
         with_allocations(false, || self.0.allocate_in(superframe))
     }
 

@@ -52,7 +52,7 @@ impl LinuxMachine {
     pub(super) fn clear_run(&self, mfn: Mfn, order: Order) {
         let Some(_moving) = self.enter() else { return };
         if order == Order::SUPERPAGE && self.settled_backing(mfn.superframe()) != Backing::Whole {
-            self.drop_superslot(mfn);
+            self.drop_superslot(mfn.superframe());
         } else if self.slots.is_present(mfn)
             && let Ok(slot) = self.slot(mfn, order)
         {

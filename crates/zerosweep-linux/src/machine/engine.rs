@@ -1,7 +1,8 @@
 //! The engine's interface to the machine.
 
 use zerosweep::{
-    Allocated, Content, Gfn, Machine, MapError, Mapped, Mfn, Order, OutOfFrames, Unmapped,
+    Allocated, Content, Gfn, Machine, MapError, Mapped, Mfn, Order, OutOfFrames, Superframe,
+    Unmapped,
 };
 
 use super::LinuxMachine;
@@ -49,8 +50,8 @@ impl Machine for MachineRef<'_> {
         Ok(Allocated { mfn, content: Content::Zero })
     }
 
-    fn allocate_in(&mut self, superframe: Mfn) -> Result<Allocated, OutOfFrames> {
-        let mfn = self.machine.frames().allocate_in(superframe.superframe())?;
+    fn allocate_in(&mut self, superframe: Superframe) -> Result<Allocated, OutOfFrames> {
+        let mfn = self.machine.frames().allocate_in(superframe)?;
         Ok(Allocated { mfn, content: Content::Zero })
     }
 
@@ -106,7 +107,7 @@ impl Machine for MachineRef<'_> {
         self.called().clear_run(mfn, order);
     }
 
-    fn park(&mut self, mfn: Mfn) {
-        self.called().park_superslot(mfn);
+    fn park(&mut self, superframe: Superframe) {
+        self.called().park_superslot(superframe);
     }
 }

@@ -5,7 +5,7 @@
 
 use std::sync::atomic::Ordering;
 
-use zerosweep::{Gfn, MapError, Mapped, Mfn, Order, SUPERPAGE_PAGES, Unmapped};
+use zerosweep::{Gfn, MapError, Mapped, Mfn, Order, SUPERPAGE_PAGES, Superframe, Unmapped};
 
 use super::moves::Stopped;
 use super::slots::Backing;
@@ -117,7 +117,7 @@ impl LinuxMachine {
         // Once the machine is closed, what is at a slot may be the only copy: it stays.
         if let Some(_moving) = self.enter() {
             if order == Order::SUPERPAGE {
-                self.drop_superslot(mfn);
+                self.drop_superslot(mfn.superframe());
             } else if self.slots.is_present(mfn) {
                 self.free_page_memory(mfn, backing);
             }
@@ -147,25 +147,24 @@ impl LinuxMachine {
         self.slots.clear_present(mfn);
     }
 
-    pub(super) fn drop_superslot(&self, mfn: Mfn) {
-        if let Ok(slot) = self.slot(mfn, Order::SUPERPAGE) {
+    pub(super) fn drop_superslot(&self, superframe: Superframe) {
+        if let Ok(slot) = self.slot(superframe.first(), Order::SUPERPAGE) {
             let _ = slot.discard();
         }
-        let index = mfn.superframe();
-        self.break_up_at_home(index);
-        self.slots.drop_all(index);
+        self.break_up_at_home(superframe);
+        self.slots.drop_all(superframe);
     }
 
-    pub(super) fn park_superslot(&self, mfn: Mfn) {
+    pub(super) fn park_superslot(&self, superframe: Superframe) {
         let Some(_moving) = self.enter() else { return };
-        let whole = self.slots.backing(mfn.superframe()) == Backing::Whole;
+        let whole = self.slots.backing(superframe) == Backing::Whole;
         let keeps = match self.parking {
             Parking::Lazy => true,
             // This superslot is itself among those that are prefaulted.
             Parking::Eager(most) => self.prefaulted() <= most,
         };
         if !whole || !keeps {
-            self.drop_superslot(mfn);
+            self.drop_superslot(superframe);
         }
     }
 }

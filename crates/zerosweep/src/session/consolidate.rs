@@ -243,7 +243,7 @@ impl<H: Host> Session<H> {
 
     fn allocate_in(&mut self, superframe: Superframe) -> Result<Run, OutOfFrames> {
         self.domain().flight.incoming += 1;
-        let allocated = self.host.machine(|m| m.allocate_in(superframe.first()));
+        let allocated = self.host.machine(|m| m.allocate_in(superframe));
         let domain = self.host.domain();
         domain.flight.incoming -= 1;
         // Its content is of no interest: a page is copied over it.

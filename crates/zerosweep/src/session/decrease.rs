@@ -533,7 +533,7 @@ impl<H: Host> Session<H> {
             return 0;
         };
         if matches!(taken, Taken::Clean(_)) && self.cached_order(order) == order {
-            self.host.machine(|m| m.park(mfn));
+            self.host.machine(|m| m.park(mfn.superframe()));
         }
         let domain = self.host.domain();
         domain.p2m.set_whole(superpage, Entry::Pod);

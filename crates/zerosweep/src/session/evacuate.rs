@@ -67,7 +67,7 @@ impl<H: Host> Session<H> {
                 for index in found.live.iter() {
                     m.clear(mfn.offset(index as u64), Order::PAGE);
                 }
-                m.park(mfn);
+                m.park(mfn.superframe());
             });
         }
         let domain = self.host.domain();

@@ -127,7 +127,7 @@ impl<H: Host> Session<H> {
     /// it whole too.
     pub(crate) fn finish_join(&mut self, joined: Option<Run>) {
         let Some(whole) = joined else { return };
-        self.host.machine(|m| m.park(whole.mfn()));
+        self.host.machine(|m| m.park(whole.mfn().superframe()));
         let domain = self.domain();
         domain.flight.in_hand -= whole.pages();
         let _ = domain.put(whole);

@@ -127,7 +127,7 @@ impl<H: Host> Session<H> {
             for dirty in batch.iter().map_while(Option::as_ref) {
                 m.clear(dirty.mfn(), dirty.order());
                 if dirty.order() == Order::SUPERPAGE {
-                    m.park(dirty.mfn());
+                    m.park(dirty.mfn().superframe());
                 }
             }
             Flushed::now()

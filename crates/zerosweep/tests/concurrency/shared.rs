@@ -9,8 +9,8 @@ use shuttle::sync::{Mutex, MutexGuard};
 use shuttle::thread;
 use zerosweep::{
     Allocated, Config, Consolidation, Content, Domain, Fault, FaultError, Gfn, Host, InvalidTouch,
-    Machine, MapError, Mapped, Mfn, Order, OutOfFrames, Policy, Progress, Session, Superpage,
-    Unmapped, Upkeep,
+    Machine, MapError, Mapped, Mfn, Order, OutOfFrames, Policy, Progress, Session, Superframe,
+    Superpage, Unmapped, Upkeep,
 };
 use zerosweep_sim::{Failure, Kept, SoftwareGuest, SoftwareMachine};
 
@@ -288,7 +288,7 @@ impl Machine for Locked<'_> {
         self.with(|m| m.allocate(order))
     }
 
-    fn allocate_in(&mut self, superframe: Mfn) -> Result<Allocated, OutOfFrames> {
+    fn allocate_in(&mut self, superframe: Superframe) -> Result<Allocated, OutOfFrames> {
         self.with(|m| m.allocate_in(superframe))
     }
 

@@ -195,7 +195,7 @@ impl<H: Host> Session<H> {
             self.map_back(superpage.first(), run);
             return Check::NotEligible;
         }
-        self.host.machine(|m| m.park(run.mfn()));
+        self.host.machine(|m| m.park(run.mfn().superframe()));
         let domain = self.host.domain();
         domain.p2m.forget_outs(superpage);
         domain.p2m.set_hint(superpage, None);

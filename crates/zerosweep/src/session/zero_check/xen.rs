@@ -45,7 +45,7 @@ impl<H: Host> Session<H> {
 
     fn reclaim_xen(&mut self, superpage: Superpage, run: Run) {
         self.clear(&run);
-        self.host.machine(|m| m.park(run.mfn()));
+        self.host.machine(|m| m.park(run.mfn().superframe()));
         let domain = self.host.domain();
         domain.p2m.set_whole(superpage, Entry::Pod);
         self.cache_reclaimed(superpage, run, SUPERPAGE_PAGES);
