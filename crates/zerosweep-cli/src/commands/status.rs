@@ -135,11 +135,11 @@ fn memory(table: &mut Table, status: &Status) {
 }
 
 fn work(table: &mut Table, status: &Status) {
-    let done = &status.counters;
+    let (faults, done) = (status.counters.faults, &status.counters.engine);
     let bytes = |count| Size(count).rounded();
     table.row(
         "faults",
-        format_args!("{}: {} of 2M, {} of 4K", done.faults, done.populates_2m, done.populates_4k),
+        format_args!("{faults}: {} of 2M, {} of 4K", done.populates_2m, done.populates_4k),
     );
     let latency = &status.fault_latency;
     let time = |ns| format!("{:.1?}", Duration::from_nanos(ns));
@@ -182,7 +182,7 @@ fn work(table: &mut Table, status: &Status) {
             done.emergency_sweeps,
             done.exhaustions,
             done.busy,
-            pages(done.peak_total_pages),
+            pages(done.peak_total),
         ),
     );
     if let Some(events) = &status.events {
