@@ -22,6 +22,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use zerosweep::SUPERPAGE_BYTES;
+
 use super::account::Account;
 use super::cgroup::Charge;
 
@@ -29,7 +31,6 @@ use super::cgroup::Charge;
 const REST: Duration = Duration::from_millis(8);
 /// The most that the VMM's own may grow, in bytes, during a look that counts as exact.
 const STEADY_BYTES: u64 = 64 << 10;
-const SUPERPAGE_BYTES: u64 = 2 << 20;
 
 /// zerosweep's pool: twice as many superpages of addresses as the guest has, and 64.
 const fn pool_bytes(guest_bytes: u64) -> u64 {

@@ -7,6 +7,7 @@
 
 use std::time::Duration;
 
+use zerosweep::SUPERPAGE_PAGES;
 use zerosweep_client::qmp::GuestStats;
 use zerosweep_client::size::{PAGE_BYTES, Size};
 use zerosweep_wire::Status;
@@ -62,7 +63,7 @@ pub(super) fn estimate(sample: &Sample<'_>, before: Option<(Before, Duration)>) 
     let status = sample.status;
     let done = &status.counters.engine;
     let now = Before {
-        touched_pages: done.populates_2m * 512 + done.populates_4k,
+        touched_pages: done.populates_2m * SUPERPAGE_PAGES + done.populates_4k,
         exhaustions: done.exhaustions,
         low_forecasts: done.low_forecasts,
         need_bytes: 0,

@@ -1,16 +1,13 @@
 //! What was seen of a real guest, as a [`Run`].
 
 use anyhow::{Result, anyhow};
-use zerosweep_client::size::PAGE_BYTES;
+use zerosweep::{PAGE_BYTES, SUPERPAGE_BYTES, SUPERPAGE_PAGES};
 use zerosweep_lab::real_guest::{Held, RealExperiment};
 use zerosweep_lab::result::{Outcome, Run, TimeKind};
 use zerosweep_wire::Status;
 
 use super::life::Story;
 use crate::cli::Accelerator;
-
-const SUPERPAGE_BYTES: u64 = 2 << 20;
-const SUPERPAGE_PAGES: u64 = SUPERPAGE_BYTES / PAGE_BYTES;
 
 /// The run.
 ///
