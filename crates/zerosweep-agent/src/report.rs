@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use zerosweep::PAGE_BYTES;
-use zerosweep_linux::{GuestMemory, Snapshot};
+use zerosweep_linux::GuestMemory;
 use zerosweep_wire::{
     AgentConfig, Answer, Counters, FaultLatency, HostMemory, MAP_SUPERPAGES, Map, PROTOCOL, Pages,
     State, Status, Superpages,
@@ -98,47 +98,11 @@ fn fill(status: &mut Status, memory: &GuestMemory) {
     };
     let zerosweep_linux::FaultLatency { p50_ns, p99_ns, max_ns } = snapshot.fault_latency;
     status.fault_latency = FaultLatency { p50_ns, p99_ns, max_ns };
-    status.counters = counters(&snapshot);
+    status.counters = Counters { faults: snapshot.faults, engine: snapshot.statistics };
     status.stalled_threads = snapshot.stalled;
     status.borrowed_pages = snapshot.borrowed;
     status.reason = snapshot.lifted;
     status.balloon_request_bytes = qmp_tap::request_bytes();
-}
-
-fn counters(snapshot: &Snapshot) -> Counters {
-    let s = &snapshot.statistics;
-    Counters {
-        faults: snapshot.faults,
-        populates_2m: s.populates_2m,
-        populates_4k: s.populates_4k,
-        zero_checks_2m: s.zero_checks_2m,
-        zero_checks_2m_hit: s.zero_checks_2m_hit,
-        zero_checks_4k: s.zero_checks_4k,
-        zero_checks_4k_hit: s.zero_checks_4k_hit,
-        bytes_scanned: s.bytes_scanned,
-        bytes_cleared: s.bytes_cleared,
-        bytes_copied: s.bytes_copied,
-        eager_checks: s.eager_checks,
-        emergency_sweeps: s.emergency_sweeps,
-        splinters: s.splinters,
-        shatters: s.shatters,
-        superpages_reclaimed: s.superpages_reclaimed,
-        singles_reclaimed: s.singles_reclaimed,
-        pages_stolen: s.pages_stolen,
-        superpages_returned: s.superpages_returned,
-        pages_returned_4k: s.pages_returned_4k,
-        pages_given_back: s.pages_given_back,
-        exhaustions: s.exhaustions,
-        unmap_flushes: s.unmap_flushes,
-        busy: s.busy,
-        peak_total_pages: s.peak_total,
-        low_forecasts: s.low_forecasts,
-        evacuations: s.evacuations,
-        refills: s.refills,
-        pages_retained: s.pages_retained,
-        pages_retaken: s.pages_retaken,
-        pages_consolidated: s.pages_consolidated,
-    }
 }
 
 /// `RssAnon` of this process.

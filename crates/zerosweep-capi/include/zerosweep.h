@@ -452,40 +452,71 @@ typedef struct zs_quantities {
     uint64_t missing;
 } zs_quantities;
 
-// What a domain has done since it was made: bytes where the name says so, else pages or counts.
+// What a domain has done since it was made. Pages are of 4 KiB.
 typedef struct zs_statistics {
     // sizeof(zs_statistics), by the caller.
     size_t size;
+    // Superpages that were mapped at a fault, refills included.
     uint64_t populates_2m;
+    // Single pages that were mapped at a fault.
     uint64_t populates_4k;
+    // Zero checks of superpages.
     uint64_t zero_checks_2m;
+    // Zero checks that found a zero superpage.
     uint64_t zero_checks_2m_hit;
+    // Zero checks of single pages.
     uint64_t zero_checks_4k;
+    // Zero checks that found a zero single page.
     uint64_t zero_checks_4k_hit;
+    // Bytes that were read by zero checks.
     uint64_t bytes_scanned;
+    // Bytes that were cleared.
     uint64_t bytes_cleared;
+    // Bytes that were copied.
     uint64_t bytes_copied;
+    // Ranges checked from the ring of recently populated ones.
     uint64_t eager_checks;
+    // Steps of emergency sweeps.
     uint64_t emergency_sweeps;
+    // PoD superpage entries that were broken.
     uint64_t splinters;
+    // Ram superpage entries that were broken.
     uint64_t shatters;
+    // Zero superpages whose frames went to the cache whole.
     uint64_t superpages_reclaimed;
+    // Zero single pages whose frames went to the cache.
     uint64_t singles_reclaimed;
+    // Pages whose frames went to the cache when they were given back.
     uint64_t pages_stolen;
+    // Superpages returned to the host whole.
     uint64_t superpages_returned;
+    // Single pages returned to the host.
     uint64_t pages_returned_4k;
+    // Pages that the guest gave back.
     uint64_t pages_given_back;
+    // Times that no frame could be found.
     uint64_t exhaustions;
+    // Flushes of the TLBs after unmaps.
     uint64_t unmap_flushes;
+    // Unmaps that the machine refused because something else used the page.
     uint64_t busy;
+    // Pages that were taken beyond the target.
     uint64_t borrowed;
+    // Superframes that the cache got back whole, single by single.
     uint64_t rejoined;
+    // Superpages whose live pages were copied elsewhere.
     uint64_t evacuations;
+    // Broken ranges that became superpages again because their live pages were copied together.
     uint64_t refills;
+    // Pages that were given back and whose frame stayed in its superpage.
     uint64_t pages_retained;
+    // Retained pages that the guest took again.
     uint64_t pages_retaken;
+    // Pages that a consolidation moved.
     uint64_t pages_consolidated;
+    // The most pages that were held at any moment.
     uint64_t peak_total;
+    // Times that the guest was about to run out of frames.
     uint64_t low_forecasts;
 } zs_statistics;
 
@@ -651,14 +682,14 @@ zs_status zs_wants_upkeep(struct zs_domain *domain, uint32_t idle);
 // `idle`: as for zs_wants_upkeep(). For ZS_UPKEEP_BY_CALLER.
 zs_status zs_upkeep(struct zs_domain *domain, uint64_t steps, uint32_t idle);
 
-// Goes on with a consolidation, or begins one if `anew` is not 0, for up to `superpages` ranges. A
-// consolidation moves single pages together, so that whole superpages become free. MORE until the
-// end. `moved`, unless it is NULL, says how many pages this consolidation has moved. A domain has
-// one consolidation; a second thread waits for the step of the first.
+// Goes on with a consolidation, or begins one if `restart` is not 0, for up to `superpages` ranges.
+// A consolidation moves single pages together, so that whole superpages become free. MORE until
+// the end. `moved`, unless it is NULL, says how many pages this consolidation has moved. A domain
+// has one consolidation; a second thread waits for the step of the first.
 //
 // Errors: OUT_OF_MEMORY.
 zs_status zs_consolidate(struct zs_domain *domain,
-                         uint32_t anew,
+                         uint32_t restart,
                          uint64_t superpages,
                          uint64_t *moved);
 

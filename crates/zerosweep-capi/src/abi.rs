@@ -1,4 +1,4 @@
-//! What both sides of the border see: constants, structures, the machine's table of functions.
+//! What both languages see: constants, structures, the machine's table of functions.
 //! These have their C names here, and what is said about them is what the header says.
 //!
 //! Invariant: a structure that begins with `size` only grows, at its end, by fields for which zero
@@ -6,7 +6,7 @@
 
 use core::ffi::{c_char, c_void};
 
-use zerosweep::{Order, PAGE_BYTES, SUPERPAGE_PAGES};
+use zerosweep::{Order, PAGE_BYTES, SUPERPAGE_PAGES, Statistics};
 
 /// The version of this interface. It changes only when a program that was compiled with an older
 /// header would not work any more; zs_abi_version() says which one the library has.
@@ -324,43 +324,17 @@ pub struct zs_quantities {
     pub missing: u64,
 }
 
-/// What a domain has done since it was made: bytes where the name says so, else pages or counts.
+/// What a domain has done since it was made. In C each counter is a field, in the order of
+/// [`Statistics::COUNTERS`]; the header's test writes them.
+///
+/// cbindgen:ignore
 #[repr(C)]
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 pub struct zs_statistics {
     /// sizeof(zs_statistics), by the caller.
     pub size: usize,
-    pub populates_2m: u64,
-    pub populates_4k: u64,
-    pub zero_checks_2m: u64,
-    pub zero_checks_2m_hit: u64,
-    pub zero_checks_4k: u64,
-    pub zero_checks_4k_hit: u64,
-    pub bytes_scanned: u64,
-    pub bytes_cleared: u64,
-    pub bytes_copied: u64,
-    pub eager_checks: u64,
-    pub emergency_sweeps: u64,
-    pub splinters: u64,
-    pub shatters: u64,
-    pub superpages_reclaimed: u64,
-    pub singles_reclaimed: u64,
-    pub pages_stolen: u64,
-    pub superpages_returned: u64,
-    pub pages_returned_4k: u64,
-    pub pages_given_back: u64,
-    pub exhaustions: u64,
-    pub unmap_flushes: u64,
-    pub busy: u64,
-    pub borrowed: u64,
-    pub rejoined: u64,
-    pub evacuations: u64,
-    pub refills: u64,
-    pub pages_retained: u64,
-    pub pages_retaken: u64,
-    pub pages_consolidated: u64,
-    pub peak_total: u64,
-    pub low_forecasts: u64,
+    /// The values.
+    pub counters: [u64; Statistics::COUNTERS.len()],
 }
 
 /// The kind of a page's entry.

@@ -29,7 +29,7 @@ use crate::status::{Refusal, zs_status};
 
 /// A guest's memory under the engine.
 pub struct zs_domain {
-    books: Mutex<Books>,
+    state: Mutex<State>,
     /// The lock was dropped: a range may be in transit no longer.
     released: Condvar,
     /// An operation ended that may have brought frames.
@@ -44,7 +44,7 @@ pub struct zs_domain {
 }
 
 /// What is under the lock.
-struct Books {
+struct State {
     domain: Domain,
     /// Threads that wait for a range.
     waiting: u32,
@@ -56,7 +56,7 @@ struct Books {
     told: u64,
 }
 
-impl Books {
+impl State {
     fn is_in_transit(&self, gfn: Gfn, pages: u64) -> bool {
         let p2m = self.domain.p2m();
         let end = gfn.offset(pages).raw().div_ceil(SUPERPAGE_PAGES).min(p2m.superpages());
@@ -84,7 +84,7 @@ impl zs_domain {
         is_serial: bool,
     ) -> Self {
         Self {
-            books: Mutex::new(Books { domain, waiting: 0, stalled: 0, changes: 0, told: 0 }),
+            state: Mutex::new(State { domain, waiting: 0, stalled: 0, changes: 0, told: 0 }),
             released: Condvar::new(),
             changed: Condvar::new(),
             functions,
@@ -97,8 +97,8 @@ impl zs_domain {
     }
 
     /// One operation that may bring frames.
-    pub(crate) fn session(&self) -> Session<Turn<'_>> {
-        Session::new(Turn {
+    pub(crate) fn session(&self) -> Session<HostGuard<'_>> {
+        Session::new(HostGuard {
             shared: self,
             guard: None,
             calls: self.functions.calls(),
@@ -108,24 +108,24 @@ impl zs_domain {
 
     /// Looks at the domain.
     pub(crate) fn look<R>(&self, look: impl FnOnce(&Domain) -> R) -> R {
-        look(&locked(&self.books).domain)
+        look(&locked(&self.state).domain)
     }
 
     /// Changes what is no operation of the engine's.
     pub(crate) fn change<R>(&self, change: impl FnOnce(&mut Domain) -> R) -> R {
-        let mut books = locked(&self.books);
-        books.changes += 1;
-        let result = change(&mut books.domain);
-        self.unlock(books);
+        let mut state = locked(&self.state);
+        state.changes += 1;
+        let result = change(&mut state.domain);
+        self.unlock(state);
         result
     }
 
     /// Drops the lock, and wakes those that may go on now.
-    fn unlock(&self, mut books: MutexGuard<'_, Books>) {
-        let wakes_waiting = books.waiting > 0;
-        let wakes_stalled = books.stalled > 0 && books.changes != books.told;
-        books.told = books.changes;
-        drop(books);
+    fn unlock(&self, mut state: MutexGuard<'_, State>) {
+        let wakes_waiting = state.waiting > 0;
+        let wakes_stalled = state.stalled > 0 && state.changes != state.told;
+        state.told = state.changes;
+        drop(state);
         if wakes_waiting {
             self.released.notify_all();
         }
@@ -135,11 +135,11 @@ impl zs_domain {
     }
 
     /// Repeats an operation while its range is in transit.
-    pub(crate) fn patiently<R, E: Into<Refusal>>(
+    pub(crate) fn retry_in_transit<R, E: Into<Refusal>>(
         &self,
         gfn: Gfn,
         pages: u64,
-        mut operation: impl FnMut(&mut Session<Turn<'_>>) -> Result<R, E>,
+        mut operation: impl FnMut(&mut Session<HostGuard<'_>>) -> Result<R, E>,
     ) -> Result<R, zs_status> {
         loop {
             // The session, and with it the lock, is gone before the wait.
@@ -153,13 +153,13 @@ impl zs_domain {
     }
 
     fn wait_while_in_transit(&self, gfn: Gfn, pages: u64) -> Result<(), zs_status> {
-        let mut books = locked(&self.books);
-        books.waiting += 1;
-        let mut books = self
+        let mut state = locked(&self.state);
+        state.waiting += 1;
+        let mut state = self
             .released
-            .wait_while(books, |books| books.is_in_transit(gfn, pages) && !self.is_broken())
+            .wait_while(state, |state| state.is_in_transit(gfn, pages) && !self.is_broken())
             .unwrap_or_else(PoisonError::into_inner);
-        books.waiting -= 1;
+        state.waiting -= 1;
         if self.is_broken() { Err(zs_status::Broken) } else { Ok(()) }
     }
 
@@ -187,7 +187,7 @@ impl zs_domain {
     /// As [`zs_domain::fault`], but waits for frames until then; for ever, if there is no end.
     pub(crate) fn fault_until(&self, gfn: Gfn, end: Option<Instant>) -> Result<Fault, zs_status> {
         loop {
-            let seen = locked(&self.books).changes;
+            let seen = locked(&self.state).changes;
             let fault = self.fault(gfn, Beyond::Stop)?;
             if fault != Fault::Exhausted || !self.wait_for_change(seen, end)? {
                 return Ok(fault);
@@ -197,32 +197,32 @@ impl zs_domain {
 
     /// Waits until there were more changes than were `seen`; false if there were none in time.
     fn wait_for_change(&self, seen: u64, end: Option<Instant>) -> Result<bool, zs_status> {
-        let mut books = locked(&self.books);
-        books.stalled += 1;
-        while books.changes == seen && !self.is_broken() {
+        let mut state = locked(&self.state);
+        state.stalled += 1;
+        while state.changes == seen && !self.is_broken() {
             let left = end.map(|end| end.saturating_duration_since(Instant::now()));
-            books = match left {
+            state = match left {
                 Some(Duration::ZERO) => break,
                 Some(left) => {
-                    let waited = self.changed.wait_timeout(books, left);
+                    let waited = self.changed.wait_timeout(state, left);
                     waited.unwrap_or_else(PoisonError::into_inner).0
                 }
-                None => self.changed.wait(books).unwrap_or_else(PoisonError::into_inner),
+                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
             };
         }
-        books.stalled -= 1;
-        if self.is_broken() { Err(zs_status::Broken) } else { Ok(books.changes != seen) }
+        state.stalled -= 1;
+        if self.is_broken() { Err(zs_status::Broken) } else { Ok(state.changes != seen) }
     }
 
     /// Goes on with a consolidation, or begins a new one. Returns the number of pages that it has
     /// moved so far.
     pub(crate) fn consolidate(
         &self,
-        anew: bool,
+        restart: bool,
         superpages: u64,
     ) -> Result<(Progress, u64), OutOfTableMemory> {
         let mut work = locked(&self.consolidation);
-        if anew {
+        if restart {
             *work = Consolidation::default();
         }
         let progress = self.session().consolidate(&mut work, superpages)?;
@@ -236,10 +236,10 @@ impl zs_domain {
     /// A panic has left the domain in no known state: nobody goes on with it.
     pub(crate) fn break_down(&self, why: &str) {
         let _ = self.failure.set(why.to_owned());
-        let books = locked(&self.books);
+        let state = locked(&self.state);
         // Under the lock, so that nobody looks before and waits after.
         self.broken.store(true, Ordering::Release);
-        drop(books);
+        drop(state);
         self.released.notify_all();
         self.changed.notify_all();
     }
@@ -252,30 +252,30 @@ impl zs_domain {
 
 /// One thread's way to domain and machine: the lock is taken when the domain is asked for, and
 /// dropped before the machine works.
-pub(crate) struct Turn<'a> {
+pub(crate) struct HostGuard<'a> {
     shared: &'a zs_domain,
-    guard: Option<MutexGuard<'a, Books>>,
+    guard: Option<MutexGuard<'a, State>>,
     calls: Calls<'a>,
     brings_frames: bool,
 }
 
-impl<'a> Turn<'a> {
-    fn books(&mut self) -> &mut MutexGuard<'a, Books> {
-        self.guard.get_or_insert_with(|| locked(&self.shared.books))
+impl<'a> HostGuard<'a> {
+    fn state(&mut self) -> &mut MutexGuard<'a, State> {
+        self.guard.get_or_insert_with(|| locked(&self.shared.state))
     }
 
     fn unlock(&mut self) {
-        if let Some(books) = self.guard.take() {
-            self.shared.unlock(books);
+        if let Some(state) = self.guard.take() {
+            self.shared.unlock(state);
         }
     }
 }
 
-impl<'a> Host for Turn<'a> {
+impl<'a> Host for HostGuard<'a> {
     type Machine = Calls<'a>;
 
     fn domain(&mut self) -> &mut Domain {
-        &mut self.books().domain
+        &mut self.state().domain
     }
 
     fn machine<R>(&mut self, work: impl FnOnce(&mut Calls<'a>) -> R) -> R {
@@ -288,21 +288,21 @@ impl<'a> Host for Turn<'a> {
     fn event(&mut self, event: Event) {
         let Some(subscriber) = &self.shared.subscriber else { return };
         // The lock puts events in order.
-        self.books();
+        self.state();
         let _inside = Inside::enter();
         subscriber.tell(event);
     }
 }
 
-impl Drop for Turn<'_> {
+impl Drop for HostGuard<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             // Before anybody else has the lock: what is under it may be half done.
-            self.books();
+            self.state();
             self.shared.broken.store(true, Ordering::Release);
         }
         if self.brings_frames {
-            self.books().changes += 1;
+            self.state().changes += 1;
         }
         self.unlock();
     }

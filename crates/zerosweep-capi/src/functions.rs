@@ -8,15 +8,15 @@ use std::time::{Duration, Instant};
 
 use zerosweep::{
     AuditError, Config, Domain, Entry, FRAME_LIMIT, Fault, Gfn, InvalidTouch, Life, Mfn, Offline,
-    Order, Policy, Progress, RamState, SUPERPAGE_PAGES, Statistics, Upkeep,
+    Order, Policy, Progress, RamState, SUPERPAGE_PAGES, Upkeep,
 };
 
 use crate::abi::{
     ZS_ABI_VERSION, ZS_ALL_ZERO, zs_config, zs_entry, zs_entry_kind, zs_invalid_touch, zs_machine,
     zs_machine_calls, zs_quantities, zs_range, zs_statistics, zs_upkeep_by,
 };
-use crate::border::{self, give, on};
 use crate::domain::{Beyond, zs_domain};
+use crate::ffi::{self, give, on};
 use crate::machine::{Functions, Subscriber};
 use crate::status::zs_status;
 
@@ -54,16 +54,16 @@ pub extern "C" fn zs_domain_create(
     machine: *const zs_machine,
     domain: Option<&mut MaybeUninit<*mut zs_domain>>,
 ) -> zs_status {
-    border::without_domain(|| {
+    ffi::without_domain(|| {
         let place = domain.ok_or(zs_status::Null)?;
-        let made = make(&border::take(config)?, border::take(machine)?)?;
-        place.write(border::lend(made)?);
+        let made = make(&ffi::take(config)?, ffi::take(machine)?)?;
+        place.write(ffi::lend(made)?);
         Ok(zs_status::Ok)
     })
 }
 
 fn make(config: &zs_config, machine: zs_machine) -> Result<zs_domain, zs_status> {
-    let policy = border::name(config.policy)?.map_or(Ok(Policy::default()), str::parse)?;
+    let policy = ffi::name(config.policy)?.map_or(Ok(Policy::default()), str::parse)?;
     let mut made = Config::new(config.max_pages, config.target, policy);
     made.invalid_touch = match config.invalid_touch {
         n if n == zs_invalid_touch::Refuse as u32 => InvalidTouch::Refuse,
@@ -101,9 +101,9 @@ fn make(config: &zs_config, machine: zs_machine) -> Result<zs_domain, zs_status>
 /// Errors: REENTRANT.
 #[unsafe(no_mangle)]
 pub extern "C" fn zs_domain_destroy(domain: Option<NonNull<zs_domain>>) -> zs_status {
-    border::without_domain(|| {
+    ffi::without_domain(|| {
         if let Some(domain) = domain {
-            border::take_back(domain);
+            ffi::take_back(domain);
         }
         Ok(zs_status::Ok)
     })
@@ -120,7 +120,8 @@ pub extern "C" fn zs_populate_on_demand(
     order: u32,
 ) -> zs_status {
     on_run(domain, gfn, order, |domain, gfn, order| {
-        domain.patiently(gfn, order.pages(), |session| session.populate_on_demand(gfn, order))
+        domain
+            .retry_in_transit(gfn, order.pages(), |session| session.populate_on_demand(gfn, order))
     })
 }
 
@@ -135,7 +136,7 @@ pub extern "C" fn zs_set_special(
     order: u32,
 ) -> zs_status {
     on_run(domain, gfn, order, |domain, gfn, order| {
-        domain.patiently(gfn, order.pages(), |session| session.set_special(gfn, order))
+        domain.retry_in_transit(gfn, order.pages(), |session| session.set_special(gfn, order))
     })
 }
 
@@ -151,7 +152,7 @@ pub extern "C" fn zs_populate_physmap(
     order: u32,
 ) -> zs_status {
     on_run(domain, gfn, order, |domain, gfn, order| {
-        domain.patiently(gfn, order.pages(), |session| session.populate_physmap(gfn, order))
+        domain.retry_in_transit(gfn, order.pages(), |session| session.populate_physmap(gfn, order))
     })
 }
 
@@ -172,14 +173,9 @@ pub extern "C" fn zs_unpin(domain: Option<NonNull<zs_domain>>, gfn: u64) -> zs_s
 
 fn set_pinned(domain: Option<NonNull<zs_domain>>, gfn: u64, pinned: bool) -> zs_status {
     on_run(domain, gfn, 0, |domain, gfn, _| {
-        let set =
-            domain.patiently(
-                gfn,
-                1,
-                |session| {
-                    if pinned { session.pin(gfn) } else { session.unpin(gfn) }
-                },
-            );
+        let set = domain.retry_in_transit(gfn, 1, |session| {
+            if pinned { session.pin(gfn) } else { session.unpin(gfn) }
+        });
         set.map_err(|status| match status {
             zs_status::Busy => zs_status::NoFrame,
             zs_status::OutOfFrames => zs_status::MapFailed,
@@ -297,7 +293,10 @@ pub extern "C" fn zs_decrease(
     given: Option<&mut MaybeUninit<u64>>,
 ) -> zs_status {
     on_run(domain, gfn, order, |domain, gfn, order| {
-        give(given, domain.patiently(gfn, order.pages(), |session| session.decrease(gfn, order))?);
+        give(
+            given,
+            domain.retry_in_transit(gfn, order.pages(), |session| session.decrease(gfn, order))?,
+        );
         Ok(())
     })
 }
@@ -325,7 +324,7 @@ pub extern "C" fn zs_discard(
         while at < end {
             let next = at.superpage().first().offset(SUPERPAGE_PAGES).min(end);
             let pages = next.raw() - at.raw();
-            sum += domain.patiently(at, pages, |session| {
+            sum += domain.retry_in_transit(at, pages, |session| {
                 // Within a superpage all is done, or nothing.
                 session.discard(at, pages).map_err(|error| error.reason)
             })?;
@@ -401,21 +400,21 @@ pub extern "C" fn zs_upkeep(
     on(domain, |domain| Ok(progress(domain.session().upkeep(steps, idle != 0))))
 }
 
-/// Goes on with a consolidation, or begins one if `anew` is not 0, for up to `superpages` ranges. A
-/// consolidation moves single pages together, so that whole superpages become free. MORE until the
-/// end. `moved`, unless it is NULL, says how many pages this consolidation has moved. A domain has
-/// one consolidation; a second thread waits for the step of the first.
+/// Goes on with a consolidation, or begins one if `restart` is not 0, for up to `superpages` ranges.
+/// A consolidation moves single pages together, so that whole superpages become free. MORE until
+/// the end. `moved`, unless it is NULL, says how many pages this consolidation has moved. A domain
+/// has one consolidation; a second thread waits for the step of the first.
 ///
 /// Errors: OUT_OF_MEMORY.
 #[unsafe(no_mangle)]
 pub extern "C" fn zs_consolidate(
     domain: Option<NonNull<zs_domain>>,
-    anew: u32,
+    restart: u32,
     superpages: u64,
     moved: Option<&mut MaybeUninit<u64>>,
 ) -> zs_status {
     on(domain, |domain| {
-        let (more, pages) = domain.consolidate(anew != 0, superpages)?;
+        let (more, pages) = domain.consolidate(restart != 0, superpages)?;
         give(moved, pages);
         Ok(progress(more))
     })
@@ -447,9 +446,9 @@ pub extern "C" fn zs_audit(
     bytes: usize,
 ) -> zs_status {
     on(domain, |domain| {
-        border::tell(text, bytes, "");
+        ffi::write_c_str(text, bytes, "");
         let Err(error) = domain.look(Domain::audit) else { return Ok(zs_status::Ok) };
-        border::tell(text, bytes, &error.to_string());
+        ffi::write_c_str(text, bytes, &error.to_string());
         Err(match error {
             AuditError::OutOfMemory => zs_status::OutOfMemory,
             _ => zs_status::AuditFailed,
@@ -466,7 +465,7 @@ pub extern "C" fn zs_get_quantities(
     quantities: Option<NonNull<zs_quantities>>,
 ) -> zs_status {
     on(domain, |domain| {
-        border::fill(quantities, &domain.look(quantities_of))?;
+        ffi::fill(quantities, &domain.look(quantities_of))?;
         Ok(zs_status::Ok)
     })
 }
@@ -502,30 +501,10 @@ pub extern "C" fn zs_get_statistics(
     statistics: Option<NonNull<zs_statistics>>,
 ) -> zs_status {
     on(domain, |domain| {
-        border::fill(statistics, &statistics_of(domain.look(|domain| *domain.statistics())))?;
+        let counters = domain.look(|domain| domain.statistics().values());
+        ffi::fill(statistics, &zs_statistics { size: size_of::<zs_statistics>(), counters })?;
         Ok(zs_status::Ok)
     })
-}
-
-/// Names every field once on each side, so that one that is new to the engine is not forgotten.
-macro_rules! copy_fields {
-    ($from:expr, $($field:ident),* $(,)?) => {{
-        let Statistics { $($field),* } = $from;
-        zs_statistics { size: size_of::<zs_statistics>(), $($field),* }
-    }};
-}
-
-#[rustfmt::skip]
-fn statistics_of(statistics: Statistics) -> zs_statistics {
-    copy_fields!(
-        statistics,
-        populates_2m, populates_4k, zero_checks_2m, zero_checks_2m_hit, zero_checks_4k,
-        zero_checks_4k_hit, bytes_scanned, bytes_cleared, bytes_copied, eager_checks,
-        emergency_sweeps, splinters, shatters, superpages_reclaimed, singles_reclaimed,
-        pages_stolen, superpages_returned, pages_returned_4k, pages_given_back, exhaustions,
-        unmap_flushes, busy, borrowed, rejoined, evacuations, refills, pages_retained,
-        pages_retaken, pages_consolidated, peak_total, low_forecasts,
-    )
 }
 
 /// Gets a page's entry at this moment. Set entry->size before. A retained page is invalid, like any
@@ -541,7 +520,7 @@ pub extern "C" fn zs_lookup(
     on(domain, |domain| {
         let gfn = Gfn::new(gfn);
         let found = domain.look(|domain| entry_of(domain, gfn)).ok_or(zs_status::OutOfRange)?;
-        border::fill(entry, &found)?;
+        ffi::fill(entry, &found)?;
         Ok(zs_status::Ok)
     })
 }
@@ -588,9 +567,9 @@ pub extern "C" fn zs_failure(
     text: *mut c_char,
     bytes: usize,
 ) -> zs_status {
-    border::without_domain(|| {
-        let failure = border::failure(domain.ok_or(zs_status::Null)?);
-        border::tell(text, bytes, failure.as_deref().unwrap_or_default());
+    ffi::without_domain(|| {
+        let failure = ffi::failure(domain.ok_or(zs_status::Null)?);
+        ffi::write_c_str(text, bytes, failure.as_deref().unwrap_or_default());
         Ok(if failure.is_some() { zs_status::Broken } else { zs_status::Ok })
     })
 }

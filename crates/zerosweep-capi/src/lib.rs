@@ -10,10 +10,10 @@
 //! | `status` | what a call came to | – |
 //! | `domain` | a domain that threads share: lock, waiting, breaking down | – |
 //! | `machine` | the program's functions as a [`Machine`](zerosweep::Machine) | the calls |
-//! | `border` | pointers in and out, panics stopped | reads and writes |
+//! | `ffi` | pointers in and out, panics stopped | reads and writes |
 //! | `functions` | the functions themselves | their names, the domain's end, the scan |
 //!
-//! Invariant: no panic crosses the border. A panic inside an operation breaks the domain: the
+//! Invariant: no panic gets out to C. A panic inside an operation breaks the domain: the
 //! waiting threads return, every later call is refused, and the memory of the guest is left as it
 //! is. An invalid answer of a function of the program's is such a panic.
 //!
@@ -29,8 +29,8 @@
 #![expect(unreachable_pub, reason = "cbindgen takes what is public")]
 
 mod abi;
-mod border;
 mod domain;
+mod ffi;
 mod functions;
 mod machine;
 mod status;

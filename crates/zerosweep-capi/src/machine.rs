@@ -1,7 +1,7 @@
 //! The program's functions as the engine's machine.
 //!
 //! What they answer is checked as far as that is possible: an answer that cannot be is a panic,
-//! which the border turns into `ZS_STATUS_BROKEN`.
+//! which `ffi` turns into `ZS_STATUS_BROKEN`.
 #![expect(unsafe_code, reason = "the functions are the program's")]
 
 use core::cell::Cell;

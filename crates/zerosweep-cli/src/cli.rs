@@ -5,8 +5,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::PossibleValuesParser;
+use clap::builder::{PossibleValue, PossibleValuesParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use zerosweep::Policy;
 use zerosweep_client::size::Size;
 use zerosweep_lab::xentrace::{Layout, Unknown};
 use zerosweep_wire::{OnExhaustion, ReturnMode};
@@ -16,18 +17,6 @@ mod experiment;
 pub(crate) use experiment::{
     Accelerator, ExperimentAction, ExperimentArguments, Machine, MergeArguments,
 };
-
-/// Names of the policies, as the engine spells them.
-pub(crate) const POLICIES: [&str; 8] = [
-    "zerosweep",
-    "none",
-    "hypercall-2011",
-    "rfc-2011",
-    "rfc-2011:gate=debt",
-    "rfc-2011:gate=always",
-    "xen-2012",
-    "xen-2016",
-];
 
 /// Guests on populate-on-demand memory that keeps superpages whole.
 ///
@@ -95,7 +84,7 @@ pub(crate) struct RunArguments {
     #[arg(long, value_name = "SIZE", value_parser = Size::parse)]
     pub(crate) max_mem: Option<Size>,
     /// How zero pages are found and superpages kept
-    #[arg(long, default_value = "zerosweep", value_parser = PossibleValuesParser::new(POLICIES))]
+    #[arg(long, default_value = Policy::NAMES[0], value_parser = PossibleValuesParser::new(Policy::NAMES))]
     pub(crate) policy: String,
     /// When no frame can be found: let the vCPU wait, exceed the target, or end the guest
     #[arg(long, value_enum, default_value_t)]
@@ -279,7 +268,7 @@ pub(crate) struct ScriptArguments {
     /// The script, or `-` for standard input; docs/script.md describes the language
     pub(crate) file: PathBuf,
     /// How zero pages are found and superpages kept
-    #[arg(long, default_value = "zerosweep", value_parser = PossibleValuesParser::new(POLICIES))]
+    #[arg(long, default_value = Policy::NAMES[0], value_parser = PossibleValuesParser::new(Policy::NAMES))]
     pub(crate) policy: String,
     /// What the guest is told that it has; a multiple of 4K
     #[arg(long, value_name = "SIZE", value_parser = Size::parse)]
@@ -346,7 +335,7 @@ pub(crate) struct TraceReplayArguments {
     #[arg(long, value_name = "NUMBER")]
     pub(crate) domain: Option<u32>,
     /// The policy to replay under; can be repeated [default: all]
-    #[arg(long, value_parser = PossibleValuesParser::new(POLICIES))]
+    #[arg(long, value_parser = PossibleValuesParser::new(Policy::NAMES))]
     pub(crate) policy: Vec<String>,
     /// What the guest may hold [default: what it had after its balloon was done]
     #[arg(long, value_name = "SIZE", value_parser = Size::parse)]
@@ -411,43 +400,43 @@ pub(crate) struct ManArguments {
 }
 
 /// [`OnExhaustion`] on the command line.
-#[derive(Clone, Copy, Debug, Default, ValueEnum)]
-pub(crate) enum Exhaustion {
-    /// The vCPU waits until frames become free or the target rises
-    #[default]
-    Stall,
-    /// Host memory beyond the target is taken, and reported
-    Borrow,
-    /// The VMM is ended
-    Kill,
-}
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Exhaustion(pub(crate) OnExhaustion);
 
-impl From<Exhaustion> for OnExhaustion {
-    fn from(given: Exhaustion) -> Self {
-        match given {
-            Exhaustion::Stall => Self::Stall,
-            Exhaustion::Borrow => Self::Borrow,
-            Exhaustion::Kill => Self::Kill,
+impl ValueEnum for Exhaustion {
+    fn value_variants<'a>() -> &'a [Self] {
+        const {
+            let [stall, borrow, kill] = OnExhaustion::ALL;
+            &[Self(stall), Self(borrow), Self(kill)]
         }
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(self.0.name()).help(match self.0 {
+            OnExhaustion::Stall => "The vCPU waits until frames become free or the target rises",
+            OnExhaustion::Borrow => "Host memory beyond the target is taken, and reported",
+            OnExhaustion::Kill => "The VMM is ended",
+        }))
     }
 }
 
 /// [`ReturnMode`] on the command line.
-#[derive(Clone, Copy, Debug, Default, ValueEnum)]
-pub(crate) enum Return {
-    /// At once, but for a small stock
-    Eager,
-    /// When the target is lowered
-    #[default]
-    Lazy,
-}
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Return(pub(crate) ReturnMode);
 
-impl From<Return> for ReturnMode {
-    fn from(given: Return) -> Self {
-        match given {
-            Return::Eager => Self::Eager,
-            Return::Lazy => Self::Lazy,
+impl ValueEnum for Return {
+    fn value_variants<'a>() -> &'a [Self] {
+        const {
+            let [eager, lazy] = ReturnMode::ALL;
+            &[Self(eager), Self(lazy)]
         }
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(self.0.name()).help(match self.0 {
+            ReturnMode::Eager => "At once, but for a small stock",
+            ReturnMode::Lazy => "When the target is lowered",
+        }))
     }
 }
 

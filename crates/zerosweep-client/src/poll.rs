@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
+pub use zerosweep::SUPERPAGE_BYTES;
 use zerosweep::SuperpageState;
 use zerosweep_wire::{ErrorKind, MAP_SUPERPAGES, Map, Operation, Status};
 
@@ -12,8 +13,6 @@ use crate::agent::{ClientError, Link};
 
 /// Longest wait for one answer of an agent.
 pub const AGENT_TIMEOUT: Duration = Duration::from_secs(2);
-/// Bytes of a superpage.
-pub const SUPERPAGE_BYTES: u64 = 2 << 20;
 
 /// Largest map, in superpages: 64 TiB.
 const MOST_SUPERPAGES: u64 = 1 << 25;

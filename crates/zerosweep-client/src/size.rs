@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-/// Bytes of a guest page; every size of guest memory is a multiple of it.
-pub const PAGE_BYTES: u64 = 4096;
+/// Every size of guest memory is a multiple of a page.
+pub use zerosweep::PAGE_BYTES;
 
 const UNITS: [(char, u32); 6] = [('E', 60), ('P', 50), ('T', 40), ('G', 30), ('M', 20), ('K', 10)];
 

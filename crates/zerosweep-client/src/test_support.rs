@@ -3,6 +3,7 @@
 
 #[cfg(test)]
 pub(crate) use server::{FakeServer, Peer, hello_line};
+use zerosweep::Statistics;
 use zerosweep_wire::{
     Counters, FaultLatency, HostMemory, OnExhaustion, PROTOCOL, Pages, ReturnMode, State, Status,
     Superpages,
@@ -38,7 +39,10 @@ pub fn sample_status(name: &str) -> Status {
             short: 24_000,
         },
         superpages: Superpages { in_guest: 290, in_cache: 78, broken: 12, ..Default::default() },
-        counters: Counters { faults: 123_456_789, bytes_scanned: 3 << 30, ..Default::default() },
+        counters: Counters {
+            faults: 123_456_789,
+            engine: Statistics { bytes_scanned: 3 << 30, ..Statistics::default() },
+        },
         fault_latency: FaultLatency { p50_ns: 52_000, p99_ns: 92_000, max_ns: 4_300_000 },
         host: HostMemory { rss_anon_bytes: 820 << 20 },
         next: None,

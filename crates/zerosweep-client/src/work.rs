@@ -82,7 +82,7 @@ pub fn perform(
 
 impl<'a> Report<'a> {
     fn new(name: &'a str, seconds: f64, before: &Status, after: &'a Status) -> Self {
-        let (old, new) = (&before.counters, &after.counters);
+        let (old, new) = (&before.counters.engine, &after.counters.engine);
         Self {
             name,
             seconds,
@@ -123,8 +123,8 @@ mod tests {
     #[test]
     fn what_was_done_is_the_difference() {
         let (before, mut after) = (sample_status("vm"), sample_status("vm"));
-        after.counters.superpages_reclaimed += 3;
-        after.counters.pages_consolidated += 70;
+        after.counters.engine.superpages_reclaimed += 3;
+        after.counters.engine.pages_consolidated += 70;
         let report = Report::new("vm", 0.5, &before, &after);
         assert_eq!((report.superpages_reclaimed, report.pages_moved), (3, 70));
         assert!(report.told(Work::Sweep).starts_with("vm: 3 zero superpages"));

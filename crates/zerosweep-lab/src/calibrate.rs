@@ -6,7 +6,7 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use zerosweep::{Gfn, Order, PAGE_BYTES, Policy, SUPERPAGE_BYTES};
+use zerosweep::{Gfn, Order, PAGE_BYTES, Policy, SUPERPAGE_BYTES, SUPERPAGE_PAGES};
 use zerosweep_linux::{GuestMemory, MainLoop, OnExhaustion, Options, Parking, Region};
 
 use crate::cost::CostModel;
@@ -52,7 +52,7 @@ fn adopt(pages: u64, target: u64) -> Result<std::sync::Arc<GuestMemory>> {
 
 /// From a store to a page of a promised superpage to the next instruction.
 fn superpage_fault_ns() -> Result<f64> {
-    let pages = SUPERPAGES * 512;
+    let pages = SUPERPAGES * SUPERPAGE_PAGES;
     let memory = adopt(pages, pages)?;
     // Huge pages are got ready ahead of the guest; here all of them are waited for.
     let patience = Instant::now();
@@ -67,7 +67,7 @@ fn superpage_fault_ns() -> Result<f64> {
 
 /// A single's fault, and taking it away again.
 fn single_ns() -> Result<(f64, f64)> {
-    let memory = adopt(2 * 512, SINGLES)?;
+    let memory = adopt(2 * SUPERPAGE_PAGES, SINGLES)?;
     // The first one breaks the promised superpage.
     memory.guest().store_word(0, 1)?;
     let fault = |n: u64| time_ns(|| memory.guest().store_word(n * PAGE_BYTES, 1));

@@ -26,7 +26,6 @@ pub use hostile::Hostile;
 pub use linux::Linux;
 pub use parse::{GuestError, parse_list};
 pub use plan::{Plan, Shape, Store};
-pub use random::splitmix64;
 pub use scrub::Scrub;
 pub use windows::Windows;
 

@@ -352,7 +352,7 @@ mod tests {
             if run.outcome == Outcome::Ok {
                 let limit = (run.limit_superpages_free.unwrap(), run.limit_bytes_scanned.unwrap());
                 assert!(run.superpages_free() <= limit.0, "{what}");
-                assert!(run.bytes_scanned >= limit.1, "{what}");
+                assert!(run.engine.bytes_scanned >= limit.1, "{what}");
             } else {
                 assert_eq!(run.outcome, Outcome::Exhausted, "{what}");
             }

@@ -1,6 +1,7 @@
 //! The results of runs: the JSON documents that scripts of users read.
 
 use serde::{Deserialize, Serialize};
+use zerosweep::Statistics;
 
 use crate::timeline::Sample;
 
@@ -85,6 +86,45 @@ pub enum TimeKind {
     Modelled,
 }
 
+/// Those of the engine's counters, at the end of a run, that are compared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "each is the field of `Statistics` with its name")]
+pub struct EngineFigures {
+    pub populates_2m: u64,
+    pub populates_4k: u64,
+    pub zero_checks_2m: u64,
+    pub zero_checks_2m_hit: u64,
+    pub zero_checks_4k: u64,
+    pub bytes_scanned: u64,
+    pub bytes_cleared: u64,
+    pub bytes_copied: u64,
+    pub eager_checks: u64,
+    pub emergency_sweeps: u64,
+    pub splinters: u64,
+    pub shatters: u64,
+    pub superpages_reclaimed: u64,
+}
+
+impl From<&Statistics> for EngineFigures {
+    fn from(statistics: &Statistics) -> Self {
+        Self {
+            populates_2m: statistics.populates_2m,
+            populates_4k: statistics.populates_4k,
+            zero_checks_2m: statistics.zero_checks_2m,
+            zero_checks_2m_hit: statistics.zero_checks_2m_hit,
+            zero_checks_4k: statistics.zero_checks_4k,
+            bytes_scanned: statistics.bytes_scanned,
+            bytes_cleared: statistics.bytes_cleared,
+            bytes_copied: statistics.bytes_copied,
+            eager_checks: statistics.eager_checks,
+            emergency_sweeps: statistics.emergency_sweeps,
+            splinters: statistics.splinters,
+            shatters: statistics.shatters,
+            superpages_reclaimed: statistics.superpages_reclaimed,
+        }
+    }
+}
+
 /// One guest under one policy. Pages are of 4 KiB. A figure that was not measured is `null`.
 ///
 /// `peak_total_bytes` and `end_total_bytes` are the memory held (populated, cached and retained):
@@ -117,19 +157,8 @@ pub struct Run {
     pub boot_seconds: f64,
     pub balloon_seconds: f64,
     pub time_kind: TimeKind,
-    pub populates_2m: u64,
-    pub populates_4k: u64,
-    pub zero_checks_2m: u64,
-    pub zero_checks_2m_hit: u64,
-    pub zero_checks_4k: u64,
-    pub bytes_scanned: u64,
-    pub bytes_cleared: u64,
-    pub bytes_copied: u64,
-    pub eager_checks: u64,
-    pub emergency_sweeps: u64,
-    pub splinters: u64,
-    pub shatters: u64,
-    pub superpages_reclaimed: u64,
+    #[serde(flatten)]
+    pub engine: EngineFigures,
     pub superpages_in_guest: u64,
     pub superpages_in_cache: u64,
     #[serde(default)]

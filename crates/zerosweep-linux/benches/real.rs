@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use criterion::{Criterion, SamplingMode, criterion_group, criterion_main};
 use zerosweep::{Gfn, Order, Policy};
-use zerosweep_linux::{GuestMemory, MainLoop, OnExhaustion, Options, PAGE_BYTES, Parking, Region};
+use zerosweep_linux::{
+    GuestMemory, MainLoop, OnExhaustion, Options, Parking, Region, SUPERPAGE_BYTES, SUPERPAGE_PAGES,
+};
 
-const SUPERPAGE_PAGES: u64 = 512;
-const SUPERPAGE_BYTES: u64 = SUPERPAGE_PAGES * PAGE_BYTES;
 /// Superpages of the guest: 256 MiB, all within the target.
 const SUPERPAGES: u64 = 128;
 

@@ -2,14 +2,9 @@
 
 use core::fmt;
 
-/// Bytes of a small page: 4 KiB.
-pub const PAGE_BYTES: u64 = 4096;
-/// Bytes of a superpage (the kernel's PMD-sized transparent huge page): 2 MiB.
-pub const SUPERPAGE_BYTES: u64 = 2 << 20;
-/// Small pages in a superpage: 512.
-pub const SUPERPAGE_PAGES: u64 = SUPERPAGE_BYTES / PAGE_BYTES;
+// A superpage is the kernel's PMD-sized transparent huge page.
+pub use zerosweep::{PAGE_BYTES, SUPERPAGE_BYTES, SUPERPAGE_PAGES};
 
-const _: () = assert!(SUPERPAGE_PAGES == 512);
 const _: () = assert!(usize::BITS == 64, "addresses are 64 bits wide");
 
 /// A virtual address of this process, in bytes. Prints as `h0x7f…`.

@@ -114,6 +114,29 @@ fn a_guest_that_scrubs_four_times_its_target_boots() {
     }
 }
 
+/// A visitor that allocates would otherwise do so under a lock that faults need.
+#[test]
+#[ignore = "needs userfaultfd in kernel mode: root, CAP_SYS_PTRACE or /dev/userfaultfd"]
+fn superpages_are_visited_without_the_lock() {
+    let memory = memory(2100, 64, Policy::Zerosweep);
+    as_guest(
+        &memory,
+        vec![|memory: &GuestMemory| {
+            write_pages(memory, 1024 * 512..1024 * 512 + 1, value);
+            let mut live = Vec::new();
+            memory.for_each_superpage(1, u64::MAX, |_, pages| {
+                if live.len() % 512 == 0 {
+                    assert_eq!(memory.snapshot().lifted, None);
+                }
+                live.push(pages);
+            });
+            assert_eq!(live.len(), 1049);
+            assert!(live.iter().enumerate().all(|(n, &pages)| (pages > 0) == (n == 1023)));
+        }],
+    );
+    memory.stop();
+}
+
 #[test]
 #[ignore = "needs userfaultfd in kernel mode: root, CAP_SYS_PTRACE or /dev/userfaultfd"]
 fn four_threads_scrub_at_once() {

@@ -18,7 +18,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 use zerosweep_client::poll::PollError;
 use zerosweep_client::size::PAGE_BYTES;
-use zerosweep_wire::{State as GuestState, Status};
+use zerosweep_wire::{Counter, Counters, State as GuestState, Status};
 
 use crate::Server;
 use crate::api::{Refusal, poll_all};
@@ -38,6 +38,9 @@ struct Metric {
 /// The values of a label, and where each one's figure is.
 type Labelled = &'static [(&'static str, fn(&Status) -> u64)];
 
+/// The values of a label, and the name of each one's counter in [`Counters`].
+type LabelledCounters = &'static [(&'static str, &'static str)];
+
 /// A further label and where the figure is, for each sample of a guest.
 enum Samples {
     Bytes(fn(&Status) -> u64),
@@ -45,9 +48,11 @@ enum Samples {
     Number(fn(&Status) -> u64),
     Numbers(&'static str, Labelled),
     Seconds(&'static str, Labelled),
-    Count(fn(&Status) -> u64),
-    Counts(&'static str, Labelled),
-    CountedBytes(&'static str, Labelled),
+    /// The highest number of pages, as bytes: no counter for Prometheus.
+    PeakPages(&'static str),
+    Count(&'static str),
+    Counts(&'static str, LabelledCounters),
+    CountedBytes(&'static str, LabelledCounters),
 }
 
 impl Samples {
@@ -60,9 +65,22 @@ impl Samples {
 
     fn unit(&self) -> Option<Unit> {
         match self {
-            Self::Bytes(_) | Self::SignedBytes(_) | Self::CountedBytes(..) => Some(Unit::Bytes),
+            Self::Bytes(_) | Self::SignedBytes(_) | Self::PeakPages(_) | Self::CountedBytes(..) => {
+                Some(Unit::Bytes)
+            }
             Self::Seconds(..) => Some(Unit::Seconds),
             _ => None,
+        }
+    }
+
+    /// Whether a counter is among the samples.
+    fn has(&self, counter: &str) -> bool {
+        match self {
+            Self::PeakPages(name) | Self::Count(name) => *name == counter,
+            Self::Counts(_, all) | Self::CountedBytes(_, all) => {
+                all.iter().any(|(_, name)| *name == counter)
+            }
+            _ => false,
         }
     }
 }
@@ -71,7 +89,7 @@ const fn metric(name: &'static str, help: &'static str, samples: Samples) -> Met
     Metric { name, help, samples }
 }
 
-/// What a guest has.
+/// What a guest has. A counter that is not here has a family of its own, by its own name.
 const METRICS: &[Metric] = &[
     metric(
         "state",
@@ -144,11 +162,7 @@ const METRICS: &[Metric] = &[
         "Held beyond the target because no frame could be found",
         Samples::Bytes(|s| bytes(s.borrowed_pages)),
     ),
-    metric(
-        "peak",
-        "The most that was ever held",
-        Samples::Bytes(|s| bytes(s.counters.peak_total_pages)),
-    ),
+    metric("peak", "The most that was ever held", Samples::PeakPages("peak_total_pages")),
     metric(
         "vmm_rss_anon",
         "RssAnon of the VMM, its own memory included",
@@ -189,30 +203,20 @@ const METRICS: &[Metric] = &[
             ],
         ),
     ),
-    metric("faults", "Faults answered", Samples::Count(|s| s.counters.faults)),
     metric(
         "populates",
         "Populates by size",
-        Samples::Counts(
-            "size",
-            &[("2M", |s| s.counters.populates_2m), ("4K", |s| s.counters.populates_4k)],
-        ),
+        Samples::Counts("size", &[("2M", "populates_2m"), ("4K", "populates_4k")]),
     ),
     metric(
         "zero_checks",
         "Zero checks by size",
-        Samples::Counts(
-            "size",
-            &[("2M", |s| s.counters.zero_checks_2m), ("4K", |s| s.counters.zero_checks_4k)],
-        ),
+        Samples::Counts("size", &[("2M", "zero_checks_2m"), ("4K", "zero_checks_4k")]),
     ),
     metric(
         "zero_checks_hit",
         "Zero checks that found zeros only, by size",
-        Samples::Counts(
-            "size",
-            &[("2M", |s| s.counters.zero_checks_2m_hit), ("4K", |s| s.counters.zero_checks_4k_hit)],
-        ),
+        Samples::Counts("size", &[("2M", "zero_checks_2m_hit"), ("4K", "zero_checks_4k_hit")]),
     ),
     metric(
         "work",
@@ -220,30 +224,21 @@ const METRICS: &[Metric] = &[
         Samples::CountedBytes(
             "work",
             &[
-                ("scanned", |s| s.counters.bytes_scanned),
-                ("cleared", |s| s.counters.bytes_cleared),
-                ("copied", |s| s.counters.bytes_copied),
+                ("scanned", "bytes_scanned"),
+                ("cleared", "bytes_cleared"),
+                ("copied", "bytes_copied"),
             ],
         ),
     ),
     metric(
         "reclaimed",
         "Zero memory taken back, by size of the piece",
-        Samples::Counts(
-            "size",
-            &[
-                ("2M", |s| s.counters.superpages_reclaimed),
-                ("4K", |s| s.counters.singles_reclaimed),
-            ],
-        ),
+        Samples::Counts("size", &[("2M", "superpages_reclaimed"), ("4K", "singles_reclaimed")]),
     ),
     metric(
         "returned",
         "Frames returned to the host, by size of the piece",
-        Samples::Counts(
-            "size",
-            &[("2M", |s| s.counters.superpages_returned), ("4K", |s| s.counters.pages_returned_4k)],
-        ),
+        Samples::Counts("size", &[("2M", "superpages_returned"), ("4K", "pages_returned_4k")]),
     ),
     metric(
         "pages",
@@ -251,11 +246,11 @@ const METRICS: &[Metric] = &[
         Samples::Counts(
             "what",
             &[
-                ("given_back", |s| s.counters.pages_given_back),
-                ("retained", |s| s.counters.pages_retained),
-                ("retaken", |s| s.counters.pages_retaken),
-                ("stolen", |s| s.counters.pages_stolen),
-                ("consolidated", |s| s.counters.pages_consolidated),
+                ("given_back", "pages_given_back"),
+                ("retained", "pages_retained"),
+                ("retaken", "pages_retaken"),
+                ("stolen", "pages_stolen"),
+                ("consolidated", "pages_consolidated"),
             ],
         ),
     ),
@@ -265,44 +260,36 @@ const METRICS: &[Metric] = &[
         Samples::Counts(
             "what",
             &[
-                ("splintered", |s| s.counters.splinters),
-                ("shattered", |s| s.counters.shatters),
-                ("evacuated", |s| s.counters.evacuations),
-                ("refilled", |s| s.counters.refills),
+                ("splintered", "splinters"),
+                ("shattered", "shatters"),
+                ("evacuated", "evacuations"),
+                ("refilled", "refills"),
             ],
         ),
     ),
     metric(
-        "eager_checks",
-        "Ranges checked from the ring of recently populated ones",
-        Samples::Count(|s| s.counters.eager_checks),
-    ),
-    metric(
-        "emergency_sweeps",
-        "Steps of emergency sweeps",
-        Samples::Count(|s| s.counters.emergency_sweeps),
-    ),
-    metric(
-        "exhaustions",
-        "Times that no frame could be found",
-        Samples::Count(|s| s.counters.exhaustions),
-    ),
-    metric(
-        "low_forecasts",
-        "Times that the guest was about to run out of frames",
-        Samples::Count(|s| s.counters.low_forecasts),
-    ),
-    metric(
-        "unmap_flushes",
-        "Unmaps that had to be flushed from the TLBs",
-        Samples::Count(|s| s.counters.unmap_flushes),
-    ),
-    metric(
         "busy_moves",
         "Moves that the kernel refused because a page was in use",
-        Samples::Count(|s| s.counters.busy),
+        Samples::Count("busy"),
     ),
 ];
+
+/// The families of the counters that are not in [`METRICS`].
+fn own_families() -> Vec<Metric> {
+    let is_left = |counter: &Counter| !METRICS.iter().any(|m| m.samples.has(counter.name));
+    let counters = Counters::default();
+    let left = counters.iter().map(|(counter, _)| counter).filter(is_left);
+    left.map(|Counter { name, help }| {
+        metric(name, help.trim_end_matches('.'), Samples::Count(name))
+    })
+    .collect()
+}
+
+/// The value of a counter.
+fn count(status: &Status, name: &str) -> u64 {
+    let found = status.counters.iter().find(|(counter, _)| counter.name == name);
+    found.map_or(0, |(_, value)| value)
+}
 
 fn bytes(pages: u64) -> u64 {
     pages.saturating_mul(PAGE_BYTES)
@@ -374,8 +361,12 @@ impl Scrape {
                 Samples::SignedBytes(read) => {
                     ConstGauge::new(read(status)).encode(family.encode_family(&own)?)?;
                 }
-                Samples::Count(read) => {
-                    ConstCounter::new(read(status)).encode(family.encode_family(&own)?)?;
+                Samples::PeakPages(name) => {
+                    let peak = bytes(count(status, name));
+                    ConstGauge::new(peak).encode(family.encode_family(&own)?)?;
+                }
+                Samples::Count(name) => {
+                    ConstCounter::new(count(status, name)).encode(family.encode_family(&own)?)?;
                 }
                 Samples::Numbers(label, all) => {
                     for (value, read) in *all {
@@ -391,9 +382,10 @@ impl Scrape {
                     }
                 }
                 Samples::Counts(label, all) | Samples::CountedBytes(label, all) => {
-                    for (value, read) in *all {
+                    for (value, name) in *all {
                         let labels = [own[0], (*label, *value)];
-                        ConstCounter::new(read(status)).encode(family.encode_family(&labels)?)?;
+                        let count = ConstCounter::new(count(status, name));
+                        count.encode(family.encode_family(&labels)?)?;
                     }
                 }
             }
@@ -405,7 +397,8 @@ impl Scrape {
 impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         self.encode_about(&mut encoder)?;
-        METRICS.iter().try_for_each(|metric| self.encode_metric(&mut encoder, metric))
+        METRICS.iter().try_for_each(|metric| self.encode_metric(&mut encoder, metric))?;
+        own_families().iter().try_for_each(|metric| self.encode_metric(&mut encoder, metric))
     }
 }
 
@@ -479,6 +472,28 @@ mod tests {
     }
 
     #[test]
+    fn every_counter_is_in_one_family() {
+        let counters: Vec<_> = Counters::default().iter().map(|(counter, _)| counter).collect();
+        let own = own_families();
+        for Counter { name, .. } in &counters {
+            let families = METRICS.iter().chain(&own).filter(|metric| metric.samples.has(name));
+            assert_eq!(families.count(), 1, "{name}");
+        }
+        for metric in METRICS {
+            let named = match &metric.samples {
+                Samples::PeakPages(name) | Samples::Count(name) => vec![*name],
+                Samples::Counts(_, all) | Samples::CountedBytes(_, all) => {
+                    all.iter().map(|(_, name)| *name).collect()
+                }
+                _ => vec![],
+            };
+            for name in named {
+                assert!(counters.iter().any(|counter| counter.name == name), "no counter {name}");
+            }
+        }
+    }
+
+    #[test]
     fn the_manual_lists_every_name_and_each_has_its_help() {
         let manual = include_str!("../../../docs/serve.md");
         let text = sample();
@@ -487,11 +502,13 @@ mod tests {
         for (name, help) in helps.map(|line| line.split_once(' ').unwrap()) {
             let begins = |suffix: &str| text.contains(&format!("\n{name}{suffix}{{"));
             let suffix = ["_total", "_info", ""].into_iter().find(|suffix| begins(suffix));
-            let line = format!("| `{name}{}", suffix.unwrap_or_else(|| panic!("no {name}")));
-            assert!(manual.contains(&line), "docs/serve.md has no {line}");
+            let begin = format!("| `{name}{}` |", suffix.unwrap_or_else(|| panic!("no {name}")));
+            let end = format!("| {help} |");
+            let is_it = |line: &str| line.starts_with(&begin) && line.ends_with(&end);
+            assert!(manual.lines().any(is_it), "docs/serve.md has no row {begin} … {end}");
             assert!(help.len() > 10, "{name}: {help}");
             all += 1;
         }
-        assert_eq!(all, METRICS.len() + 2);
+        assert_eq!(all, METRICS.len() + own_families().len() + 2);
     }
 }

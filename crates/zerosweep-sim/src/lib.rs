@@ -8,6 +8,8 @@
 
 mod guest;
 mod machine;
+mod random;
 
 pub use guest::{NewGuestError, Recorder, SoftwareGuest, TouchError, touch, touch_at_rest};
 pub use machine::{Failure, Kept, MachineCounters, SoftwareMachine};
+pub use random::splitmix64;

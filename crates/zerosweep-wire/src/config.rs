@@ -89,6 +89,21 @@ pub enum OnExhaustion {
     Kill,
 }
 
+impl OnExhaustion {
+    /// Every choice.
+    pub const ALL: [Self; 3] = [Self::Stall, Self::Borrow, Self::Kill];
+
+    /// Returns the word for it, in messages and for people.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Stall => "stall",
+            Self::Borrow => "borrow",
+            Self::Kill => "kill",
+        }
+    }
+}
+
 /// When cache slots give their host memory back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -98,4 +113,33 @@ pub enum ReturnMode {
     /// Slots keep their host memory.
     #[default]
     Lazy,
+}
+
+impl ReturnMode {
+    /// Every choice.
+    pub const ALL: [Self; 2] = [Self::Eager, Self::Lazy];
+
+    /// Returns the word for it, in messages and for people.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Eager => "eager",
+            Self::Lazy => "lazy",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_words_are_those_of_messages() {
+        for choice in OnExhaustion::ALL {
+            assert_eq!(serde_json::to_value(choice).unwrap(), choice.name());
+        }
+        for choice in ReturnMode::ALL {
+            assert_eq!(serde_json::to_value(choice).unwrap(), choice.name());
+        }
+    }
 }

@@ -14,6 +14,7 @@
 //! takes a new version. A client compares [`Hello::protocol`] with its own before it asks.
 
 mod config;
+mod counters;
 mod line;
 mod message;
 pub mod runtime;
@@ -22,12 +23,13 @@ mod status;
 pub use config::{
     AgentConfig, BeforeStart, CONFIG_VARIABLE, EventDetail, Follow, OnExhaustion, ReturnMode,
 };
+pub use counters::Counters;
 pub use line::read_line;
 pub use message::{Answer, ErrorBody, ErrorKind, Hello, Operation, Request, Response};
 pub use status::{
-    Counters, FaultLatency, HostMemory, MAP_SUPERPAGES, Map, Pages, Recorded, State, Status,
-    Superpages,
+    FaultLatency, HostMemory, MAP_SUPERPAGES, Map, Pages, Recorded, State, Status, Superpages,
 };
+pub use zerosweep::Counter;
 
 /// Version of the messages in this crate.
 pub const PROTOCOL: u32 = 1;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{OnExhaustion, ReturnMode};
+use crate::{Counters, OnExhaustion, ReturnMode};
 
 /// Everything that the agent reports about its guest.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -150,77 +150,6 @@ pub struct Recorded {
     /// Why nothing is written any more; for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-}
-
-/// What has been done since the start. Pages are of 4 KiB.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Counters {
-    /// Faults answered.
-    pub faults: u64,
-    /// Populates of whole superpages.
-    pub populates_2m: u64,
-    /// Populates of single pages.
-    pub populates_4k: u64,
-    /// Superpage zero checks.
-    pub zero_checks_2m: u64,
-    /// Superpage zero checks that found a zero superpage.
-    pub zero_checks_2m_hit: u64,
-    /// Single-page zero checks.
-    pub zero_checks_4k: u64,
-    /// Single-page zero checks that found a zero page.
-    pub zero_checks_4k_hit: u64,
-    /// Bytes read by zero checks.
-    pub bytes_scanned: u64,
-    /// Bytes cleared.
-    pub bytes_cleared: u64,
-    /// Bytes copied.
-    pub bytes_copied: u64,
-    /// Ranges checked from the ring of recently populated ones.
-    pub eager_checks: u64,
-    /// Steps of emergency sweeps.
-    pub emergency_sweeps: u64,
-    /// PoD superpage entries broken.
-    pub splinters: u64,
-    /// Ram superpage entries broken.
-    pub shatters: u64,
-    /// Superpages reclaimed whole.
-    pub superpages_reclaimed: u64,
-    /// Singles reclaimed.
-    pub singles_reclaimed: u64,
-    /// Pages stolen for the cache when they were given back.
-    pub pages_stolen: u64,
-    /// Superpages returned to the host whole.
-    pub superpages_returned: u64,
-    /// Single pages returned to the host.
-    pub pages_returned_4k: u64,
-    /// Pages that the guest gave back.
-    pub pages_given_back: u64,
-    /// Times that no frame could be found.
-    pub exhaustions: u64,
-    /// Unmaps that had to be flushed from the TLBs.
-    pub unmap_flushes: u64,
-    /// Moves that the kernel refused because a page was in use.
-    pub busy: u64,
-    /// The largest total ever held, in pages.
-    pub peak_total_pages: u64,
-    /// Times that the guest was about to run out of frames. 0 from an older agent.
-    #[serde(default)]
-    pub low_forecasts: u64,
-    /// Superpages whose live pages were copied elsewhere.
-    #[serde(default)]
-    pub evacuations: u64,
-    /// Broken ranges that became superpages again at a fault.
-    #[serde(default)]
-    pub refills: u64,
-    /// Pages that were given back and whose frame stayed in its superpage.
-    #[serde(default)]
-    pub pages_retained: u64,
-    /// Such pages that the guest took again.
-    #[serde(default)]
-    pub pages_retaken: u64,
-    /// Pages that were moved together.
-    #[serde(default)]
-    pub pages_consolidated: u64,
 }
 
 /// Fault service times in nanoseconds.

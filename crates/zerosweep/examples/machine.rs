@@ -130,7 +130,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (max_pages, target) = (64 * 256, 16 * 256);
     let mut toy = Toy::new(target, max_pages)?;
     let mut domain = Domain::new(Config::new(max_pages, target, Policy::Zerosweep))?;
-    for first in (0..max_pages).step_by(512) {
+    for first in (0..max_pages).step_by(SUPERPAGE_PAGES as usize) {
         domain.with(&mut toy).populate_on_demand(Gfn::new(first), Order::SUPERPAGE)?;
     }
     domain.with(&mut toy).set_target(target)?;

@@ -9,7 +9,7 @@ mod statistics;
 pub use config::{Config, ConfigError, InvalidTouch, Upkeep};
 pub use forecast::Forecast;
 pub use quantities::Quantities;
-pub use statistics::Statistics;
+pub use statistics::{Counter, Statistics};
 
 use core::fmt;
 

@@ -82,7 +82,8 @@ pub mod rules {}
 pub use audit::AuditError;
 pub use cache::Cache;
 pub use domain::{
-    Config, ConfigError, Domain, Forecast, InvalidTouch, Life, Quantities, Statistics, Upkeep,
+    Config, ConfigError, Counter, Domain, Forecast, InvalidTouch, Life, Quantities, Statistics,
+    Upkeep,
 };
 pub use error::OutOfTableMemory;
 pub use event::Event;

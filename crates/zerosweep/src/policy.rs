@@ -39,6 +39,9 @@ pub enum Gate {
     Always,
 }
 
+/// Another name of `rfc-2011:gate=debt`.
+const RFC_2011: &str = "rfc-2011";
+
 /// What a policy does at a fault before it takes a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum BeforeFrame {
@@ -91,6 +94,32 @@ impl Policy {
         Self::Xen2016,
         Self::Zerosweep,
     ];
+
+    /// Every name that can be parsed, the default's first. `rfc-2011` is the proposal as it was.
+    pub const NAMES: [&'static str; Self::ALL.len() + 1] = [
+        Self::Zerosweep.name(),
+        Self::None.name(),
+        Self::Hypercall2011.name(),
+        RFC_2011,
+        Self::Rfc2011(Gate::Debt).name(),
+        Self::Rfc2011(Gate::Always).name(),
+        Self::Xen2012.name(),
+        Self::Xen2016.name(),
+    ];
+
+    /// Returns the name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Hypercall2011 => "hypercall-2011",
+            Self::Rfc2011(Gate::Debt) => "rfc-2011:gate=debt",
+            Self::Rfc2011(Gate::Always) => "rfc-2011:gate=always",
+            Self::Xen2012 => "xen-2012",
+            Self::Xen2016 => "xen-2016",
+            Self::Zerosweep => "zerosweep",
+        }
+    }
 
     pub(crate) fn before_frame(self) -> BeforeFrame {
         match self {
@@ -146,15 +175,7 @@ impl Policy {
 
 impl fmt::Display for Policy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::None => "none",
-            Self::Hypercall2011 => "hypercall-2011",
-            Self::Rfc2011(Gate::Debt) => "rfc-2011:gate=debt",
-            Self::Rfc2011(Gate::Always) => "rfc-2011:gate=always",
-            Self::Xen2012 => "xen-2012",
-            Self::Xen2016 => "xen-2016",
-            Self::Zerosweep => "zerosweep",
-        })
+        f.write_str(self.name())
     }
 }
 
@@ -178,28 +199,10 @@ impl FromStr for Policy {
     type Err = UnknownPolicy;
 
     fn from_str(name: &str) -> Result<Self, UnknownPolicy> {
-        if name == "rfc-2011" {
+        if name == RFC_2011 {
             return Ok(Self::Rfc2011(Gate::Debt));
         }
-        let named = |policy: &&Self| NameIs(name).matches(policy);
-        Self::ALL.iter().find(named).copied().ok_or(UnknownPolicy)
-    }
-}
-
-/// Compares a `Display` with a string without an allocation.
-struct NameIs<'a>(&'a str);
-
-impl NameIs<'_> {
-    fn matches(mut self, policy: &Policy) -> bool {
-        use fmt::Write;
-        write!(self, "{policy}").is_ok() && self.0.is_empty()
-    }
-}
-
-impl fmt::Write for NameIs<'_> {
-    fn write_str(&mut self, part: &str) -> fmt::Result {
-        self.0 = self.0.strip_prefix(part).ok_or(fmt::Error)?;
-        Ok(())
+        Self::ALL.into_iter().find(|policy| policy.name() == name).ok_or(UnknownPolicy)
     }
 }
 
@@ -212,7 +215,9 @@ mod tests {
     fn names_round_trip() {
         for policy in Policy::ALL {
             assert_eq!(policy.to_string().parse(), Ok(policy));
+            assert!(Policy::NAMES.contains(&policy.name()), "{policy}");
         }
+        assert_eq!(Policy::NAMES[0].parse(), Ok(Policy::default()));
         assert_eq!("rfc-2011".parse(), Ok(Policy::Rfc2011(Gate::Debt)));
         for wrong in ["", "xen", "xen-20166", "zerosweep "] {
             assert_eq!(wrong.parse::<Policy>(), Err(UnknownPolicy), "{wrong:?}");

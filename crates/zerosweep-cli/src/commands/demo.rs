@@ -190,11 +190,11 @@ fn comparison(runs: &[Run], instead: Option<&str>) -> String {
                 run.policy,
                 run.boot_seconds,
                 run.balloon_seconds,
-                run.populates_2m,
-                run.populates_4k,
+                run.engine.populates_2m,
+                run.engine.populates_4k,
                 run.superpages_in_guest,
                 run.superpages_in_cache,
-                Size(run.bytes_scanned).rounded()
+                Size(run.engine.bytes_scanned).rounded()
             ),
             _ => writeln!(text, "{:10} did not boot: out of memory", run.policy),
         };

@@ -7,7 +7,7 @@ use std::time::Duration;
 use zerosweep_client::error::Failure;
 use zerosweep_client::output;
 use zerosweep_client::size::{Size, pages, signed_pages};
-use zerosweep_wire::{OnExhaustion, Operation, ReturnMode, State, Status};
+use zerosweep_wire::{Operation, State, Status};
 
 use super::ps::by_the_word_of;
 use crate::cli::GuestArguments;
@@ -64,15 +64,7 @@ fn identity(table: &mut Table, status: &Status) {
     if let Some(reason) = &status.reason {
         table.row("reason", reason);
     }
-    let exhaustion = match status.on_exhaustion {
-        OnExhaustion::Stall => "stall",
-        OnExhaustion::Borrow => "borrow",
-        OnExhaustion::Kill => "kill",
-    };
-    let return_mode = match status.return_mode {
-        ReturnMode::Eager => "eager",
-        ReturnMode::Lazy => "lazy",
-    };
+    let (exhaustion, return_mode) = (status.on_exhaustion.name(), status.return_mode.name());
     let policy = &status.policy;
     table.row("policy", format_args!("{policy}; on exhaustion {exhaustion}; return {return_mode}"));
 }
@@ -135,11 +127,11 @@ fn memory(table: &mut Table, status: &Status) {
 }
 
 fn work(table: &mut Table, status: &Status) {
-    let done = &status.counters;
+    let (faults, done) = (status.counters.faults, &status.counters.engine);
     let bytes = |count| Size(count).rounded();
     table.row(
         "faults",
-        format_args!("{}: {} of 2M, {} of 4K", done.faults, done.populates_2m, done.populates_4k),
+        format_args!("{faults}: {} of 2M, {} of 4K", done.populates_2m, done.populates_4k),
     );
     let latency = &status.fault_latency;
     let time = |ns| format!("{:.1?}", Duration::from_nanos(ns));
@@ -182,7 +174,7 @@ fn work(table: &mut Table, status: &Status) {
             done.emergency_sweeps,
             done.exhaustions,
             done.busy,
-            pages(done.peak_total_pages),
+            pages(done.peak_total),
         ),
     );
     if let Some(events) = &status.events {

@@ -23,12 +23,13 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 use serde::Deserialize;
 use toml::Spanned;
+use zerosweep::Policy;
 use zerosweep_client::error::Failure;
 use zerosweep_client::own_file::{OwnFile, Refusal};
 use zerosweep_client::size::Size;
 use zerosweep_wire::{OnExhaustion, ReturnMode};
 
-use crate::cli::{Exhaustion, POLICIES, Return};
+use crate::cli::{Exhaustion, Return};
 
 /// The file, and the variable that names another one.
 const FILE: &str = "/etc/zerosweep/qemu.toml";
@@ -157,40 +158,33 @@ impl Settings {
             .map(|(place, value)| Size::parse(&value).map_err(|why| wrong(&place, &why)))
             .transpose()?;
         let policy = match find("ZEROSWEEP_POLICY", "policy", own.policy, all.policy) {
-            None => POLICIES[0].to_owned(),
-            Some((_, value)) if POLICIES.contains(&value.as_str()) => value,
+            None => Policy::NAMES[0].to_owned(),
+            Some((_, value)) if Policy::NAMES.contains(&value.as_str()) => value,
             Some((place, value)) => {
-                let known = POLICIES.join(", ");
+                let known = Policy::NAMES.join(", ");
                 return Err(wrong(
                     &place,
                     &format!("no policy {:?}; there are {known}", cut(&value)),
                 ));
             }
         };
-        let on_exhaustion = choice(find(
+        let Exhaustion(on_exhaustion) = choice(find(
             "ZEROSWEEP_ON_EXHAUSTION",
             "on-exhaustion",
             own.on_exhaustion,
             all.on_exhaustion,
         ))?
-        .unwrap_or(Exhaustion::Stall);
-        let return_mode =
+        .unwrap_or_default();
+        let Return(return_mode) =
             choice(find("ZEROSWEEP_RETURN", "return", own.return_mode, all.return_mode))?
-                .unwrap_or(Return::Lazy);
+                .unwrap_or_default();
         let manage = choice(find("ZEROSWEEP_MANAGE", "manage", own.manage, all.manage))?
             .unwrap_or(Manage::Yes);
         let qemu = find("ZEROSWEEP_QEMU", "qemu", own.qemu, all.qemu).map_or_else(
             || format!("qemu-system-{}", std::env::consts::ARCH).into(),
             |(_, value)| value.into(),
         );
-        Ok(Self {
-            target,
-            policy,
-            on_exhaustion: on_exhaustion.into(),
-            return_mode: return_mode.into(),
-            manage,
-            qemu,
-        })
+        Ok(Self { target, policy, on_exhaustion, return_mode, manage, qemu })
     }
 }
 

@@ -264,10 +264,10 @@ fn the_target_follows_virsh() {
     libvirt.marker(name, 0, "done ok");
     let status = libvirt.status(name);
     assert!(
-        status.counters.superpages_reclaimed > 0,
+        status.counters.engine.superpages_reclaimed > 0,
         "it scrubs, so zeros were found: {status:#?}"
     );
-    assert!(status.counters.peak_total_pages * PAGE_BYTES <= 512 * MIB, "{status:#?}");
+    assert!(status.counters.engine.peak_total * PAGE_BYTES <= 512 * MIB, "{status:#?}");
     assert_eq!(status.borrowed_pages, 0);
     assert!(libvirt.log(name).contains("has what its balloon is asked for, of 2G"));
     let agrees = |status: &Status| {
@@ -325,7 +325,7 @@ fn a_target_that_is_given_counts_before_libvirts_first_request() {
     });
     libvirt.marker(name, 0, "done ok");
     let status = libvirt.status(name);
-    assert!(status.counters.peak_total_pages * PAGE_BYTES <= 300 * MIB, "{status:#?}");
+    assert!(status.counters.engine.peak_total * PAGE_BYTES <= 300 * MIB, "{status:#?}");
     assert_eq!(status.balloon_request_bytes, None);
 
     libvirt.virsh_ok(&["setmem", name, "600M"]);

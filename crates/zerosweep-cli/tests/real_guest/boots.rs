@@ -136,8 +136,8 @@ fn check(variant: &str, cpus: u64, append: &str) {
         status.superpages.broken,
         status.superpages.in_cache,
         status.counters.faults,
-        status.counters.superpages_reclaimed,
-        status.counters.singles_reclaimed,
+        status.counters.engine.superpages_reclaimed,
+        status.counters.engine.singles_reclaimed,
         status.fault_latency.p50_ns as f64 / 1e6,
         status.fault_latency.p99_ns as f64 / 1e6,
         status.fault_latency.max_ns as f64 / 1e6,
@@ -180,9 +180,9 @@ fn check_figures(guest: &Guest, status: &Status) {
         ("INV-2: the parts are the whole", {
             pages.total == pages.populated + pages.cache + pages.retained
         }),
-        ("INV-3: never above the target", status.counters.peak_total_pages <= target),
+        ("INV-3: never above the target", status.counters.engine.peak_total <= target),
         ("nothing is borrowed", status.borrowed_pages == 0),
-        ("no one waits", status.stalled_threads == 0 && status.counters.exhaustions == 0),
+        ("no one waits", status.stalled_threads == 0 && status.counters.engine.exhaustions == 0),
         ("superpages stay whole", status.superpages.in_guest > 0),
     ];
     for (what, holds) in asserts {

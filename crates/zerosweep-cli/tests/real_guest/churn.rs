@@ -116,9 +116,9 @@ fn check_layout(guest: &Guest, variant: &str, least: f64) {
         status.superpages.in_guest,
         optimum * 100.0,
         reached.as_secs_f64() * 1e3,
-        status.counters.pages_retained,
-        status.counters.evacuations,
-        status.counters.bytes_copied / PAGE_BYTES
+        status.counters.engine.pages_retained,
+        status.counters.engine.evacuations,
+        status.counters.engine.bytes_copied / PAGE_BYTES
     );
     assert!(share >= 0.99 * optimum, "{share} of {optimum}");
     assert!(share >= least, "{share}");
@@ -168,9 +168,9 @@ fn no_byte_is_lost_through_deflating_re_use_and_reset() {
     guest.marker("done ok");
     let status = guest.status();
     let counters = &status.counters;
-    let again = counters.pages_retaken + counters.refills * 512;
+    let again = counters.engine.pages_retaken + counters.engine.refills * 512;
     assert!(again > 100_000, "{again} pages came back: {counters:#?}");
-    assert!(counters.populates_4k < 5_000, "a storm of faults: {counters:#?}");
+    assert!(counters.engine.populates_4k < 5_000, "a storm of faults: {counters:#?}");
 
     // Down again, as far as its programs let it. Then the guest is reset, and uses all of its pages
     // again without saying so.

@@ -44,9 +44,9 @@ fn check(policy: &str) {
         "  {policy}: {} records, {} bytes; {} populates of 2M, {} of 4K, {} pages given back",
         recorded.records,
         recorded.bytes,
-        status.counters.populates_2m,
-        status.counters.populates_4k,
-        status.counters.pages_given_back,
+        status.counters.engine.populates_2m,
+        status.counters.engine.populates_4k,
+        status.counters.engine.pages_given_back,
     );
 }
 
@@ -68,7 +68,7 @@ fn compare(place: &Place, file: &Path, status: &Status) {
     let document: Value = place.json(["trace", "read", file.to_str().unwrap(), "--json"]);
     let domain = &document["domains"]["1"];
     let count = |value: &Value| value.as_u64().unwrap_or(0);
-    let (done, pages) = (&status.counters, &status.pages);
+    let (done, pages) = (&status.counters.engine, &status.pages);
     let at_the_end = &domain["pages_at_the_end"];
     for (what, traced, said) in [
         ("populates of superpages", count(&domain["populates"]["9"]), done.populates_2m),

@@ -65,8 +65,8 @@ fn a_guest_above_its_target_stalls_until_the_target_rises() {
     let target = RAISED_BYTES / 4096;
     if status.stalled_threads != 0
         || status.borrowed_pages != 0
-        || status.counters.peak_total_pages > target
-        || status.counters.exhaustions == 0
+        || status.counters.engine.peak_total > target
+        || status.counters.engine.exhaustions == 0
     {
         guest.fail("it goes on within the new target, without borrowing");
     }
@@ -186,8 +186,8 @@ fn a_guest_above_its_target_borrows_and_says_so() {
         "\n  borrowed {} MiB; filled after {:.1} s; {} sweep steps looked at {} pages",
         status.borrowed_pages * 4096 / MEBIBYTE,
         began.elapsed().as_secs_f64(),
-        status.counters.emergency_sweeps,
-        status.counters.zero_checks_4k
+        status.counters.engine.emergency_sweeps,
+        status.counters.engine.zero_checks_4k
     );
     if status.borrowed_pages == 0 || status.state != State::Managing {
         guest.fail("more than the target is filled, so something is borrowed");

@@ -26,7 +26,7 @@ fn a_guest_that_is_stopped_and_migrated_away_has_every_byte() {
     let status = guest.status();
     if status.state != State::Managing
         || status.borrowed_pages != 0
-        || status.counters.peak_total_pages > status.pages.target
+        || status.counters.engine.peak_total > status.pages.target
     {
         guest.fail("all of the guest is read within its target");
     }
@@ -62,8 +62,8 @@ fn migrate(place: &Place, guest: &Guest) -> PathBuf {
         "\n  {mib} MiB in {} ms; {} faults, {} superpages and {} singles taken back meanwhile",
         answer["total-time"],
         after.counters.faults - before.counters.faults,
-        after.counters.superpages_reclaimed - before.counters.superpages_reclaimed,
-        after.counters.singles_reclaimed - before.counters.singles_reclaimed
+        after.counters.engine.superpages_reclaimed - before.counters.engine.superpages_reclaimed,
+        after.counters.engine.singles_reclaimed - before.counters.engine.singles_reclaimed
     );
     file
 }

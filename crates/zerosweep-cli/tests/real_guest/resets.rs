@@ -49,9 +49,9 @@ fn a_guest_that_is_reset_while_it_balloons_boots_within_its_target() {
     let status = guest.status();
     println!(
         "  {} pages given back, {} retaken, peak {} of {} pages",
-        status.counters.pages_given_back,
-        status.counters.pages_retaken,
-        status.counters.peak_total_pages,
+        status.counters.engine.pages_given_back,
+        status.counters.engine.pages_retaken,
+        status.counters.engine.peak_total,
         status.pages.target
     );
 }
@@ -63,8 +63,8 @@ fn check(guest: &Guest, place: &Place) {
     let status = guest.status();
     if status.state != State::Managing
         || status.borrowed_pages != 0
-        || status.counters.exhaustions != 0
-        || status.counters.peak_total_pages > status.pages.target
+        || status.counters.engine.exhaustions != 0
+        || status.counters.engine.peak_total > status.pages.target
     {
         guest.fail("it is within its target, and nobody waits or borrows");
     }

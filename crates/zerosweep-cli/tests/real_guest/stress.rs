@@ -75,16 +75,16 @@ fn no_byte_is_lost_while_everything_goes_on_at_once() {
          {rounds} rounds of files; {looks} times the status, after {waited:.0?} at most; faults {}, \
          given back {}, retaken {}, evacuated {}, refilled {}, consolidated {}",
         counters.faults,
-        counters.pages_given_back,
-        counters.pages_retaken,
-        counters.evacuations,
-        counters.refills,
-        counters.pages_consolidated
+        counters.engine.pages_given_back,
+        counters.engine.pages_retaken,
+        counters.engine.evacuations,
+        counters.engine.refills,
+        counters.engine.pages_consolidated
     );
     if status.state != State::Managing || status.borrowed_pages != 0 {
         guest.fail("it is managed as before, and nothing was borrowed");
     }
-    assert!(counters.pages_given_back > 300_000, "the balloon hardly moved: {counters:#?}");
+    assert!(counters.engine.pages_given_back > 300_000, "the balloon hardly moved: {counters:#?}");
     assert!(works > 3, "{works} sweeps");
     assert!(waited < ANSWER, "a status came after {waited:?}");
 }

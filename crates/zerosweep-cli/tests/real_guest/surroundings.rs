@@ -77,10 +77,10 @@ fn a_vmm_in_its_sandbox_is_managed() {
     guest.marker_from(from, "alive ");
     std::thread::sleep(Duration::from_millis(200));
     let status = guest.status();
-    if status.state != State::Managing || status.counters.superpages_reclaimed == 0 {
+    if status.state != State::Managing || status.counters.engine.superpages_reclaimed == 0 {
         guest.fail("it is not managed in its sandbox");
     }
-    assert!(status.counters.peak_total_pages <= status.pages.target);
+    assert!(status.counters.engine.peak_total <= status.pages.target);
 }
 
 /// A guest with a full bus starts without our device, and is managed.
@@ -98,7 +98,7 @@ fn a_guest_whose_bus_is_full_starts_without_our_balloon_device() {
     assert!(guest.errors.has("starts without it"), "{}", guest.errors.tail(9));
     let status = guest.status();
     if status.state != State::Managing
-        || status.counters.peak_total_pages > status.pages.target
+        || status.counters.engine.peak_total > status.pages.target
         || status.borrowed_pages != 0
     {
         guest.fail("it is not managed within its target");
@@ -151,7 +151,7 @@ fn a_vmm_that_gives_up_its_rights_is_managed() {
         let of_vmm = std::fs::read_to_string(format!("/proc/{}/status", status.pid)).unwrap();
         assert!(of_vmm.contains("\nUid:\t65534\t65534\t"), "{qemu:?}: {of_vmm}");
         if status.state != State::Managing
-            || status.counters.peak_total_pages > status.pages.target
+            || status.counters.engine.peak_total > status.pages.target
             || status.borrowed_pages != 0
         {
             guest.fail("it is not managed within its target");
@@ -241,8 +241,8 @@ fn a_guest_without_a_balloon_driver_is_reported_and_stays_within_its_target() {
     let pages = &status.pages;
     if status.state != State::Managing
         || pages.ballooned_out != 0
-        || status.counters.superpages_reclaimed == 0
-        || status.counters.peak_total_pages > pages.target
+        || status.counters.engine.superpages_reclaimed == 0
+        || status.counters.engine.peak_total > pages.target
         || status.borrowed_pages != 0
     {
         guest.fail("it is managed, within its target, by what is taken back of its zeros");

@@ -10,7 +10,7 @@
 //!
 //! [R10]: zerosweep::rules#r10
 
-use zerosweep::QUICK_CHECK_WORDS;
+use zerosweep::{PAGE_BYTES, QUICK_CHECK_WORDS, SUPERPAGE_PAGES};
 
 use super::plan::{Plan, Shape, Split};
 
@@ -32,22 +32,22 @@ impl Default for Hostile {
 /// Where a quick check of a page looks last.
 const QUICK_LAST: u16 = QUICK_CHECK_WORDS as u16 - 1;
 /// Where a full check looks last.
-const FULL_LAST: u16 = 511;
+const FULL_LAST: u16 = (PAGE_BYTES / 8 - 1) as u16;
 /// Superpages between two that change together: beyond any policy's ring of recent ones.
 const STRIDE: u64 = 37;
 
 impl Hostile {
     pub(super) fn plan(&self, shape: &Shape) -> Plan {
         let mut plan = Plan::new(*shape, Split::InTurn);
-        let superpages = shape.max_pages.div_ceil(512);
-        let last_page = |n: u64| (n * 512 + 511).min(shape.max_pages - 1);
+        let superpages = shape.max_pages.div_ceil(SUPERPAGE_PAGES);
+        let last_page = |n: u64| ((n + 1) * SUPERPAGE_PAGES).min(shape.max_pages) - 1;
         let last_word = |n: u64| match n % self.deep.max(1) {
             0 => FULL_LAST,
             _ => QUICK_LAST,
         };
         let mut words: Vec<u16> = (0..superpages).map(last_word).collect();
         for n in 0..superpages {
-            plan.zero(n * 512..last_page(n) + 1);
+            plan.zero(n * SUPERPAGE_PAGES..last_page(n) + 1);
             plan.store(last_page(n), last_word(n), 1);
             for earlier in (1..=self.moves).map_while(|k| n.checked_sub(k * STRIDE)) {
                 let old = words[earlier as usize];

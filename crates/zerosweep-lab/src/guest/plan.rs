@@ -1,8 +1,7 @@
 //! What a guest is going to do: the same on every machine.
 
 use zerosweep::Gfn;
-
-use super::random::splitmix64;
+use zerosweep_sim::splitmix64;
 
 /// What a guest is given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

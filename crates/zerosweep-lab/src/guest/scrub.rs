@@ -5,8 +5,9 @@
 //! `clustered` whole superpages are dirty or clean. Source: this project's measurements of Xen's
 //! own code, which assert every figure; nothing in it is random but which pages stay dirty.
 
+use zerosweep_sim::splitmix64;
+
 use super::plan::{Plan, Shape, Split};
-use super::random::splitmix64;
 
 /// A guest that scrubs all of its memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -22,6 +22,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use zerosweep::SUPERPAGE_BYTES;
+use zerosweep_linux::GuestMemory;
+
 use super::account::Account;
 use super::cgroup::Charge;
 
@@ -29,11 +32,10 @@ use super::cgroup::Charge;
 const REST: Duration = Duration::from_millis(8);
 /// The most that the VMM's own may grow, in bytes, during a look that counts as exact.
 const STEADY_BYTES: u64 = 64 << 10;
-const SUPERPAGE_BYTES: u64 = 2 << 20;
 
-/// zerosweep's pool: twice as many superpages of addresses as the guest has, and 64.
+/// Addresses of zerosweep's pool, in bytes.
 const fn pool_bytes(guest_bytes: u64) -> u64 {
-    2 * guest_bytes.next_multiple_of(SUPERPAGE_BYTES) + 64 * SUPERPAGE_BYTES
+    GuestMemory::superslots(guest_bytes) * SUPERPAGE_BYTES
 }
 
 /// One look.

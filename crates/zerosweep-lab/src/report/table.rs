@@ -27,12 +27,12 @@ const LIVE: Column = column("live on 2M", |run| format!("{:.1} %", run.live_on_s
 const MODEL: [Column; 10] = [
     BOOT,
     BALLOON,
-    column("2M populates", |run| run.populates_2m.to_string()),
-    column("4K populates", |run| run.populates_4k.to_string()),
+    column("2M populates", |run| run.engine.populates_2m.to_string()),
+    column("4K populates", |run| run.engine.populates_4k.to_string()),
     column("free 2M", |run| run.superpages_free().to_string()),
     column("limit", |run| or_dash(run.limit_superpages_free, |limit| limit.to_string())),
     LIVE,
-    column("scanned", |run| size(run.bytes_scanned)),
+    column("scanned", |run| size(run.engine.bytes_scanned)),
     column("least", |run| or_dash(run.limit_bytes_scanned, size)),
     column("flushes", |run| run.unmap_flushes.to_string()),
 ];
@@ -45,10 +45,10 @@ const REAL: [Column; 10] = [
     column("held at the end", |run| size(run.end_total_bytes)),
     column("2M in guest", |run| run.superpages_in_guest.to_string()),
     LIVE,
-    column("2M populates", |run| engine(run, |run| run.populates_2m.to_string())),
-    column("4K populates", |run| engine(run, |run| run.populates_4k.to_string())),
-    column("2M reclaimed", |run| engine(run, |run| run.superpages_reclaimed.to_string())),
-    column("scanned", |run| engine(run, |run| size(run.bytes_scanned))),
+    column("2M populates", |run| engine(run, |run| run.engine.populates_2m.to_string())),
+    column("4K populates", |run| engine(run, |run| run.engine.populates_4k.to_string())),
+    column("2M reclaimed", |run| engine(run, |run| run.engine.superpages_reclaimed.to_string())),
+    column("scanned", |run| engine(run, |run| size(run.engine.bytes_scanned))),
 ];
 
 fn or_dash(figure: Option<u64>, show: fn(u64) -> String) -> String {

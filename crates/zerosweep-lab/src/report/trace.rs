@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use zerosweep::PAGE_BYTES;
+
 use super::page::{STYLE, key};
 use super::{escape, size};
 use crate::xentrace::{Column, Course, DomainSummary, Extent, Layout};
@@ -33,7 +35,6 @@ type Read = fn(&Column) -> u64;
 
 const WIDTH: f64 = 640.0;
 const HEIGHT: f64 = 200.0;
-const PAGE_BYTES: u64 = zerosweep::PAGE_BYTES;
 
 const STATES: [(&str, &str, Read); 3] = [
     ("entries", "entries (promised, no frame)", |column| column.pages.pod),

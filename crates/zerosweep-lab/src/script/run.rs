@@ -69,7 +69,7 @@ impl Runner {
         let bytes = superframes.checked_mul(SUPERPAGE_BYTES);
         let bytes = bytes.and_then(|bytes| usize::try_from(bytes).ok());
         if bytes.is_none_or(|bytes| Vec::<u8>::new().try_reserve_exact(bytes).is_err()) {
-            return Err(NewRunnerError::OutOfMemory(superframes / 512));
+            return Err(NewRunnerError::OutOfMemory(superframes / ((1 << 30) / SUPERPAGE_BYTES)));
         }
         let machine = SoftwareMachine::new(superframes * SUPERPAGE_PAGES);
         let config = Config {

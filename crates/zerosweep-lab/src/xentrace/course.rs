@@ -20,7 +20,7 @@ const CELLS: usize = 512;
 const REORDERED: usize = 1 << 17;
 /// Superpages at most: 1 TiB.
 const MOST_SUPERPAGES: usize = 1 << 19;
-const PAGES: u64 = 512;
+const PAGES: u64 = zerosweep::SUPERPAGE_PAGES;
 
 /// From when to when, and where.
 #[derive(Clone, Debug, Default)]

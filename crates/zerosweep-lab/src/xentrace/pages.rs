@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::PageKind;
 
-const CHUNK_PAGES: u64 = 512;
+const CHUNK_PAGES: u64 = zerosweep::SUPERPAGE_PAGES;
 /// Ranges of 2 MiB that are known page by page: 1 TiB of them.
 const MOST_CHUNKS: usize = 1 << 19;
 const KIND_BITS: u32 = 3;

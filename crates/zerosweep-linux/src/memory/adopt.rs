@@ -149,6 +149,14 @@ impl GuestMemory {
         }
         Ok(Arc::new(Self { domain, faults }))
     }
+
+    /// Returns how many superpages of addresses the pool of a guest with `guest_bytes` of memory
+    /// has. Addresses cost nothing: there are twice as many slots as pages, so that singles
+    /// scattered over superslots never use up the whole ones.
+    #[must_use]
+    pub const fn superslots(guest_bytes: u64) -> u64 {
+        guest_bytes.div_ceil(SUPERPAGE_BYTES) * 2 + 64
+    }
 }
 
 fn prepare(
@@ -178,9 +186,7 @@ fn prepare(
         upkeep: Upkeep::Host,
         ..Config::new(max_pages, options.target_bytes / PAGE_BYTES, options.policy)
     })?;
-    // Addresses cost nothing. There are twice as many slots as pages, so that singles scattered
-    // over superslots never use up the whole ones.
-    let superslots = guest.bytes().div_ceil(SUPERPAGE_BYTES) * 2 + 64;
+    let superslots = GuestMemory::superslots(guest.bytes());
     let count = u32::try_from(superslots)
         .map_err(|_| AdoptError::Config(ConfigError::MaxPages(max_pages)))?;
     domain.expect_frames(superslots * SUPERPAGE_PAGES).map_err(AdoptError::TableMemory)?;

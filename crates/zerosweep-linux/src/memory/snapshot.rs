@@ -6,8 +6,8 @@ use super::GuestMemory;
 use crate::addr::SUPERPAGE_BYTES;
 use crate::outcome::FaultLatency;
 
-/// Superpages that are counted under the lock at a time: some microseconds.
-const SNAPSHOT_STEP: u64 = 1024;
+/// Superpages that are read under the lock at a time: some microseconds.
+const SNAPSHOT_STEP: usize = 1024;
 
 /// Figures of one moment.
 #[derive(Clone, Debug)]
@@ -82,8 +82,8 @@ impl GuestMemory {
     }
 
     /// Calls `visit` for each of `count` superpages from `first` on, with its state and the number
-    /// of its pages that the guest has and that hold a frame. The lock is held for 1,024 of them at
-    /// a time.
+    /// of its pages that the guest has and that hold a frame. They are read under the lock, 1,024 at
+    /// a time; `visit` is called without it, and may allocate.
     pub fn for_each_superpage(
         &self,
         first: u64,
@@ -92,12 +92,19 @@ impl GuestMemory {
     ) {
         let superpages = self.guest().bytes().div_ceil(SUPERPAGE_BYTES);
         let last = first.saturating_add(count).min(superpages);
-        for first in (first..last).step_by(SNAPSHOT_STEP as usize) {
+        let mut read = [(SuperpageState::Promised, 0); SNAPSHOT_STEP];
+        for first in (first..last).step_by(SNAPSHOT_STEP) {
+            let superpages = (first..last).map(Superpage::new);
             let domain = self.domain.lock();
             let p2m = domain.p2m();
-            for superpage in (first..(first + SNAPSHOT_STEP).min(last)).map(Superpage::new) {
-                visit(p2m.state(superpage), p2m.tally(superpage).ram - p2m.outs(superpage));
+            let mut count = 0;
+            for (slot, superpage) in read.iter_mut().zip(superpages) {
+                let live = p2m.tally(superpage).ram - p2m.outs(superpage);
+                *slot = (p2m.state(superpage), live as u16);
+                count += 1;
             }
+            drop(domain);
+            read[..count].iter().for_each(|&(state, live)| visit(state, live.into()));
         }
     }
 }

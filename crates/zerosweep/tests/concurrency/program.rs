@@ -1,5 +1,7 @@
 //! What the threads of one schedule do, drawn from a seed.
 
+use zerosweep_sim::splitmix64;
+
 use crate::shared::{GUESTS, PAGES};
 
 /// One step of a guest. Pages are numbers of its own pages, ascending.
@@ -114,13 +116,10 @@ fn hindrance(draw: &mut Draw) -> Hindrance {
 struct Draw(u64);
 
 impl Draw {
-    /// splitmix64.
     fn next(&mut self) -> u64 {
+        let drawn = splitmix64(self.0);
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        drawn
     }
 
     fn below(&mut self, end: u64) -> u64 {

@@ -15,19 +15,11 @@ use zerosweep::{
     Config, Consolidation, FaultError, Gfn, InvalidTouch, Mfn, Order, Policy, Progress, Superpage,
     Upkeep,
 };
-use zerosweep_sim::{Failure, SoftwareGuest, SoftwareMachine, TouchError};
+use zerosweep_sim::{Failure, SoftwareGuest, SoftwareMachine, TouchError, splitmix64};
 
 const SUPERPAGES: u64 = 48;
 const PAGES: u64 = SUPERPAGES * 512;
 const TARGET: u64 = 18 * 512;
-
-/// Sebastiano Vigna's generator, public domain.
-fn splitmix64(x: u64) -> u64 {
-    let z = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
 
 fn percent(seed: u64) -> u64 {
     splitmix64(seed) % 100

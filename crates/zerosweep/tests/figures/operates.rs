@@ -8,10 +8,8 @@ use zerosweep::{
     Progress, Session, Upkeep,
 };
 use zerosweep_sim::{
-    Failure, Recorder, SoftwareGuest, SoftwareMachine, TouchError, touch, touch_at_rest,
+    Failure, Recorder, SoftwareGuest, SoftwareMachine, TouchError, splitmix64, touch, touch_at_rest,
 };
-
-use super::splitmix64;
 
 const PAGES: u64 = 14 * 512 + 77;
 const FRAMES: u64 = 9 * 512;

@@ -7,6 +7,7 @@
 
 use std::time::Duration;
 
+use zerosweep::SUPERPAGE_PAGES;
 use zerosweep_client::qmp::GuestStats;
 use zerosweep_client::size::{PAGE_BYTES, Size};
 use zerosweep_wire::Status;
@@ -60,11 +61,11 @@ pub(super) fn is_of_now(stats: &GuestStats, actual_bytes: u64, max_mem_bytes: u6
 /// then.
 pub(super) fn estimate(sample: &Sample<'_>, before: Option<(Before, Duration)>) -> (Need, Before) {
     let status = sample.status;
-    let counters = &status.counters;
+    let done = &status.counters.engine;
     let now = Before {
-        touched_pages: counters.populates_2m * 512 + counters.populates_4k,
-        exhaustions: counters.exhaustions,
-        low_forecasts: counters.low_forecasts,
+        touched_pages: done.populates_2m * SUPERPAGE_PAGES + done.populates_4k,
+        exhaustions: done.exhaustions,
+        low_forecasts: done.low_forecasts,
         need_bytes: 0,
     };
     let (used, mut how) = used(sample);
@@ -163,7 +164,7 @@ mod tests {
     fn a_guest_that_touches_new_memory_is_expected_to_go_on() {
         let mut status = sample_status("vm");
         let (calm, before) = judge(&status, None, None);
-        status.counters.populates_4k += 1024;
+        status.counters.engine.populates_4k += 1024;
         let (need, _) = judge(&status, None, Some(before));
         assert_eq!(need.bytes, calm.bytes + 10 * MIB, "4M in 2 s, for 5 s");
     }
@@ -172,7 +173,7 @@ mod tests {
     fn who_is_short_needs_more_than_it_has() {
         let mut status = sample_status("vm");
         let (_, before) = judge(&status, stats(700), None);
-        status.counters.low_forecasts += 1;
+        status.counters.engine.low_forecasts += 1;
         let (need, before) = judge(&status, stats(700), Some(before));
         assert!(need.is_short && need.bytes >= 960 * MIB, "{need:?}");
         assert!(!judge(&status, stats(700), Some(before)).0.is_short, "once is once");

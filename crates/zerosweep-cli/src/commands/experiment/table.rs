@@ -93,7 +93,11 @@ fn row(text: &mut String, run: &Run) {
             balloon,
             format!("{}/{}", run.superpages_free(), or_dash(run.limit_superpages_free, |n| n)),
             live,
-            format!("{} ({})", size(run.bytes_scanned), or_dash(run.limit_bytes_scanned, size)),
+            format!(
+                "{} ({})",
+                size(run.engine.bytes_scanned),
+                or_dash(run.limit_bytes_scanned, size)
+            ),
         ]
     };
     line(text, &run.policy, cells);

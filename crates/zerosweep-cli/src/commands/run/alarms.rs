@@ -23,7 +23,7 @@ impl Alarms {
             let reason = status.reason.as_deref().unwrap_or("no reason given");
             lines.push(format!("guest {name} goes on without its memory limit: {reason}"));
         }
-        let low = status.counters.low_forecasts;
+        let low = status.counters.engine.low_forecasts;
         if low > std::mem::replace(&mut self.low_forecasts, low) && status.stalled_threads == 0 {
             let figures = &status.pages;
             lines.push(format!(
@@ -98,7 +98,7 @@ mod tests {
         let mut alarms = Alarms::default();
         let mut status = sample_status("vm");
         for times in 1..3 {
-            status.counters.low_forecasts = times;
+            status.counters.engine.low_forecasts = times;
             let told = alarms.look(&status);
             assert!(told[0].contains("is short of memory"), "{told:?}");
             assert!(alarms.look(&status).is_empty());

@@ -70,8 +70,8 @@ impl<'a> From<&'a RunArguments> for Wanted<'a> {
             target: Some(arguments.target),
             max_mem: arguments.max_mem,
             policy: &arguments.policy,
-            on_exhaustion: arguments.on_exhaustion.into(),
-            return_mode: arguments.return_mode.into(),
+            on_exhaustion: arguments.on_exhaustion.0,
+            return_mode: arguments.return_mode.0,
             events: arguments.record.as_deref().or(arguments.events.as_deref()),
             event_detail: match &arguments.record {
                 Some(_) => EventDetail::Guest,

@@ -1,16 +1,13 @@
 //! What was seen of a real guest, as a [`Run`].
 
 use anyhow::{Result, anyhow};
-use zerosweep_client::size::PAGE_BYTES;
+use zerosweep::{PAGE_BYTES, SUPERPAGE_BYTES, SUPERPAGE_PAGES};
 use zerosweep_lab::real_guest::{Held, RealExperiment};
 use zerosweep_lab::result::{Outcome, Run, TimeKind};
-use zerosweep_wire::{Counters, Status};
+use zerosweep_wire::Status;
 
 use super::life::Story;
 use crate::cli::Accelerator;
-
-const SUPERPAGE_BYTES: u64 = 2 << 20;
-const SUPERPAGE_PAGES: u64 = SUPERPAGE_BYTES / PAGE_BYTES;
 
 /// The run.
 ///
@@ -27,8 +24,10 @@ pub(super) fn run(
     if outcome == Outcome::Ok {
         held.check(managed).map_err(|why| anyhow!("memory held is not known: {why}"))?;
     }
-    let s = story.end.as_ref().map(|status| status.counters).unwrap_or_default();
-    let booted = story.booted.as_ref().map_or_else(Counters::default, |status| status.counters);
+    let counters = |status: &Option<Status>| {
+        status.as_ref().map(|status| status.counters.engine).unwrap_or_default()
+    };
+    let (s, booted) = (&counters(&story.end), counters(&story.booted));
     let fault = story.end.as_ref().map(|status| status.fault_latency);
     let (superpages_in_cache, singles_in_cache) = in_cache(story.end.as_ref());
     Ok(Run {
@@ -43,19 +42,7 @@ pub(super) fn run(
         boot_seconds: story.boot.as_secs_f64(),
         balloon_seconds: story.balloon.as_secs_f64(),
         time_kind: TimeKind::Measured,
-        populates_2m: s.populates_2m,
-        populates_4k: s.populates_4k,
-        zero_checks_2m: s.zero_checks_2m,
-        zero_checks_2m_hit: s.zero_checks_2m_hit,
-        zero_checks_4k: s.zero_checks_4k,
-        bytes_scanned: s.bytes_scanned,
-        bytes_cleared: s.bytes_cleared,
-        bytes_copied: s.bytes_copied,
-        eager_checks: s.eager_checks,
-        emergency_sweeps: s.emergency_sweeps,
-        splinters: s.splinters,
-        shatters: s.shatters,
-        superpages_reclaimed: s.superpages_reclaimed,
+        engine: s.into(),
         superpages_in_guest: held.superpages,
         superpages_in_cache,
         singles_in_cache,

@@ -210,7 +210,7 @@ impl<'a> Life<'a> {
         }
         let counters = &status.counters;
         self.borrowed |= status.borrowed_pages > 0;
-        let moved = [counters.faults, counters.pages_given_back, status.pages.populated];
+        let moved = [counters.faults, counters.engine.pages_given_back, status.pages.populated];
         if moved != self.progress.0 {
             self.progress = (moved, Instant::now());
         }

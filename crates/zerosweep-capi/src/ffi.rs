@@ -1,4 +1,4 @@
-//! The border: pointers in and out, and panics stopped.
+//! The boundary to C: pointers in and out, and panics stopped.
 //!
 //! What is here is called by `functions` only, with what a C program gave it, and `functions` is
 //! called by C programs only. No signature can hold these to the header; so the functions are not
@@ -174,7 +174,7 @@ pub(crate) fn name<'a>(name: *const c_char) -> Result<Option<&'a str>, zs_status
 }
 
 /// Writes as much of a text as there is room for, with a zero behind it.
-pub(crate) fn tell(text: *mut c_char, bytes: usize, message: &str) {
+pub(crate) fn write_c_str(text: *mut c_char, bytes: usize, message: &str) {
     if text.is_null() || bytes == 0 {
         return;
     }
