@@ -3,6 +3,7 @@
 //! | module | what |
 //! | --- | --- |
 //! | [`guest`] | guest models |
+//! | [`host`] | what the kernel says of this host and its processes |
 //! | [`run`] | runs of a model, on the software machine and on real memory |
 //! | [`ledger`] | what a guest knows to be in its memory, and the limit that follows |
 //! | [`timeline`] | how a run went |
@@ -19,6 +20,7 @@ pub mod calibrate;
 pub mod cost;
 pub mod files;
 pub mod guest;
+pub mod host;
 pub mod image;
 pub mod ledger;
 pub mod matrix;

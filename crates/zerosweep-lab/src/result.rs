@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use zerosweep::Statistics;
 
+use crate::host::HostFacts;
 use crate::timeline::Sample;
 
 /// The policy's name in a run of QEMU without zerosweep.
@@ -20,46 +21,6 @@ pub struct Report {
     pub host: HostFacts,
     /// The runs.
     pub runs: Vec<Run>,
-}
-
-/// The machine that runs took place on.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HostFacts {
-    /// `uname -r`.
-    pub kernel: String,
-    /// `uname -m`.
-    pub architecture: String,
-    /// Model of the processor.
-    pub cpu: String,
-    /// Processors that this process may use.
-    pub cpus: u32,
-    /// Memory, in bytes.
-    pub memory_bytes: u64,
-    /// Version of zerosweep.
-    pub zerosweep: String,
-}
-
-impl HostFacts {
-    /// Asks the kernel. A fact that it does not report stays empty.
-    #[must_use]
-    pub fn read() -> Self {
-        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-        let value = |text: &str, key: &str| {
-            let line = text.lines().find(|line| line.starts_with(key));
-            let value = line.and_then(|line| line.split_once(':')).map(|(_, value)| value.trim());
-            value.unwrap_or_default().to_owned()
-        };
-        let kib = value(&read("/proc/meminfo"), "MemTotal");
-        let kib: u64 = kib.trim_end_matches(" kB").parse().unwrap_or(0);
-        Self {
-            kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
-            architecture: std::env::consts::ARCH.to_owned(),
-            cpu: value(&read("/proc/cpuinfo"), "model name"),
-            cpus: std::thread::available_parallelism().map_or(1, |n| n.get() as u32),
-            memory_bytes: kib * 1024,
-            zerosweep: env!("CARGO_PKG_VERSION").to_owned(),
-        }
-    }
 }
 
 /// How a run ended.

@@ -16,7 +16,8 @@ use zerosweep_client::output;
 use zerosweep_client::size::{PAGE_BYTES, Size};
 use zerosweep_lab::cost::CostModel;
 use zerosweep_lab::guest::{DEFAULT_SEED, Guest};
-use zerosweep_lab::result::{HostFacts, Outcome, Report, Run, SCHEMA, TimeKind};
+use zerosweep_lab::host::HostFacts;
+use zerosweep_lab::result::{Outcome, Report, Run, SCHEMA, TimeKind};
 use zerosweep_lab::run::{Experiment, on_linux, on_software};
 use zerosweep_linux::AdoptError;
 

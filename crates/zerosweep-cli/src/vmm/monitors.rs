@@ -68,7 +68,8 @@ fn path_of(descriptor: &str) -> Option<PathBuf> {
     bound_path(&fs::read_to_string("/proc/net/unix").ok()?, inode)
 }
 
-/// Reads the kernel's table: `Num RefCount Protocol Flags Type St Inode Path`.
+/// Reads the kernel's table: `Num RefCount Protocol Flags Type St Inode Path`. (The crate
+/// `procfs` ends a path at its first blank.)
 fn bound_path(table: &str, inode: &str) -> Option<PathBuf> {
     table.lines().find_map(|line| {
         let mut rest = line;

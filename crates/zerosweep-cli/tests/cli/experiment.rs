@@ -202,8 +202,8 @@ fn the_report_is_one_file_that_needs_nothing() {
     let more = ["--report", path.to_str().unwrap(), "--out", out.to_str().unwrap()];
     small(&place, &[&more[..], &["--repeat", "2"]].concat());
     let html = std::fs::read_to_string(&path).unwrap();
-    assert!(html.starts_with("<!doctype html>") && html.trim_end().ends_with("</html>"));
-    for part in ["name=viewport", "prefers-color-scheme", "Modelled times", "<svg", "hostile"] {
+    assert!(html.starts_with("<!DOCTYPE html>") && html.trim_end().ends_with("</html>"));
+    for part in ["name=\"viewport\"", "prefers-color-scheme", "Modelled times", "<svg", "hostile"] {
         assert!(html.contains(part), "{part}");
     }
     for outside in ["http:", "https:", "<script", "@import", "url("] {

@@ -1,9 +1,9 @@
 //! Whom to ask how much memory stands behind a VMM.
 
-use std::fs;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::cgroup::{Charge, MemoryCgroup};
+use crate::host::rss_anon_bytes;
 
 /// The kernel's account of one VMM.
 #[derive(Debug)]
@@ -68,14 +68,6 @@ impl Default for Account {
     fn default() -> Self {
         Self::new()
     }
-}
-
-/// `RssAnon` of a process.
-fn rss_anon_bytes(process: u32) -> Option<u64> {
-    let text = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
-    let kib: u64 = line.split_ascii_whitespace().next()?.parse().ok()?;
-    Some(kib * 1024)
 }
 
 #[cfg(test)]

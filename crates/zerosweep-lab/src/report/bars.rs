@@ -1,8 +1,6 @@
 //! Horizontal bars: one a policy, with an optional mark for the limit.
 
-use std::fmt::Write as _;
-
-use super::escape;
+use maud::{Markup, html};
 
 /// One bar.
 pub(super) struct Bar<'a> {
@@ -22,52 +20,40 @@ const ROW: f64 = 26.0;
 const THICK: f64 = 16.0;
 
 /// The bars as SVG. `limit` is drawn as a line across all of them.
-pub(super) fn svg(title: &str, bars: &[Bar<'_>], limit: Option<f64>) -> String {
+pub(super) fn svg(title: &str, bars: &[Bar<'_>], limit: Option<f64>) -> Markup {
     let values = bars.iter().filter_map(|bar| bar.range.map(|(_, most)| most).or(bar.value));
     let most = values.chain(limit).fold(0.0, f64::max);
     let scale = if most > 0.0 { (WIDTH - LABELS - TEXTS) / most } else { 0.0 };
     let height = ROW * bars.len() as f64 + 8.0;
-    let mut svg = format!(
-        "<svg class=plot viewBox=\"0 0 {WIDTH} {height}\" role=img aria-label=\"{}\">",
-        escape(title)
-    );
-    if let Some(limit) = limit {
-        let x = LABELS + limit * scale;
-        let _ = write!(svg, "<path class=limit d=\"M{x:.1} 0V{height}\"/>");
-    }
-    for (n, bar) in bars.iter().enumerate() {
-        let y = ROW * n as f64 + 4.0;
-        let middle = y + THICK / 2.0;
-        // Writing to a string cannot fail.
-        let _ = write!(
-            svg,
-            "<text x={:.0} y={:.1} class=label>{}</text>",
-            LABELS - 8.0,
-            middle + 4.5,
-            escape(bar.label)
-        );
-        let length = bar.value.unwrap_or(0.0) * scale;
-        if bar.value.is_some() {
-            let ours = if bar.label == "zerosweep" { "bar ours" } else { "bar" };
-            let _ = write!(
-                svg,
-                "<rect x={LABELS} y={y:.1} width={:.1} height={THICK} rx=2 class=\"{ours}\"/>",
-                length.max(1.0)
-            );
+    html! {
+        svg.plot viewBox=(format!("0 0 {WIDTH} {height}")) role="img" aria-label=(title) {
+            @if let Some(limit) = limit {
+                path.limit d=(format!("M{:.1} 0V{height}", LABELS + limit * scale)) {}
+            }
+            @for (n, one) in bars.iter().enumerate() { (bar(one, ROW * n as f64 + 4.0, scale)) }
         }
-        if let Some((least, most)) = bar.range {
-            let (from, to) = (LABELS + least * scale, LABELS + most * scale);
-            let _ = write!(svg, "<path class=range d=\"M{from:.1} {middle:.1}H{to:.1}\"/>");
-        }
-        let end = bar.range.map_or(length, |(_, most)| most * scale).max(length);
-        let class = if bar.value.is_some() { "value" } else { "value none" };
-        let _ = write!(
-            svg,
-            "<text x={:.1} y={:.1} class=\"{class}\">{}</text>",
-            LABELS + end + 6.0,
-            middle + 4.5,
-            escape(&bar.text)
-        );
     }
-    svg + "</svg>"
+}
+
+/// One bar, with its name before it and its value behind it.
+fn bar(bar: &Bar<'_>, y: f64, scale: f64) -> Markup {
+    let middle = y + THICK / 2.0;
+    let base_line = format!("{:.1}", middle + 4.5);
+    let length = bar.value.unwrap_or(0.0) * scale;
+    let end = bar.range.map_or(length, |(_, most)| most * scale).max(length);
+    let class = if bar.label == "zerosweep" { "bar ours" } else { "bar" };
+    html! {
+        text.label x=(format!("{:.0}", LABELS - 8.0)) y=(base_line) { (bar.label) }
+        @if bar.value.is_some() {
+            rect class=(class) x=(LABELS) y=(format!("{y:.1}"))
+                width=(format!("{:.1}", length.max(1.0))) height=(THICK) rx="2" {}
+        }
+        @if let Some((least, most)) = bar.range {
+            @let (from, to) = (LABELS + least * scale, LABELS + most * scale);
+            path.range d=(format!("M{from:.1} {middle:.1}H{to:.1}")) {}
+        }
+        text.value.none[bar.value.is_none()] x=(format!("{:.1}", LABELS + end + 6.0)) y=(base_line) {
+            (bar.text)
+        }
+    }
 }

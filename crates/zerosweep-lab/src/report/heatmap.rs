@@ -2,9 +2,9 @@
 
 use std::fmt::Write as _;
 
+use maud::{Markup, html};
 use zerosweep::SuperpageState;
 
-use super::escape;
 use super::lines::{WIDTH, balloon_x};
 use crate::result::Run;
 use crate::timeline::Sample;
@@ -20,28 +20,22 @@ const STATES: [(SuperpageState, &str); 4] = [
 ];
 
 /// The map as SVG: one path a state, a vertical stroke for each run of equal cells.
-pub(super) fn svg(run: &Run, samples: &[Sample]) -> String {
+pub(super) fn svg(run: &Run, samples: &[Sample]) -> Markup {
     let columns = samples.len().max(1);
     let cells = samples.iter().map(|sample| sample.map.len()).max().unwrap_or(0).max(1);
-    let mut svg = format!(
-        "<svg class=\"plot map\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=img aria-label=\"Superpage \
-         map of {} under {}\"><rect class=out width={WIDTH} height={HEIGHT} />\
-         <g transform=\"scale({:.5} {:.5})\">",
-        escape(&run.guest),
-        escape(&run.policy),
-        WIDTH / columns as f64,
-        HEIGHT / cells as f64
-    );
-    for (state, class) in STATES {
-        let path = path(state.letter(), samples);
-        // Writing to a string cannot fail.
-        let _ = write!(svg, "<path class={class} d=\"{path}\"/>");
+    let (wide, high) = (WIDTH / columns as f64, HEIGHT / cells as f64);
+    html! {
+        svg class="plot map" viewBox=(format!("0 0 {WIDTH} {HEIGHT}")) role="img"
+            aria-label={ "Superpage map of " (run.guest) " under " (run.policy) } {
+            rect.out width=(WIDTH) height=(HEIGHT) {}
+            g transform=(format!("scale({wide:.5} {high:.5})")) {
+                @for (state, class) in STATES {
+                    path class=(class) d=(path(state.letter(), samples)) {}
+                }
+            }
+            @if let Some(x) = balloon_x(samples) { path.phase d=(format!("M{x:.1} 0V{HEIGHT}")) {} }
+        }
     }
-    svg.push_str("</g>");
-    if let Some(x) = balloon_x(samples) {
-        let _ = write!(svg, "<path class=phase d=\"M{x:.1} 0V{HEIGHT}\"/>");
-    }
-    svg + "</svg>"
 }
 
 fn path(letter: u8, samples: &[Sample]) -> String {
@@ -50,6 +44,7 @@ fn path(letter: u8, samples: &[Sample]) -> String {
         let mut at = 0;
         for run in sample.map.as_bytes().chunk_by(|a, b| a == b) {
             if run[0] == letter {
+                // Writing to a string cannot fail.
                 let _ = write!(path, "M{column}.5 {at}v{}", run.len());
             }
             at += run.len();

@@ -2,7 +2,9 @@
 
 use std::fmt::Write as _;
 
-use super::{escape, size};
+use maud::{Markup, html};
+
+use super::size;
 use crate::result::Run;
 use crate::timeline::Sample;
 
@@ -32,35 +34,29 @@ pub(super) fn balloon_x(samples: &[Sample]) -> Option<f64> {
 }
 
 /// The plot, from 0 to all of the guest's memory.
-pub(super) fn svg(run: &Run, samples: &[Sample]) -> String {
+pub(super) fn svg(run: &Run, samples: &[Sample]) -> Markup {
     let y = |bytes: u64| HEIGHT - HEIGHT * bytes as f64 / run.max_mem_bytes.max(1) as f64;
-    let mut svg = format!(
-        "<svg class=plot viewBox=\"0 -4 {WIDTH} {:.0}\" role=img aria-label=\"Quantities over the \
-         run of {} under {}\">",
-        HEIGHT + 8.0,
-        escape(&run.guest),
-        escape(&run.policy)
-    );
     let target = y(run.target_bytes);
-    // Writing to a string cannot fail.
-    let _ = write!(
-        svg,
-        "<path class=axis d=\"M0 0V{HEIGHT}H{WIDTH}\"/>\
-         <path class=limit d=\"M0 {target:.1}H{WIDTH}\"/>\
-         <text class=small x={:.0} y={:.1}>target {}</text>",
-        WIDTH - 2.0,
-        target - 3.0,
-        size(run.target_bytes)
-    );
-    if let Some(x) = balloon_x(samples) {
-        let _ = write!(svg, "<path class=phase d=\"M{x:.1} 0V{HEIGHT}\"/>");
-    }
-    for (class, read) in LINES {
+    let points = |read: Read| {
         let mut points = String::new();
         for (n, sample) in samples.iter().enumerate() {
+            // Writing to a string cannot fail.
             let _ = write!(points, "{:.1},{:.1} ", x(n, samples), y(read(sample)));
         }
-        let _ = write!(svg, "<polyline class=\"line {class}\" points=\"{}\"/>", points.trim_end());
+        points
+    };
+    html! {
+        svg.plot viewBox=(format!("0 -4 {WIDTH} {:.0}", HEIGHT + 8.0)) role="img"
+            aria-label={ "Quantities over the run of " (run.guest) " under " (run.policy) } {
+            path.axis d=(format!("M0 0V{HEIGHT}H{WIDTH}")) {}
+            path.limit d=(format!("M0 {target:.1}H{WIDTH}")) {}
+            text.small x=(format!("{:.0}", WIDTH - 2.0)) y=(format!("{:.1}", target - 3.0)) {
+                "target " (size(run.target_bytes))
+            }
+            @if let Some(x) = balloon_x(samples) { path.phase d=(format!("M{x:.1} 0V{HEIGHT}")) {} }
+            @for (class, read) in LINES {
+                polyline class={ "line " (class) } points=(points(read).trim_end()) {}
+            }
+        }
     }
-    svg + "</svg>"
 }

@@ -1,8 +1,8 @@
 //! The table of one guest: a row a run.
 
-use std::fmt::Write as _;
+use maud::{Markup, html};
 
-use super::{Group, escape, kind, size};
+use super::{Group, kind, size};
 use crate::result::{Outcome, Run};
 
 /// What one column shows.
@@ -60,35 +60,39 @@ fn engine(run: &Run, show: fn(&Run) -> String) -> String {
     if run.is_plain() { "–".to_owned() } else { show(run) }
 }
 
-/// Appends the table.
-pub(super) fn table(page: &mut String, group: &Group<'_>) {
+/// The table.
+pub(super) fn table(group: &Group<'_>) -> Markup {
     let columns: &[Column] = if group.runs[0].is_real_guest() { &REAL } else { &MODEL };
-    page.push_str("<div class=scroll tabindex=0><table><thead><tr><th scope=col>policy</th>");
-    for Column { head, is_time, .. } in columns {
-        let note = if *is_time { format!("<br>{}", kind(group.runs[0])) } else { String::new() };
-        // Writing to a string cannot fail.
-        let _ = write!(page, "<th scope=col>{head}{note}</th>");
+    html! {
+        div.scroll tabindex="0" {
+            table {
+                thead {
+                    tr {
+                        th scope="col" { "policy" }
+                        @for Column { head, is_time, .. } in columns {
+                            th scope="col" { (head) @if *is_time { br; (kind(group.runs[0])) } }
+                        }
+                    }
+                }
+                tbody { @for run in &group.runs { (row(group, run, columns)) } }
+            }
+        }
     }
-    page.push_str("</tr></thead><tbody>");
-    for run in &group.runs {
-        row(page, group, run, columns);
-    }
-    page.push_str("</tbody></table></div>");
 }
 
-fn row(page: &mut String, group: &Group<'_>, run: &Run, columns: &[Column]) {
-    let ours = if run.policy == "zerosweep" { " class=ours" } else { "" };
-    let _ = write!(page, "<tr{ours}><td>{}", escape(&run.policy));
-    if group.runs.iter().any(|other| other.seed != run.seed) {
-        let _ = write!(page, " <span class=dim>seed {}</span>", run.seed);
-    }
-    page.push_str("</td>");
-    if run.outcome == Outcome::Ok {
-        for column in columns {
-            let _ = write!(page, "<td>{}</td>", (column.cell)(run));
+fn row(group: &Group<'_>, run: &Run, columns: &[Column]) -> Markup {
+    let seeds_differ = group.runs.iter().any(|other| other.seed != run.seed);
+    html! {
+        tr.ours[run.policy == "zerosweep"] {
+            td {
+                (run.policy)
+                @if seeds_differ { " " span.dim { "seed " (run.seed) } }
+            }
+            @if run.outcome == Outcome::Ok {
+                @for column in columns { td { ((column.cell)(run)) } }
+            } @else {
+                td.end colspan=(columns.len()) { (run.ending()) }
+            }
         }
-    } else {
-        let _ = write!(page, "<td class=end colspan={}>{}</td>", columns.len(), run.ending());
     }
-    page.push_str("</tr>");
 }

@@ -2,10 +2,11 @@
 
 use std::fmt::Write as _;
 
+use maud::{Markup, html};
 use zerosweep::PAGE_BYTES;
 
-use super::page::{STYLE, key};
-use super::{escape, size};
+use super::page::{document, key};
+use super::size;
 use crate::xentrace::{Column, Course, DomainSummary, Extent, Layout};
 
 /// What a page is made of.
@@ -60,90 +61,77 @@ const MAP: [(char, &str, &str); 5] = [
 /// The page as one HTML document.
 #[must_use]
 pub fn trace_html(report: &TraceReport<'_>) -> String {
-    let mut page = format!(
-        "<!doctype html><html lang=en><head><meta charset=utf-8>\
-         <meta name=viewport content=\"width=device-width,initial-scale=1\">\
-         <meta name=color-scheme content=\"light dark\">\
-         <title>zerosweep: domain {0} of {1}</title><style>{STYLE}</style></head><body>\
-         <h1>Populate on demand: domain {0} of {1}</h1>",
-        report.domain,
-        escape(report.file)
-    );
-    facts(&mut page, report);
+    let name = format!("domain {} of {}", report.domain, report.file);
+    let body = html! {
+        (facts(report))
+        @if report.course.columns.is_empty() { p.note { "There is nothing to draw." } }
+        @else { (plots(report)) }
+    };
+    document(&format!("zerosweep: {name}"), &format!("Populate on demand: {name}"), &body)
+}
+
+fn plots(report: &TraceReport<'_>) -> Markup {
     let columns = &report.course.columns;
-    if columns.is_empty() {
-        page.push_str("<p class=note>There is nothing to draw.</p>");
-        return page + "</body></html>\n";
-    }
     let time = match report.seconds {
         Some(seconds) => format!("{seconds:.2} s from left to right"),
         None => "left to right: time, by the processor's counter".to_owned(),
     };
-    let most = most(columns, &STATES);
-    let title = "What its pages are";
-    figure(&mut page, title, &format!("{time}; up to {}", size(most * PAGE_BYTES)), &STATES);
-    page.push_str(&lines(title, columns, &STATES, most));
-    page.push_str("</figure>");
-    let most = self::most(columns, &RATES);
+    let most_pages = most(columns, &STATES);
+    let most_done = most(columns, &RATES);
     let per = match report.seconds {
         Some(seconds) => {
-            let per_second = most as f64 * columns.len() as f64 / seconds.max(1e-9);
+            let per_second = most_done as f64 * columns.len() as f64 / seconds.max(1e-9);
             format!("up to {} a second", size((per_second * PAGE_BYTES as f64) as u64))
         }
-        None => format!("up to {} in 1/{} of it", size(most * PAGE_BYTES), columns.len()),
+        None => format!("up to {} in 1/{} of it", size(most_done * PAGE_BYTES), columns.len()),
     };
-    let title = "What is done to them";
-    figure(&mut page, title, &format!("{time}; {per}"), &RATES);
-    page.push_str(&lines(title, columns, &RATES, most));
-    page.push_str("</figure>");
-    superpages(&mut page, report, &time);
-    page + "</body></html>\n"
+    let up_to = format!("up to {}", size(most_pages * PAGE_BYTES));
+    html! {
+        (figure("What its pages are", &format!("{time}; {up_to}"), columns, &STATES, most_pages))
+        (figure("What is done to them", &format!("{time}; {per}"), columns, &RATES, most_done))
+        (superpages(report, &time))
+    }
 }
 
-fn facts(page: &mut String, report: &TraceReport<'_>) {
+fn facts(report: &TraceReport<'_>) -> Markup {
     let layout = match report.layout {
         Layout::Words => "Xen 4.18 and newer",
         Layout::Halves => "before Xen 4.18",
     };
-    // Writing to a string cannot fail.
-    let _ = write!(
-        page,
-        "<p class=dim>{} populates of 2 MiB, {} of 4 KiB; {} and {} reclaims; {} splinters; {} \
-         pages given back; layout of {layout}.</p>",
-        report.summary.populates.of(9),
-        report.summary.populates.of(0),
-        report.summary.reclaims.of(9),
-        report.summary.reclaims.of(0),
-        report.summary.splinters,
-        report.summary.decreases.pages(),
-    );
-    if let Some(broken) = report.broken {
-        let _ = write!(
-            page,
-            "<p class=note><b>Cut or damaged.</b> {}. The part before is shown.</p>",
-            escape(broken)
-        );
-    }
-    if report.lost > 0 {
-        let _ = write!(
-            page,
-            "<p class=note><b>{} records are missing</b>, as the trace reports: the counts and \
-             pages are too low.</p>",
-            report.lost
-        );
-    }
-    if report.extent.overflowed {
-        page.push_str("<p class=note>Only the first TiB is drawn.</p>");
+    let counts = report.summary;
+    html! {
+        p.dim {
+            (counts.populates.of(9)) " populates of 2 MiB, " (counts.populates.of(0)) " of 4 KiB; "
+            (counts.reclaims.of(9)) " and " (counts.reclaims.of(0)) " reclaims; "
+            (counts.splinters) " splinters; " (counts.decreases.pages()) " pages given back; \
+            layout of " (layout) "."
+        }
+        @if let Some(broken) = report.broken {
+            p.note { b { "Cut or damaged." } " " (broken) ". The part before is shown." }
+        }
+        @if report.lost > 0 {
+            p.note {
+                b { (report.lost) " records are missing" }
+                ", as the trace reports: the counts and pages are too low."
+            }
+        }
+        @if report.extent.overflowed { p.note { "Only the first TiB is drawn." } }
     }
 }
 
-fn figure(page: &mut String, title: &str, about: &str, lines: &[(&str, &str, Read)]) {
+fn figure(
+    title: &str,
+    about: &str,
+    columns: &[Column],
+    lines: &[(&str, &str, Read)],
+    most: u64,
+) -> Markup {
     let items: Vec<_> = lines.iter().map(|&(class, what, _)| (class, what)).collect();
-    let _ = write!(
-        page,
-        "<h2>{title}</h2>{}<figure class=wide><figcaption>{about}</figcaption>",
-        key(&items)
-    );
+    html! {
+        h2 { (title) }
+        (key(&items))
+        figure.wide { figcaption { (about) } (self::lines(title, columns, lines, most)) }
+    }
 }
 
 fn most(columns: &[Column], lines: &[(&str, &str, Read)]) -> u64 {
@@ -151,25 +139,30 @@ fn most(columns: &[Column], lines: &[(&str, &str, Read)]) -> u64 {
     all.max().unwrap_or(0)
 }
 
-fn lines(title: &str, columns: &[Column], lines: &[(&str, &str, Read)], most: u64) -> String {
-    let mut svg = format!(
-        "<svg class=plot viewBox=\"0 0 {WIDTH} {HEIGHT}\" preserveAspectRatio=none role=img \
-         aria-label=\"{title}\"><path class=axis d=\"M0 0V{HEIGHT}H{WIDTH}\"/>"
-    );
+fn lines(title: &str, columns: &[Column], lines: &[(&str, &str, Read)], most: u64) -> Markup {
     let step = WIDTH / columns.len() as f64;
-    for (class, _, read) in lines {
+    let points = |read: &Read| {
         let mut points = String::new();
         for (n, column) in columns.iter().enumerate() {
             let x = step * (n as f64 + 0.5);
             let y = HEIGHT - HEIGHT * read(column) as f64 / most.max(1) as f64;
+            // Writing to a string cannot fail.
             let _ = write!(points, "{x:.1},{y:.1} ");
         }
-        let _ = write!(svg, "<polyline class=\"line {class}\" points=\"{}\"/>", points.trim_end());
+        points
+    };
+    html! {
+        svg.plot viewBox=(format!("0 0 {WIDTH} {HEIGHT}")) preserveAspectRatio="none" role="img"
+            aria-label=(title) {
+            path.axis d=(format!("M0 0V{HEIGHT}H{WIDTH}")) {}
+            @for (class, _, read) in lines {
+                polyline class={ "line " (class) } points=(points(read).trim_end()) {}
+            }
+        }
     }
-    svg + "</svg>"
 }
 
-fn superpages(page: &mut String, report: &TraceReport<'_>, time: &str) {
+fn superpages(report: &TraceReport<'_>, time: &str) -> Markup {
     let columns = &report.course.columns;
     let cells = columns.iter().map(|column| column.map.len()).max().unwrap_or(0).max(1);
     let items: Vec<_> = MAP.iter().map(|&(_, class, what)| (class, what)).collect();
@@ -177,21 +170,24 @@ fn superpages(page: &mut String, report: &TraceReport<'_>, time: &str) {
         1 => "a superpage of 2 MiB".to_owned(),
         n => format!("{n} superpages of 2 MiB, the most mixed of them"),
     };
-    let _ = write!(
-        page,
-        "<h2>Its superpages</h2>{}<figure class=wide><figcaption>{time}; the first page is at the \
-         top; a cell is {per_cell}; {} in all</figcaption><svg class=\"plot map\" \
-         viewBox=\"0 0 {} {cells}\" preserveAspectRatio=none role=img \
-         aria-label=\"Superpage map over time\">",
-        key(&items),
-        report.extent.superpages(),
-        columns.len(),
-    );
-    page.push_str("<g>");
-    for (letter, class, _) in MAP {
-        let _ = write!(page, "<path class=\"cell-{class}\" d=\"{}\"/>", path(letter, columns));
+    html! {
+        h2 { "Its superpages" }
+        (key(&items))
+        figure.wide {
+            figcaption {
+                (time) "; the first page is at the top; a cell is " (per_cell) "; "
+                (report.extent.superpages()) " in all"
+            }
+            svg class="plot map" viewBox=(format!("0 0 {} {cells}", columns.len()))
+                preserveAspectRatio="none" role="img" aria-label="Superpage map over time" {
+                g {
+                    @for (letter, class, _) in MAP {
+                        path class={ "cell-" (class) } d=(path(letter, columns)) {}
+                    }
+                }
+            }
+        }
     }
-    page.push_str("</g></svg></figure>");
 }
 
 /// A vertical stroke for each run of equal cells.
@@ -201,6 +197,7 @@ fn path(letter: char, columns: &[Column]) -> String {
         let mut at = 0;
         for run in column.map.as_bytes().chunk_by(|a, b| a == b) {
             if char::from(run[0]) == letter {
+                // Writing to a string cannot fail.
                 let _ = write!(path, "M{n}.5 {at}v{}", run.len());
             }
             at += run.len();

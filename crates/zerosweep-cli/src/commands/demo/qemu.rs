@@ -10,8 +10,9 @@ use serde::Serialize;
 use zerosweep_client::error::Failure;
 use zerosweep_client::output;
 use zerosweep_client::size::Size;
+use zerosweep_lab::host::{HostFacts, rss_anon_bytes};
 use zerosweep_lab::image::GuestImage;
-use zerosweep_lab::result::{HostFacts, SCHEMA};
+use zerosweep_lab::result::SCHEMA;
 use zerosweep_wire::{Operation, Status};
 
 use super::{Narrator, sizes};
@@ -188,7 +189,7 @@ impl Guest {
             .and_then(|name| super::super::connect(name).ok()?.request(Operation::Status).ok());
         let pid = status.as_ref().map_or(self.child.id(), |status| status.pid);
         let is_vmm = self.name.is_none() || status.is_some();
-        if is_vmm && let Some(bytes) = rss_anon(pid) {
+        if is_vmm && let Some(bytes) = rss_anon_bytes(pid) {
             seen.peak_rss_anon_bytes = seen.peak_rss_anon_bytes.max(bytes);
         }
         if let Some(status) = status {
@@ -202,12 +203,4 @@ impl Guest {
         }
         let _ = self.child.wait();
     }
-}
-
-/// `RssAnon` of a process.
-fn rss_anon(pid: u32) -> Option<u64> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
-    let kib: u64 = line.split_ascii_whitespace().next()?.parse().ok()?;
-    Some(kib * 1024)
 }

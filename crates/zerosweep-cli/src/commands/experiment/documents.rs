@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use zerosweep_client::error::Failure;
 use zerosweep_lab::files;
-use zerosweep_lab::result::{HostFacts, Report, Run, SCHEMA};
+use zerosweep_lab::host::HostFacts;
+use zerosweep_lab::result::{Report, Run, SCHEMA};
 
 /// Reads a document; anything wrong with it is wrong usage.
 pub(super) fn read(path: &Path) -> Result<Report, Failure> {

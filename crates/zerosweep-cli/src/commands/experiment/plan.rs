@@ -7,9 +7,9 @@ use zerosweep_client::error::Failure;
 use zerosweep_client::size::Size;
 use zerosweep_lab::cost::CostModel;
 use zerosweep_lab::guest::{Guest, parse_list};
+use zerosweep_lab::host::{HostFacts, available_bytes};
 use zerosweep_lab::matrix::{Matrix, POLICIES, Stage};
 use zerosweep_lab::real_guest::{RealGuest, Rival};
-use zerosweep_lab::result::HostFacts;
 
 use super::costs;
 use crate::cli::{ExperimentArguments, Machine};
@@ -155,12 +155,4 @@ pub(super) fn jobs<G: Clone + Display, P: Copy + Display>(
     }
     let wanted = arguments.jobs.unwrap_or(host.cpus.max(1)) as usize;
     Ok(wanted.min((available / one) as usize).max(1))
-}
-
-/// What the kernel says new programs can have.
-fn available_bytes() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: u64 = line.trim().trim_end_matches(" kB").parse().ok()?;
-    Some(kib * 1024)
 }

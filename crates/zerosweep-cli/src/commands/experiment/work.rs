@@ -6,8 +6,9 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::anyhow;
 use zerosweep_client::error::Failure;
+use zerosweep_lab::host::HostFacts;
 use zerosweep_lab::matrix::{Matrix, Runner, Shard, Stage, is_run_of, run_all};
-use zerosweep_lab::result::{HostFacts, Report, Run};
+use zerosweep_lab::result::{Report, Run};
 use zerosweep_lab::run::{Experiment, Interrupted};
 
 use super::documents::{self, Destination};

@@ -6,9 +6,9 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::fs;
 use std::path::Path;
 
+use procfs::process::{MMapPath, MemoryMap, MemoryMaps, Process, VmFlags};
 use zerosweep_client::size::Size;
 
 /// Processes that are looked at: a VMM that a script started is a child of the script.
@@ -35,10 +35,11 @@ pub(super) enum Absence {
 impl Absence {
     /// Looks at the process `pid` and its children, for the library `agent`.
     pub(super) fn look(pid: u32, agent: &Path) -> Self {
-        let agent = agent.to_string_lossy();
         let loaded = family(pid).into_iter().filter_map(|pid| {
-            let maps = fs::read_to_string(format!("/proc/{pid}/smaps")).ok()?;
-            maps.lines().any(|line| line.ends_with(&*agent)).then(|| (pid, marked(&maps)))
+            let maps = process(pid)?.smaps().ok()?;
+            let is_agent =
+                |map: &MemoryMap| matches!(&map.pathname, MMapPath::Path(path) if path == agent);
+            maps.iter().any(is_agent).then(|| (pid, marked(&maps)))
         });
         // Of a script and its VMM, both of which have it, the VMM marks memory.
         let found = loaded.max_by_key(|(_, marked)| marked.len());
@@ -94,45 +95,33 @@ pub(super) fn family(pid: u32) -> Vec<u32> {
         && all.len() < MOST_PROCESSES
     {
         next += 1;
-        let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { continue };
-        let lists = threads
-            .filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("children")).ok());
-        let numbers: Vec<u32> = lists
-            .flat_map(|list| {
-                list.split_ascii_whitespace()
-                    .filter_map(|word| word.parse().ok())
-                    .collect::<Vec<_>>()
-            })
-            .collect();
-        all.extend(numbers);
+        let Some(threads) = process(pid).and_then(|process| process.tasks().ok()) else { continue };
+        all.extend(threads.filter_map(|thread| thread.ok()?.children().ok()).flatten());
     }
     all
 }
 
-/// Reads `/proc/PID/smaps`: a line with the addresses, then the mapping's figures, `Size:` and
-/// `VmFlags:` among them.
-fn marked(maps: &str) -> BTreeSet<u64> {
-    let mut bytes = 0;
-    let mut found = BTreeSet::new();
-    for line in maps.lines() {
-        if let Some(size) = line.strip_prefix("Size:") {
-            let kib = size.trim().strip_suffix(" kB").and_then(|kib| kib.parse::<u64>().ok());
-            bytes = kib.unwrap_or(0) << 10;
-        } else if let Some(flags) = line.strip_prefix("VmFlags:")
-            && flags.split_ascii_whitespace().any(|flag| flag == "dc")
-            && bytes >= SMALLEST
-        {
-            found.insert(bytes);
-        }
-    }
-    found
+fn process(pid: u32) -> Option<Process> {
+    Process::new(pid.try_into().ok()?).ok()
+}
+
+/// The sizes of the blocks that are not copied at a fork.
+fn marked(maps: &MemoryMaps) -> BTreeSet<u64> {
+    let marked = maps.iter().filter(|map| map.extension.vm_flags.contains(VmFlags::DC));
+    marked.map(|map| map.address.1 - map.address.0).filter(|&bytes| bytes >= SMALLEST).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
+    use procfs::FromRead as _;
+
     use super::*;
+
+    fn maps() -> MemoryMaps {
+        MemoryMaps::from_read(MAPS.as_bytes()).unwrap()
+    }
 
     const MAPS: &str = "\
 7f0000000000-7f0008000000 rw-p 00000000 00:00 0 \nSize:             131072 kB\nRss: 4 kB\n\
@@ -143,15 +132,16 @@ VmFlags: rd wr mr mw me dc ac sd hg mg \n\
 
     #[test]
     fn marked_blocks_are_those_that_are_not_copied_at_a_fork() {
-        assert_eq!(marked(MAPS).into_iter().collect::<Vec<_>>(), [16 << 20, 128 << 20]);
-        assert!(marked("").is_empty());
+        assert_eq!(marked(&maps()).into_iter().collect::<Vec<_>>(), [16 << 20, 128 << 20]);
+        let none = MemoryMaps::from_read(&b""[..]).unwrap();
+        assert!(marked(&none).is_empty());
     }
 
     #[test]
     fn what_was_seen_is_told() {
         let wanted = Size(512 << 20);
         let explain = |absence: Absence| absence.explain(wanted, Duration::from_secs(30));
-        let ram = explain(Absence::NoRam { pid: 7, marked: marked(MAPS) });
+        let ram = explain(Absence::NoRam { pid: 7, marked: marked(&maps()) });
         assert!(ram.contains("pid 7") && ram.contains("one block of 512M"), "{ram}");
         assert!(ram.contains("marked as a guest's: 128M, 16M."), "{ram}");
         assert!(!ram.contains("LD_PRELOAD"), "{ram}");

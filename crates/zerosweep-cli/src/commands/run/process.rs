@@ -148,13 +148,7 @@ impl TerminalMode {
 /// The process group. In a container it may be one from outside, which has no number here:
 /// `rustix::process::getpgrp` does not allow for that.
 fn own_group() -> Option<Pid> {
-    group_of(&std::fs::read_to_string("/proc/self/stat").ok()?)
-}
-
-/// The group in `PID (NAME) STATE PARENT GROUP …`; the name may have anything in it.
-fn group_of(stat: &str) -> Option<Pid> {
-    let (_, fields) = stat.rsplit_once(") ")?;
-    Pid::from_raw(fields.split(' ').nth(2)?.parse().ok()?)
+    Pid::from_raw(procfs::process::Process::myself().ok()?.stat().ok()?.pgrp)
 }
 
 #[cfg(test)]
@@ -167,8 +161,5 @@ mod tests {
         if let Some(group) = own_group() {
             assert_eq!(group, rustix::process::getpgrp());
         }
-        assert_eq!(group_of("12 (a) S 3) R 1 77 78 0 -1"), Pid::from_raw(77));
-        assert_eq!(group_of("12 (a) R 1 0 0 0 -1"), None, "of outside the container");
-        assert_eq!(group_of("12"), None);
     }
 }
