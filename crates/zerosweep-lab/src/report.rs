@@ -4,6 +4,7 @@
 //! dark. `maud` escapes every text.
 
 mod bars;
+mod draw;
 mod heatmap;
 mod lines;
 mod page;

@@ -18,7 +18,7 @@ use alloc::collections::VecDeque;
 
 use crate::error::OutOfTableMemory;
 use crate::frame::{Mfn, Order, SUPERPAGE_PAGES, Superframe};
-use crate::run::{Flushed, Run, Unflushed};
+use crate::run::{Run, Unflushed};
 use crate::superframes::PartialSuperframes;
 
 /// Runs that may be waiting to be cleared before their list has to grow.
@@ -56,14 +56,6 @@ impl Dirty {
         match self {
             Self::Flushed(run) => run.order(),
             Self::Unflushed(run) => run.order(),
-        }
-    }
-
-    /// The run, once no CPU can reach it.
-    pub(crate) fn after(self, flushed: &Flushed) -> Run {
-        match self {
-            Self::Flushed(run) => run,
-            Self::Unflushed(run) => run.after(flushed),
         }
     }
 

@@ -1,9 +1,8 @@
 //! The timeline of one run: total, populated, cache and entries.
 
-use std::fmt::Write as _;
-
 use maud::{Markup, html};
 
+use super::draw::points;
 use super::size;
 use crate::result::Run;
 use crate::timeline::Sample;
@@ -37,13 +36,8 @@ pub(super) fn balloon_x(samples: &[Sample]) -> Option<f64> {
 pub(super) fn svg(run: &Run, samples: &[Sample]) -> Markup {
     let y = |bytes: u64| HEIGHT - HEIGHT * bytes as f64 / run.max_mem_bytes.max(1) as f64;
     let target = y(run.target_bytes);
-    let points = |read: Read| {
-        let mut points = String::new();
-        for (n, sample) in samples.iter().enumerate() {
-            // Writing to a string cannot fail.
-            let _ = write!(points, "{:.1},{:.1} ", x(n, samples), y(read(sample)));
-        }
-        points
+    let line = |read: Read| {
+        points(samples.iter().enumerate().map(|(n, sample)| (x(n, samples), y(read(sample)))))
     };
     html! {
         svg.plot viewBox=(format!("0 -4 {WIDTH} {:.0}", HEIGHT + 8.0)) role="img"
@@ -55,7 +49,7 @@ pub(super) fn svg(run: &Run, samples: &[Sample]) -> Markup {
             }
             @if let Some(x) = balloon_x(samples) { path.phase d=(format!("M{x:.1} 0V{HEIGHT}")) {} }
             @for (class, read) in LINES {
-                polyline class={ "line " (class) } points=(points(read).trim_end()) {}
+                polyline class={ "line " (class) } points=(line(read)) {}
             }
         }
     }

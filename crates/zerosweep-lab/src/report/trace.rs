@@ -1,10 +1,9 @@
 //! The page of one domain in a trace: what its pages were, what happened, and the superpage map.
 
-use std::fmt::Write as _;
-
 use maud::{Markup, html};
 use zerosweep::PAGE_BYTES;
 
+use super::draw::{points, strokes};
 use super::page::{document, key};
 use super::size;
 use crate::xentrace::{Column, Course, DomainSummary, Extent, Layout};
@@ -50,12 +49,12 @@ const RATES: [(&str, &str, Read); 3] = [
 ];
 
 /// Letters of a map, and the classes of their colours. What was given back is the background.
-const MAP: [(char, &str, &str); 5] = [
-    ('W', "whole", "whole: one entry with a frame"),
-    ('b', "broken", "broken: every page has a frame of its own"),
-    ('m', "retained", "mixed: some pages have a frame"),
-    ('p', "pod", "promised: no page has one"),
-    ('.', "out", "given back"),
+const MAP: [(u8, &str, &str); 5] = [
+    (b'W', "whole", "whole: one entry with a frame"),
+    (b'b', "broken", "broken: every page has a frame of its own"),
+    (b'm', "retained", "mixed: some pages have a frame"),
+    (b'p', "pod", "promised: no page has one"),
+    (b'.', "out", "given back"),
 ];
 
 /// The page as one HTML document.
@@ -141,22 +140,18 @@ fn most(columns: &[Column], lines: &[(&str, &str, Read)]) -> u64 {
 
 fn lines(title: &str, columns: &[Column], lines: &[(&str, &str, Read)], most: u64) -> Markup {
     let step = WIDTH / columns.len() as f64;
-    let points = |read: &Read| {
-        let mut points = String::new();
-        for (n, column) in columns.iter().enumerate() {
+    let line = |read: &Read| {
+        points(columns.iter().enumerate().map(|(n, column)| {
             let x = step * (n as f64 + 0.5);
-            let y = HEIGHT - HEIGHT * read(column) as f64 / most.max(1) as f64;
-            // Writing to a string cannot fail.
-            let _ = write!(points, "{x:.1},{y:.1} ");
-        }
-        points
+            (x, HEIGHT - HEIGHT * read(column) as f64 / most.max(1) as f64)
+        }))
     };
     html! {
         svg.plot viewBox=(format!("0 0 {WIDTH} {HEIGHT}")) preserveAspectRatio="none" role="img"
             aria-label=(title) {
             path.axis d=(format!("M0 0V{HEIGHT}H{WIDTH}")) {}
             @for (class, _, read) in lines {
-                polyline class={ "line " (class) } points=(points(read).trim_end()) {}
+                polyline class={ "line " (class) } points=(line(read)) {}
             }
         }
     }
@@ -182,26 +177,10 @@ fn superpages(report: &TraceReport<'_>, time: &str) -> Markup {
                 preserveAspectRatio="none" role="img" aria-label="Superpage map over time" {
                 g {
                     @for (letter, class, _) in MAP {
-                        path class={ "cell-" (class) } d=(path(letter, columns)) {}
+                        path class={ "cell-" (class) } d=(strokes(letter, columns.iter().map(|column| column.map.as_str()))) {}
                     }
                 }
             }
         }
     }
-}
-
-/// A vertical stroke for each run of equal cells.
-fn path(letter: char, columns: &[Column]) -> String {
-    let mut path = String::new();
-    for (n, column) in columns.iter().enumerate() {
-        let mut at = 0;
-        for run in column.map.as_bytes().chunk_by(|a, b| a == b) {
-            if char::from(run[0]) == letter {
-                // Writing to a string cannot fail.
-                let _ = write!(path, "M{n}.5 {at}v{}", run.len());
-            }
-            at += run.len();
-        }
-    }
-    path
 }

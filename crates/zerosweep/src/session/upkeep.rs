@@ -15,7 +15,7 @@ use crate::cache::Dirty;
 use crate::domain::{Domain, Upkeep};
 use crate::frame::{Order, SUPERPAGE_PAGES};
 use crate::machine::{Host, Machine};
-use crate::run::{Flushed, Run};
+use crate::run::Run;
 
 /// Pages that are cleared with one flush.
 const CLEAN_PAGES: u64 = SUPERPAGE_PAGES;
@@ -105,38 +105,39 @@ impl<H: Host> Session<H> {
     /// Clears some of what came back dirty, with one flush. False if there is nothing.
     pub(crate) fn clean_batch(&mut self) -> bool {
         let mut batch = [const { None }; CLEAN_PAGES as usize];
-        let domain = self.host.domain();
-        let (mut pages, mut is_flushed) = (0, true);
+        let cache = &mut self.host.domain().cache;
+        let mut pages = 0;
         for slot in &mut batch {
             if pages >= CLEAN_PAGES {
                 break;
             }
-            let Some(dirty) = domain.cache.take_dirty() else { break };
+            let Some(dirty) = cache.take_dirty() else { break };
             pages += dirty.order().pages();
-            is_flushed &= matches!(dirty, Dirty::Flushed(_));
             *slot = Some(dirty);
         }
         if pages == 0 {
             return false;
         }
-        domain.flight.in_hand += pages;
-        let flushed = self.host.machine(|m| {
-            if !is_flushed {
-                m.flush();
-            }
-            for dirty in batch.iter().map_while(Option::as_ref) {
-                m.clear(dirty.mfn(), dirty.order());
-                if dirty.order() == Order::SUPERPAGE {
-                    m.park(dirty.mfn().superframe());
+        self.domain().flight.in_hand += pages;
+        // One flush is for all: they were unmapped before.
+        let mut flushed = None;
+        let mut runs = [const { None }; CLEAN_PAGES as usize];
+        for (slot, dirty) in runs.iter_mut().zip(batch.into_iter().map_while(|dirty| dirty)) {
+            *slot = Some(match dirty {
+                Dirty::Flushed(run) => run,
+                Dirty::Unflushed(run) => run.after(flushed.get_or_insert_with(|| self.flush())),
+            });
+        }
+        self.host.machine(|m| {
+            for run in runs.iter().map_while(Option::as_ref) {
+                m.clear(run.mfn(), run.order());
+                if run.order() == Order::SUPERPAGE {
+                    m.park(run.mfn().superframe());
                 }
             }
-            Flushed::now()
         });
-        let statistics = &mut self.domain().statistics;
-        statistics.unmap_flushes += u64::from(!is_flushed);
-        statistics.bytes_cleared += pages * crate::PAGE_BYTES;
-        for dirty in batch.into_iter().map_while(|dirty| dirty) {
-            let run = dirty.after(&flushed);
+        self.domain().statistics.bytes_cleared += pages * crate::PAGE_BYTES;
+        for run in runs.into_iter().map_while(|run| run) {
             self.domain().flight.in_hand -= run.pages();
             self.put(run);
         }
