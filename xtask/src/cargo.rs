@@ -1,10 +1,10 @@
-//! Running cargo in the workspace, with its output going straight to ours.
+//! Running cargo, and other programs, in the workspace.
 
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 /// The profile of ordinary tests, as arguments of cargo. It has every assertion. It is optimised,
 /// because the zero-scan kernels are some fifty times slower otherwise.
@@ -52,6 +52,14 @@ pub(crate) fn has(subcommand: &str) -> bool {
     let mut command = command(&[subcommand, "--version"], &[]);
     let status = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
     status.is_ok_and(|status| status.success())
+}
+
+/// What a program prints, without the end of the line.
+pub(crate) fn said_by(program: &str, arguments: &[&str]) -> Result<String> {
+    let output = Command::new(program).args(arguments).current_dir(workspace()).output();
+    let output = output.with_context(|| format!("starting {program}"))?;
+    ensure!(output.status.success(), "{program} {}: {}", arguments.join(" "), output.status);
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 /// Starts cargo and does not wait for it: a build that is needed later. Its output is shown when

@@ -1,5 +1,5 @@
 //! Developer tasks: `cargo xtask setup`, `cargo xtask test`, `cargo xtask bench`,
-//! `cargo xtask dist`, `cargo xtask ci`, `cargo xtask fresh`.
+//! `cargo xtask dist`, `cargo xtask ci`, `cargo xtask fresh`, `cargo xtask hosts`.
 //!
 //! - [`setup`] installs QEMU, fetches a guest kernel and builds the guest image;
 //! - [`need`] knows what tests need, and installs it;
@@ -7,7 +7,8 @@
 //! - [`mod@bench`] measures, and writes a record of it;
 //! - [`dist`] builds what is installed, and a Debian package;
 //! - [`ci`] is what CI runs: formatting, lints, documentation, then the tests;
-//! - [`fresh`] runs the README's commands on an empty system.
+//! - [`fresh`] runs the README's commands on an empty system;
+//! - [`hosts`] runs zerosweep on other kernels, QEMUs and processors.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -25,6 +26,7 @@ mod dist;
 #[cfg(test)]
 mod docs;
 mod fresh;
+mod hosts;
 #[cfg(test)]
 mod layers;
 mod machine;
@@ -89,6 +91,11 @@ enum Task {
         #[arg(long)]
         keep: bool,
     },
+    /// Run zerosweep on other kernels and QEMUs, with KVM, and write docs/hosts.md's table
+    ///
+    /// Hosts are built of Debian's and Ubuntu's packages, which are unpacked and not installed, and
+    /// booted under QEMU's software CPU with AMD's virtualisation. Needs root on Debian or Ubuntu.
+    Hosts(hosts::Options),
 }
 
 fn main() -> ExitCode {
@@ -115,6 +122,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Bench { quick: false, .. } => bench::run(bench::Pace::Full)?,
         Task::Dist => dist::run()?,
         Task::Ci => ci::run()?,
+        Task::Hosts(options) => hosts::run(&options)?,
         Task::Fresh { root, keep } => fresh::run(&fresh::Options { root, keep })?,
     };
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -4,7 +4,7 @@
 //! A test that needs more than cargo is ignored, and says all that it needs in the reason
 //! ([`crate::need`]). Tests that need the same are a group.
 
-mod program;
+pub(crate) mod program;
 mod reasons;
 mod summary;
 
@@ -123,7 +123,7 @@ fn jobs<'a>(
 ) -> Result<Vec<Job<'a>>> {
     let mut jobs = Vec::new();
     for program in programs {
-        if program.ordinary()? > 0 {
+        if !program.ordinary()?.is_empty() {
             jobs.push(Job { program, needs: Needs::new(), tests: Vec::new() });
         }
         for (needs, tests) in program.needing()? {

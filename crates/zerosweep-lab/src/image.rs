@@ -31,7 +31,8 @@ mod initramfs;
 mod kernel;
 
 pub use init::find_init;
-pub use kernel::Kernel;
+pub use initramfs::Archive;
+pub use kernel::{Kernel, read_module};
 
 /// Where zerosweep keeps what it can build again: `$XDG_CACHE_HOME/zerosweep`, else
 /// `~/.cache/zerosweep`, else a directory for temporary files.

@@ -3,11 +3,10 @@
 use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::cargo::workspace;
+use crate::cargo::{said_by, workspace};
 use crate::machine;
 
 pub(crate) const HEADER: &str = "bench,case,median_ns,instructions,commit,machine,kernel";
@@ -98,13 +97,6 @@ fn row(line: &str) -> Result<Row> {
         median_ns: number(fields[2])?,
         instructions: number(fields[3])?,
     })
-}
-
-fn said_by(program: &str, arguments: &[&str]) -> Result<String> {
-    let output = Command::new(program).args(arguments).current_dir(workspace()).output();
-    let output = output.with_context(|| format!("starting {program}"))?;
-    ensure!(output.status.success(), "{program} {}: {}", arguments.join(" "), output.status);
-    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 #[cfg(test)]

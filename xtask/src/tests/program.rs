@@ -95,9 +95,17 @@ impl Program {
         words.join(" ")
     }
 
-    /// How many of its tests are not ignored.
-    pub(crate) fn ordinary(&self) -> Result<usize> {
-        Ok(self.list(&[])?.len() - self.list(&["--ignored"])?.len())
+    /// Its file.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its tests that are not ignored.
+    pub(crate) fn ordinary(&self) -> Result<Vec<String>> {
+        let ignored = self.list(&["--ignored"])?;
+        let mut tests = self.list(&[])?;
+        tests.retain(|test| !ignored.contains(test));
+        Ok(tests)
     }
 
     /// Its ignored tests, by what they need.
@@ -166,7 +174,7 @@ impl Program {
 }
 
 /// How many tests passed and failed, by the last line that says so.
-fn counts(said: &str) -> (u64, u64) {
+pub(crate) fn counts(said: &str) -> (u64, u64) {
     let Some(line) = said.lines().rfind(|line| line.starts_with("test result: ")) else {
         return (0, 0);
     };
@@ -178,7 +186,7 @@ fn counts(said: &str) -> (u64, u64) {
 }
 
 /// The names in the last list of failures.
-fn failures(said: &str) -> Vec<String> {
+pub(crate) fn failures(said: &str) -> Vec<String> {
     let Some((_, list)) = said.rsplit_once("\nfailures:\n") else { return Vec::new() };
     list.lines().map_while(|line| line.strip_prefix("    ")).map(str::to_owned).collect()
 }

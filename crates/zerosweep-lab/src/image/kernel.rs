@@ -212,7 +212,10 @@ fn unpack(package: &Path, directory: &Path) -> Result<()> {
 }
 
 /// A module's file, unpacked if it is packed.
-fn read_module(path: &Path) -> Result<Vec<u8>> {
+///
+/// # Errors
+/// When it cannot be read or unpacked.
+pub fn read_module(path: &Path) -> Result<Vec<u8>> {
     let bytes = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
     let Some(unpack) = unpack::by_beginning(&bytes) else { return Ok(bytes) };
     let mut module = Vec::new();

@@ -35,6 +35,17 @@ fn program() -> PathBuf {
         .map_or_else(|| env!("CARGO_BIN_EXE_zerosweep").into(), PathBuf::from)
 }
 
+/// How QEMU runs the guest, beside the default: `ZEROSWEEP_TEST_ACCEL=kvm` is for hosts with KVM
+/// and a processor's virtualisation. Guests without nested virtualisation are not refused anywhere.
+fn accelerator() -> impl Iterator<Item = &'static str> {
+    let words: &[&str] = match std::env::var("ZEROSWEEP_TEST_ACCEL").as_deref() {
+        Err(_) | Ok("tcg") => &[],
+        Ok("kvm") => &["-accel", "kvm", "-cpu", "host,-svm,-vmx"],
+        Ok(other) => panic!("ZEROSWEEP_TEST_ACCEL is {other}: tcg or kvm"),
+    };
+    words.iter().copied()
+}
+
 /// A runtime directory of its own.
 pub(crate) struct Place {
     directory: TempDir,
@@ -150,6 +161,7 @@ pub(crate) fn qemu_command(place: &Place, spec: &Spec<'_>) -> Vec<String> {
     let append = format!("console=ttyS0 quiet panic=-1 no_timer_check {}", spec.append);
     let words = ["-m", "2048", "-nographic", "-kernel"].map(str::to_owned);
     let mut command = vec![vmm];
+    command.extend(accelerator().map(str::to_owned));
     command.extend((!spec.reboots).then(|| "-no-reboot".to_owned()));
     command.extend(words);
     command.push(image.kernel.to_str().unwrap().to_owned());

@@ -1,0 +1,289 @@
+//! Real hosts: kernels and QEMUs that people have, booted under QEMU's software CPU, which has
+//! AMD's virtualisation with nested page tables; so KVM works in them.
+//!
+//! ```text
+//! packages ─┬─ kernel ──┐
+//!           └─ system ──┴─ boot ─ scenario ─ record
+//! ```
+//!
+//! Nothing is installed but `mmdebstrap`: packages are unpacked below the cache directory. Times in
+//! such a host say nothing. What is right or wrong there is so on a processor, as far as KVM and the
+//! kernel go.
+
+mod boot;
+mod kernel;
+mod packages;
+mod record;
+mod scenario;
+mod system;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use zerosweep_lab::image::GuestImage;
+
+use self::kernel::HostKernel;
+use self::packages::Packages;
+use self::record::{Cell, Host, Record};
+use self::scenario::{Programs, SCENARIOS, Scenario, Step};
+use self::system::{Qemu, System};
+use crate::cargo::{self, CHECKED, Outcome, RELEASE, cargo, said_by};
+use crate::need::{self, Need, Needs};
+use crate::tests::program::{Program, build};
+
+/// Series of kernels that releases of Debian have, and the oldest that zerosweep allows, which
+/// Ubuntu 24.04 has.
+const KERNELS: [&str; 10] =
+    ["6.8", "6.12", "6.16", "6.17", "6.18", "6.19", "7.0", "7.1", "7.2", "7.3"];
+/// The scenarios of a run that names none.
+const USUAL: [&str; 4] = ["doctor", "demo", "linux", "guest"];
+
+/// What is to be run.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// Series of kernels [default: all that there are]
+    #[arg(long, value_name = "SERIES", value_delimiter = ',', value_parser = kernel::series)]
+    kernel: Vec<String>,
+    /// Versions of QEMU for the guests
+    #[arg(long, value_name = "VERSION", value_delimiter = ',', default_value = "7.2")]
+    qemu: Vec<String>,
+    /// What to run [default: doctor, demo, linux, guest]
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    scenario: Vec<String>,
+    /// List kernels, QEMUs and scenarios, and do nothing
+    #[arg(long)]
+    list: bool,
+    /// Do not change the record and the table in docs/hosts.md
+    #[arg(long)]
+    no_record: bool,
+}
+
+/// A processor's architecture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Arch {
+    X86_64,
+}
+
+impl Arch {
+    /// As Debian calls it.
+    fn debian(self) -> &'static str {
+        match self {
+            Self::X86_64 => "amd64",
+        }
+    }
+
+    /// What follows the name of a package of this architecture.
+    fn suffix(self) -> String {
+        format!(":{}", self.debian())
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::X86_64 => "x86_64",
+        }
+    }
+
+    fn qemu(self) -> &'static str {
+        match self {
+            Self::X86_64 => "qemu-system-x86_64",
+        }
+    }
+
+    fn qemu_package(self) -> &'static str {
+        match self {
+            Self::X86_64 => "qemu-system-x86",
+        }
+    }
+
+    fn strip(self) -> &'static str {
+        match self {
+            Self::X86_64 => "strip",
+        }
+    }
+
+    /// A machine with virtualisation. QEMU 7.2's software CPU damages a host with several threads.
+    fn machine(self) -> &'static [&'static str] {
+        match self {
+            Self::X86_64 => &["-accel", "tcg,thread=single", "-cpu", "EPYC,+svm,+npt"],
+        }
+    }
+
+    /// The port for what steps say.
+    fn results(self, file: &Path) -> [String; 2] {
+        match self {
+            Self::X86_64 => ["-serial".to_owned(), format!("file:{}", file.display())],
+        }
+    }
+
+    /// That port, in the host.
+    fn port(self) -> &'static str {
+        match self {
+            Self::X86_64 => "/dev/ttyS1",
+        }
+    }
+
+    fn command_line(self) -> String {
+        match self {
+            Self::X86_64 => "console=ttyS0 quiet panic=-1 no_timer_check".to_owned(),
+        }
+    }
+}
+
+/// Runs the scenarios on the hosts. Returns whether all passed or were refused for a known reason.
+pub(crate) fn run(options: &Options) -> Result<bool> {
+    if options.list {
+        list();
+        return Ok(true);
+    }
+    ensure!(
+        need::can_install(),
+        "`cargo xtask hosts` needs root on Debian or Ubuntu: it unpacks packages of Debian's"
+    );
+    let scenarios = scenarios(&options.scenario)?;
+    let qemus = options.qemu.iter().map(|name| Qemu::named(name)).collect::<Result<Vec<_>>>()?;
+    let kernels = match options.kernel.is_empty() {
+        true => KERNELS.map(str::to_owned).to_vec(),
+        false => options.kernel.clone(),
+    };
+    let arch = Arch::X86_64;
+    let began = Instant::now();
+    let missing = need::obtain(&Needs::from([Need::Qemu, Need::GuestImage]));
+    if let Some(missing) = missing.first() {
+        bail!("hosts need {missing}");
+    }
+    let packages = Packages::open()?;
+    let programs = programs(&scenarios)?;
+    let mut steps = Vec::new();
+    for scenario in &scenarios {
+        steps.extend(scenario.steps(&programs)?);
+    }
+    let mut record = Record::read()?;
+    let (mut all_passed, mut hosts) = (true, 0);
+    for qemu in qemus {
+        let image = GuestImage::find()?;
+        let system = System::pack(&packages, qemu, arch, &programs.files(), Some(&image))?;
+        for series in &kernels {
+            hosts += 1;
+            let kernel = match HostKernel::get(&packages, series, arch) {
+                Ok(kernel) => kernel,
+                Err(error) => {
+                    println!("Linux {series}: cannot be had: {error:#}");
+                    all_passed = false;
+                    continue;
+                }
+            };
+            let cells = run_on(&kernel, qemu, arch, &system, &steps, &scenarios)?;
+            all_passed &= cells.iter().all(|cell| cell.outcome.passed);
+            for cell in cells {
+                record.add(cell);
+            }
+            if !options.no_record {
+                record.write()?;
+            }
+        }
+    }
+    println!("\n{hosts} hosts in {} s", began.elapsed().as_secs());
+    Ok(all_passed)
+}
+
+/// Boots one host, and prints what its steps came to.
+fn run_on(
+    kernel: &HostKernel,
+    qemu: Qemu,
+    arch: Arch,
+    system: &System,
+    steps: &[Step],
+    scenarios: &[&Scenario],
+) -> Result<Vec<Cell>> {
+    let began = Instant::now();
+    let lines: String = steps.iter().map(Step::line).collect();
+    let initramfs = system.initramfs(kernel, &scenario::settings(arch), &lines)?;
+    let limit: Duration = steps.iter().map(|step| step.limit).sum();
+    let log = log(&format!("{}-qemu-{}", kernel.version, qemu.version))?;
+    let said = boot::boot(kernel, arch, &initramfs, limit, &log);
+    fs::remove_file(&initramfs)?;
+    println!("Linux {}, QEMU {} ({} s):", kernel.version, qemu.version, began.elapsed().as_secs());
+    let said = said.with_context(|| format!("Linux {}", kernel.version))?;
+    let (commit, date) = (commit()?, today()?);
+    let mut cells = Vec::new();
+    for scenario in scenarios {
+        let outcome = scenario.outcome(&said).unwrap_or_else(|| record::Outcome {
+            passed: false,
+            detail: "was not reached".to_owned(),
+            seconds: 0.0,
+        });
+        let verdict = if outcome.passed { "passed" } else { "FAILED" };
+        println!(
+            "  {verdict}  {:<8} {:>6.1} s  {}",
+            scenario.name, outcome.seconds, outcome.detail
+        );
+        let host = Host {
+            arch: arch.name().to_owned(),
+            kernel: kernel.version.clone(),
+            qemu: qemu.version.to_owned(),
+            on: "emulated".to_owned(),
+        };
+        let (commit, date) = (commit.clone(), date.clone());
+        cells.push(Cell { host, scenario: scenario.name.to_owned(), outcome, commit, date });
+    }
+    if cells.iter().any(|cell| !cell.outcome.passed) {
+        println!("  what it said is in {}", log.with_extension("results").display());
+    }
+    Ok(cells)
+}
+
+fn list() {
+    println!("kernels    {}", KERNELS.join(", "));
+    println!("QEMU       {}", system::versions().join(", "));
+    for scenario in &SCENARIOS {
+        println!("scenario   {:<8} {}", scenario.name, scenario.about);
+    }
+}
+
+fn scenarios(names: &[String]) -> Result<Vec<&'static Scenario>> {
+    match names.is_empty() {
+        true => USUAL.iter().map(|name| Scenario::named(name)).collect(),
+        false => names.iter().map(|name| Scenario::named(name)).collect(),
+    }
+}
+
+/// Builds what hosts run.
+fn programs(scenarios: &[&Scenario]) -> Result<Programs> {
+    let release = ["build", RELEASE, "-p", "zerosweep-cli", "-p", "zerosweep-agent"];
+    ensure!(cargo(&release, &[])? == Outcome::Passed, "the program does not build");
+    let tests = |arguments: &[&str]| -> Result<Vec<(String, Program)>> {
+        let programs = build(&[&CHECKED[..], arguments].concat())?.context("tests do not build")?;
+        let named = |program: Program| (program.name().replace(' ', "-"), program);
+        Ok(programs.into_iter().map(named).collect())
+    };
+    let linux = match scenarios.iter().any(|scenario| scenario.name == "linux") {
+        true => tests(&["-p", "zerosweep-linux", "--lib", "--tests"])?,
+        false => Vec::new(),
+    };
+    let real_guest = match scenarios.iter().any(|scenario| scenario.has_real_guests()) {
+        true => tests(&["-p", "zerosweep-cli", "--test", "real_guest"])?.pop(),
+        false => None,
+    };
+    let zerosweep = cargo::target().join("release/zerosweep");
+    Ok(Programs { zerosweep, linux, real_guest })
+}
+
+/// Where a host's output goes.
+fn log(name: &str) -> Result<PathBuf> {
+    let directory = cargo::target().join("hosts");
+    fs::create_dir_all(&directory).with_context(|| format!("creating {}", directory.display()))?;
+    // Versions have dots: what follows the last one is not an extension.
+    Ok(directory.join(format!("{name}.log")))
+}
+
+fn commit() -> Result<String> {
+    let said = said_by("git", &["rev-parse", "--short", "HEAD"])?;
+    let changed = said_by("git", &["status", "--porcelain", "--", "crates"])?;
+    Ok(if changed.is_empty() { said } else { said + "-dirty" })
+}
+
+fn today() -> Result<String> {
+    said_by("date", &["-u", "+%F"])
+}

@@ -1,0 +1,301 @@
+//! What is run on each host.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use super::Arch;
+use super::boot::Said;
+use super::record::Outcome;
+use super::system::PROGRAMS;
+use crate::need::Need;
+use crate::tests::program::{Program, counts, failures};
+
+/// Something that is run on a host, and a column of the table.
+pub(crate) struct Scenario {
+    pub(crate) name: &'static str,
+    pub(crate) about: &'static str,
+    work: Work,
+    limit: Duration,
+}
+
+enum Work {
+    /// The program, with arguments.
+    Program(&'static [&'static str]),
+    /// All tests of zerosweep-linux that a host allows.
+    Linux,
+    /// Tests of real guests, under KVM: those whose names begin with one of these.
+    RealGuest(&'static [&'static str]),
+}
+
+const fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+/// All of them, in the order of the table's columns.
+pub(crate) const SCENARIOS: [Scenario; 5] = [
+    Scenario {
+        name: "doctor",
+        about: "`zerosweep doctor` finds that guests can run",
+        work: Work::Program(&["doctor", "--json"]),
+        limit: seconds(120),
+    },
+    Scenario {
+        name: "demo",
+        about: "`zerosweep demo`: threads are the guest",
+        work: Work::Program(&["demo", "--json"]),
+        limit: seconds(400),
+    },
+    Scenario {
+        name: "linux",
+        about: "the tests of `zerosweep-linux`",
+        work: Work::Linux,
+        limit: seconds(1500),
+    },
+    Scenario {
+        name: "guest",
+        about: "a Debian guest under QEMU with KVM boots and balloons within its target",
+        work: Work::RealGuest(&["boots::boots_and_balloons_within_its_target"]),
+        limit: seconds(600),
+    },
+    Scenario {
+        name: "kvm",
+        about: "scrubbing guests, two CPUs, churn, too little memory, resets, under KVM",
+        work: Work::RealGuest(&["boots::", "churn::", "exhaustion::", "resets::"]),
+        limit: seconds(3000),
+    },
+];
+
+impl Scenario {
+    /// The scenario of that name.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub(crate) fn named(name: &str) -> Result<&'static Self> {
+        let known =
+            || SCENARIOS.iter().map(|scenario| scenario.name).collect::<Vec<_>>().join(", ");
+        let found = SCENARIOS.iter().find(|scenario| scenario.name == name);
+        found.with_context(|| format!("no scenario {name}: there are {}", known()))
+    }
+
+    /// Whether it has tests of the program's own, which are built apart.
+    pub(crate) fn has_real_guests(&self) -> bool {
+        matches!(self.work, Work::RealGuest(_))
+    }
+
+    /// Its steps on a host.
+    pub(crate) fn steps(&self, programs: &Programs) -> Result<Vec<Step>> {
+        let step = |name: String, command| Step { name, limit: self.limit, command };
+        match self.work {
+            Work::Program(arguments) => {
+                let words = arguments.join(" ");
+                Ok(vec![step(self.name.to_owned(), format!("/{PROGRAMS}/zerosweep {words}"))])
+            }
+            Work::Linux => {
+                let mut steps = Vec::new();
+                for (name, program) in &programs.linux {
+                    let tests = chosen(program, |_| true)?;
+                    if !tests.is_empty() {
+                        let command = test_command(name, &tests);
+                        steps.push(step(format!("{}:{name}", self.name), command));
+                    }
+                }
+                Ok(steps)
+            }
+            Work::RealGuest(prefixes) => {
+                let (name, program) = programs.real_guest.as_ref().context("it was not built")?;
+                let is_wanted = |test: &str| prefixes.iter().any(|prefix| test.starts_with(prefix));
+                let tests = chosen(program, is_wanted)?;
+                // The first name may be the beginning of another one.
+                let tests = match prefixes {
+                    [only] if tests.iter().any(|test| test == only) => vec![(*only).to_owned()],
+                    _ => tests,
+                };
+                let one = |test: &String| {
+                    let short = test.replace("::", ":");
+                    let command = test_command(name, std::slice::from_ref(test));
+                    step(format!("{}:{short}", self.name), command)
+                };
+                Ok(tests.iter().map(one).collect())
+            }
+        }
+    }
+
+    /// What its steps came to. `None`: none of them was run.
+    pub(crate) fn outcome(&self, all: &[Said]) -> Option<Outcome> {
+        let is_of = |said: &&Said| {
+            said.step
+                .strip_prefix(self.name)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with(':'))
+        };
+        let said: Vec<_> = all.iter().filter(is_of).collect();
+        if said.is_empty() {
+            return None;
+        }
+        let seconds = said.iter().map(|said| said.seconds).sum();
+        let (passed, detail) = match self.work {
+            Work::Program(_) => program_outcome(self.name, said[0]),
+            Work::Linux | Work::RealGuest(_) => tests_outcome(&said),
+        };
+        Some(Outcome { passed, detail, seconds })
+    }
+}
+
+/// A command that a host runs.
+pub(crate) struct Step {
+    pub(crate) name: String,
+    pub(crate) limit: Duration,
+    command: String,
+}
+
+impl Step {
+    /// As a line of a host's `steps`.
+    pub(crate) fn line(&self) -> String {
+        format!("step {} {} {}\n", self.name, self.limit.as_secs(), self.command)
+    }
+}
+
+/// What hosts run, by their names there.
+pub(crate) struct Programs {
+    pub(crate) zerosweep: PathBuf,
+    pub(crate) linux: Vec<(String, Program)>,
+    pub(crate) real_guest: Option<(String, Program)>,
+}
+
+impl Programs {
+    /// All files, with their names.
+    pub(crate) fn files(&self) -> Vec<(String, PathBuf)> {
+        let tests = self.linux.iter().chain(&self.real_guest);
+        let tests = tests.map(|(name, program)| (name.clone(), program.path().to_owned()));
+        std::iter::once(("zerosweep".to_owned(), self.zerosweep.clone())).chain(tests).collect()
+    }
+}
+
+/// The variables that tests see.
+pub(crate) fn settings(arch: Arch) -> String {
+    let mut text = String::new();
+    let mut set = |name: &str, value: &str| {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "export {name}='{value}'");
+    };
+    set("HOME", &std::env::home_dir().unwrap_or_default().display().to_string());
+    set("results", arch.port());
+    set("emulator", arch.qemu());
+    set("ZEROSWEEP_PROGRAM", &format!("/{PROGRAMS}/zerosweep"));
+    set("ZEROSWEEP_TEST_ACCEL", "kvm");
+    text
+}
+
+fn test_command(program: &str, tests: &[String]) -> String {
+    let tests = tests.join(" ");
+    format!("/{PROGRAMS}/{program} --include-ignored --test-threads 1 --nocapture --exact {tests}")
+}
+
+/// The tests of a program that a host can run.
+fn chosen(program: &Program, is_wanted: impl Fn(&str) -> bool) -> Result<Vec<String>> {
+    let has = |need: &Need| {
+        matches!(
+            need,
+            Need::Qemu
+                | Need::GuestImage
+                | Need::Userfaultfd
+                | Need::IoUring
+                | Need::Kvm
+                | Need::MemoryCgroup
+        )
+    };
+    let mut tests = program.ordinary()?;
+    for (needs, names) in program.needing()? {
+        if needs.iter().all(has) {
+            tests.extend(names);
+        }
+    }
+    tests.retain(|test| is_wanted(test));
+    tests.sort();
+    Ok(tests)
+}
+
+/// The program's own verdict.
+fn program_outcome(name: &str, said: &Said) -> (bool, String) {
+    let Some(start) = said.text.find('{') else {
+        return (false, last_line(&said.text));
+    };
+    let document: Value = serde_json::from_str(&said.text[start..]).unwrap_or_default();
+    if name == "doctor" {
+        let checks = document["checks"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let failed: Vec<_> = checks
+            .iter()
+            .filter(|check| check["status"] == "fail")
+            .filter_map(|check| check["found"].as_str())
+            .collect();
+        let detail = if failed.is_empty() { String::new() } else { failed.join("; ") };
+        return (said.status == 0 && document["can_run"] == true, detail);
+    }
+    (said.status == 0 && document.is_object(), String::new())
+}
+
+fn tests_outcome(said: &[&Said]) -> (bool, String) {
+    let (mut passed, mut failed) = (0, Vec::new());
+    for said in said {
+        let (good, bad) = counts(&said.text);
+        passed += good;
+        let names = failures(&said.text);
+        if bad > 0 && !names.is_empty() {
+            failed.extend(names);
+        } else if said.status != 0 {
+            let why = match said.status {
+                137 => "takes too long".to_owned(),
+                -1 => "the host ended meanwhile".to_owned(),
+                status => format!("exit status {status}"),
+            };
+            failed.push(format!("{} ({why})", said.step));
+        }
+    }
+    if failed.is_empty() {
+        (true, format!("{passed} tests"))
+    } else {
+        (false, format!("{passed} passed, not: {}", failed.join(", ")))
+    }
+}
+
+fn last_line(text: &str) -> String {
+    text.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it said nothing").to_owned()
+}
+
+#[cfg(test)]
+mod unit_tests {
+    use super::*;
+
+    fn said(step: &str, status: i32, text: &str) -> Said {
+        Said { step: step.to_owned(), status, seconds: 2.0, text: text.to_owned() }
+    }
+
+    #[test]
+    fn a_doctor_that_fails_says_why() {
+        let doctor = Scenario::named("doctor").unwrap();
+        let text = "x\n{\"can_run\": false, \"checks\": [{\"status\": \"fail\", \"found\": \"Linux 6.1\"}]}";
+        let outcome = doctor.outcome(&[said("doctor", 1, text)]).unwrap();
+        assert_eq!((outcome.passed, outcome.detail.as_str()), (false, "Linux 6.1"));
+        let outcome = doctor.outcome(&[said("doctor", 0, "{\"can_run\": true}")]).unwrap();
+        assert!(outcome.passed);
+        assert!(doctor.outcome(&[said("demo", 0, "{}")]).is_none());
+    }
+
+    #[test]
+    fn tests_are_counted_over_all_programs() {
+        let linux = Scenario::named("linux").unwrap();
+        let good = "test result: ok. 3 passed; 0 failed; 0 ignored";
+        let bad = "failures:\n    a::b\n\ntest result: FAILED. 1 passed; 1 failed; 0 ignored";
+        let outcome = linux.outcome(&[said("linux:a", 0, good), said("linux:b", 0, good)]).unwrap();
+        assert_eq!((outcome.passed, outcome.detail.as_str()), (true, "6 tests"));
+        let bad = format!("\n{bad}");
+        let steps =
+            [said("linux:a", 0, good), said("linux:b", 101, &bad), said("linux:c", 137, "")];
+        let outcome = linux.outcome(&steps).unwrap();
+        assert!(!outcome.passed);
+        assert_eq!(outcome.detail, "4 passed, not: a::b, linux:c (takes too long)");
+    }
+}
