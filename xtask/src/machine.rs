@@ -53,6 +53,25 @@ pub(crate) fn kvm() -> Result<(), String> {
     }
 }
 
+/// Whether guests run on the processor itself, with nested page tables, and whether KVM's figures
+/// can be read.
+///
+/// # Errors
+/// Why not.
+pub(crate) fn hardware_kvm() -> Result<(), String> {
+    const NESTED: [&str; 2] =
+        ["/sys/module/kvm_amd/parameters/npt", "/sys/module/kvm_intel/parameters/ept"];
+    kvm()?;
+    let is_on = |file: &&str| fs::read_to_string(file).is_ok_and(|v| matches!(v.trim(), "Y" | "1"));
+    if !NESTED.iter().any(|file| is_on(&file)) {
+        return Err("KVM does not use a processor's nested page tables here".to_owned());
+    }
+    match fs::metadata("/sys/kernel/debug/kvm") {
+        Ok(_) => Ok(()),
+        Err(e) => Err(format!("/sys/kernel/debug/kvm: {e}")),
+    }
+}
+
 /// Whether a process may use io_uring.
 ///
 /// # Errors

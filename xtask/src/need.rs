@@ -27,6 +27,7 @@ pub(crate) enum Need {
     Userfaultfd,
     IoUring,
     Kvm,
+    HardwareKvm,
     MemoryCgroup,
     Root,
 }
@@ -56,7 +57,7 @@ struct Entry {
     hint: &'static str,
 }
 
-const TABLE: [Entry; 12] = [
+const TABLE: [Entry; 13] = [
     Entry {
         need: Need::Libvirt,
         names: &["libvirt"],
@@ -134,6 +135,14 @@ const TABLE: [Entry; 12] = [
         get: Get::Machine,
         hint: "a machine with virtualisation switched on; root, or \
                `sudo usermod -aG kvm $USER`",
+    },
+    Entry {
+        need: Need::HardwareKvm,
+        names: &["KVM on hardware"],
+        check: machine::hardware_kvm,
+        get: Get::Machine,
+        hint: "a machine with nested page tables; or `cargo xtask hosts --scenario kvm`, which \
+               emulates one",
     },
     Entry {
         need: Need::MemoryCgroup,

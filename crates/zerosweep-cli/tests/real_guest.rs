@@ -1,7 +1,7 @@
 //! A real Linux guest under an unmodified QEMU, on populate-on-demand memory.
 //!
 //! The guest is a Debian kernel with `zerosweep-guest` as `/init`, on QEMU's software CPU (TCG), so
-//! no KVM is needed. What is needed: QEMU, a guest image (`cargo xtask setup`), userfaultfd in
+//! no KVM is needed; with `ZEROSWEEP_TEST_ACCEL=kvm` in the environment, all guests use it. What is needed: QEMU, a guest image (`cargo xtask setup`), userfaultfd in
 //! kernel mode, and the release builds of program and agent:
 //!
 //! ```text
@@ -21,6 +21,7 @@
 //! | `events` | what happens, recorded by `run --events` |
 //! | `exhaustion` | a guest that needs more than its target: rule [R15] |
 //! | `flood` | a control socket full of garbage and silent clients |
+//! | `kvm` | under KVM on hardware: the engine's superpages are the processor's |
 //! | `migration` | migrated away by QEMU, and what QEMU refuses |
 //! | `record` | a guest's side, recorded by `run --record` and done again |
 //! | `resets` | a guest that is reset while its balloon inflates |
@@ -61,6 +62,8 @@ mod experiment;
 mod flood;
 #[path = "real_guest/harness/mod.rs"]
 mod harness;
+#[path = "real_guest/kvm.rs"]
+mod kvm;
 #[path = "real_guest/migration.rs"]
 mod migration;
 #[path = "real_guest/record.rs"]

@@ -123,7 +123,7 @@ fn find_modules(directory: &Path, files: &mut BTreeMap<String, PathBuf>) -> Resu
 fn newest(names: &[String], series: &str, arch: Arch) -> Option<String> {
     let in_series = |name: &&String| {
         let rest = version_of(name).strip_prefix(series).unwrap_or_default();
-        rest.starts_with('.') && kind(name, arch).is_some()
+        rest.starts_with(['.', '+', '-']) && kind(name, arch).is_some()
     };
     names
         .iter()
@@ -165,15 +165,16 @@ fn numbers(version: &str) -> Vec<u32> {
     version.split(|c: char| !c.is_ascii_digit()).filter_map(|part| part.parse().ok()).collect()
 }
 
-/// The series, when `list` has `6.12,7.3`.
+/// A series of kernels, `6.12`, or one kernel of it, `6.12.117`.
 ///
 /// # Errors
-/// When something is not a series.
+/// When it is neither.
 pub(crate) fn series(name: &str) -> Result<String> {
     let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
-    match name.split_once('.') {
-        Some((major, minor)) if is_number(major) && is_number(minor) => Ok(name.to_owned()),
-        _ => bail!("`{name}` is not a series of kernels such as 6.12"),
+    let parts = name.split('.').collect::<Vec<_>>();
+    match matches!(parts.len(), 2 | 3) && parts.iter().all(|part| is_number(part)) {
+        true => Ok(name.to_owned()),
+        false => bail!("`{name}` is no kernel such as 6.12 or 6.12.117"),
     }
 }
 
@@ -207,6 +208,7 @@ mod unit_tests {
         assert_eq!(newest("6.8"), some("linux-image-6.8.0-101-generic"));
         assert_eq!(newest("6.1"), None, "the name does not tell the patch level");
         assert_eq!(newest("6.9"), None);
+        assert_eq!(newest("6.18.9"), some("linux-image-6.18.9+deb13-cloud-amd64"));
     }
 
     #[test]
@@ -219,7 +221,8 @@ mod unit_tests {
     #[test]
     fn a_series_has_two_numbers() {
         assert!(series("6.12").is_ok());
-        for wrong in ["6", "6.12.1", "all", ""] {
+        assert!(series("6.12.117").is_ok());
+        for wrong in ["6", "6.12.1.2", "6.", "all", ""] {
             assert!(series(wrong).is_err(), "{wrong}");
         }
     }

@@ -53,7 +53,7 @@ pub(crate) const SCENARIOS: [Scenario; 5] = [
         name: "linux",
         about: "the tests of `zerosweep-linux`",
         work: Work::Linux,
-        limit: seconds(1500),
+        limit: seconds(600),
     },
     Scenario {
         name: "guest",
@@ -64,7 +64,7 @@ pub(crate) const SCENARIOS: [Scenario; 5] = [
     Scenario {
         name: "kvm",
         about: "scrubbing guests, two CPUs, churn, too little memory, resets, under KVM",
-        work: Work::RealGuest(&["boots::", "churn::", "exhaustion::", "resets::"]),
+        work: Work::RealGuest(&["boots::", "churn::", "exhaustion::", "kvm::", "resets::"]),
         limit: seconds(3000),
     },
 ];
@@ -204,6 +204,8 @@ fn chosen(program: &Program, is_wanted: impl Fn(&str) -> bool) -> Result<Vec<Str
                 | Need::Userfaultfd
                 | Need::IoUring
                 | Need::Kvm
+                | Need::HardwareKvm
+                | Need::Root
                 | Need::MemoryCgroup
         )
     };

@@ -18,6 +18,8 @@ pub enum When {
     Always,
     /// While swap is in use.
     Swap,
+    /// While a device uses a page of a superpage.
+    InUse,
     /// With more than one NUMA node, while something migrates huge pages: an administrator's
     /// `migrate_pages`, a cpuset that changes, memory that goes offline. Automatic balancing leaves
     /// guest memory alone.
@@ -51,7 +53,7 @@ pub struct Defect {
 }
 
 /// The known defects. The first version that can move pages is older than each fix.
-pub const DEFECTS: [Defect; 5] = [
+pub const DEFECTS: [Defect; 6] = [
     Defect {
         fix: "userfaultfd: fix checks for huge PMDs",
         effect: "the host may crash when khugepaged works at the same page table",
@@ -92,7 +94,23 @@ pub const DEFECTS: [Defect; 5] = [
         also_fixed_in: &[],
         action: Action::Warn,
     },
+    SPINS,
 ];
+
+/// A move of a page out of a superpage is tried again, in the kernel, until no device uses any page
+/// of the superpage.
+pub const SPINS: Defect = Defect {
+    fix: "userfaultfd: fix UFFDIO_MOVE livelock on large folio with extra references",
+    effect: "a thread of the VMM keeps a CPU busy while a device uses a page of a superpage",
+    when: When::InUse,
+    fixed_in: KernelVersion::new(7, 4),
+    also_fixed_in: &[
+        (KernelVersion::new(7, 3), 4),
+        (KernelVersion::new(6, 18), 44),
+        (KernelVersion::new(6, 12), 118),
+    ],
+    action: Action::Warn,
+};
 
 /// Whether a kernel has a defect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -171,7 +189,7 @@ impl When {
     fn is_now(self) -> bool {
         let read = |path| fs::read_to_string(path).unwrap_or_default();
         match self {
-            Self::Always => true,
+            Self::Always | Self::InUse => true,
             Self::Swap => read("/proc/swaps").lines().count() > 1,
             Self::Migration => {
                 read("/sys/devices/system/node/has_memory").trim().contains(['-', ','])

@@ -155,7 +155,8 @@ fn run(vcpu: &mut VcpuFd) {
         ..vcpu.get_sregs().unwrap()
     };
     vcpu.set_sregs(&sregs).unwrap();
-    let regs = kvm_regs { rip: CODE, rsp: STACK, rflags: 0x202, ..Default::default() };
+    // Interrupts on, and ports open to ring 3.
+    let regs = kvm_regs { rip: CODE, rsp: STACK, rflags: 0x3202, ..Default::default() };
     vcpu.set_regs(&regs).unwrap();
     loop {
         match vcpu.run() {

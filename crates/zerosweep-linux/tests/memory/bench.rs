@@ -12,7 +12,7 @@ use zerosweep_linux::{
 };
 
 /// Longest wait for another thread.
-const LIMIT: Duration = Duration::from_secs(10);
+pub(crate) const LIMIT: Duration = Duration::from_secs(10);
 
 /// A userfaultfd, the page tables, a filled slot of two superpages and an empty range of two.
 pub(crate) struct Bench {

@@ -35,15 +35,14 @@ fn program() -> PathBuf {
         .map_or_else(|| env!("CARGO_BIN_EXE_zerosweep").into(), PathBuf::from)
 }
 
-/// How QEMU runs the guest, beside the default: `ZEROSWEEP_TEST_ACCEL=kvm` is for hosts with KVM
-/// and a processor's virtualisation. Guests without nested virtualisation are not refused anywhere.
-fn accelerator() -> impl Iterator<Item = &'static str> {
-    let words: &[&str] = match std::env::var("ZEROSWEEP_TEST_ACCEL").as_deref() {
-        Err(_) | Ok("tcg") => &[],
-        Ok("kvm") => &["-accel", "kvm", "-cpu", "host,-svm,-vmx"],
+/// Whether all guests are to run under KVM: `ZEROSWEEP_TEST_ACCEL=kvm`, for hosts that have it on
+/// the processor.
+fn wants_kvm() -> bool {
+    match std::env::var("ZEROSWEEP_TEST_ACCEL").as_deref() {
+        Err(_) | Ok("tcg") => false,
+        Ok("kvm") => true,
         Ok(other) => panic!("ZEROSWEEP_TEST_ACCEL is {other}: tcg or kvm"),
-    };
-    words.iter().copied()
+    }
 }
 
 /// A runtime directory of its own.
@@ -131,6 +130,8 @@ pub(crate) struct Spec<'a> {
     pub(crate) cgroup: Option<&'a MemoryCgroup>,
     /// Whether a guest that reboots boots again; else the VMM ends.
     pub(crate) reboots: bool,
+    /// Whether KVM runs it, whatever runs the others.
+    pub(crate) kvm: bool,
 }
 
 impl Default for Spec<'_> {
@@ -142,6 +143,7 @@ impl Default for Spec<'_> {
             append: "",
             cgroup: None,
             reboots: false,
+            kvm: false,
         }
     }
 }
@@ -161,7 +163,10 @@ pub(crate) fn qemu_command(place: &Place, spec: &Spec<'_>) -> Vec<String> {
     let append = format!("console=ttyS0 quiet panic=-1 no_timer_check {}", spec.append);
     let words = ["-m", "2048", "-nographic", "-kernel"].map(str::to_owned);
     let mut command = vec![vmm];
-    command.extend(accelerator().map(str::to_owned));
+    if spec.kvm || wants_kvm() {
+        // Guests without nested virtualisation are refused nowhere.
+        command.extend(["-accel", "kvm", "-cpu", "host,-svm,-vmx"].map(str::to_owned));
+    }
     command.extend((!spec.reboots).then(|| "-no-reboot".to_owned()));
     command.extend(words);
     command.push(image.kernel.to_str().unwrap().to_owned());
