@@ -24,12 +24,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use zerosweep_lab::image::GuestImage;
 
+use self::boot::Said;
 use self::kernel::HostKernel;
 use self::packages::Packages;
 use self::record::{Cell, Host, Record};
 use self::scenario::{Programs, SCENARIOS, Scenario, Step};
 use self::system::{Qemu, System};
 use crate::cargo::{self, CHECKED, Outcome, RELEASE, cargo, said_by};
+use crate::machine;
 use crate::need::{self, Need, Needs};
 use crate::tests::program::{Program, build};
 
@@ -52,6 +54,13 @@ pub(crate) struct Options {
     /// What to run [default: doctor, demo, linux, guest]
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     scenario: Vec<String>,
+    /// Run the scenarios on this machine, with its kernel, its QEMU and KVM, and write a file with
+    /// what was seen, which can be sent in
+    #[arg(long, conflicts_with_all = ["kernel", "qemu"])]
+    here: bool,
+    /// Add such a file to the record
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["kernel", "qemu", "scenario", "here"])]
+    add: Option<PathBuf>,
     /// List kernels, QEMUs and scenarios, and do nothing
     #[arg(long)]
     list: bool,
@@ -137,6 +146,12 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
         list();
         return Ok(true);
     }
+    if let Some(file) = &options.add {
+        return add(file).map(|()| true);
+    }
+    if options.here {
+        return here(&scenarios(&options.scenario)?);
+    }
     ensure!(
         need::can_install(),
         "`cargo xtask hosts` needs root on Debian or Ubuntu: it unpacks packages of Debian's"
@@ -155,10 +170,7 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     }
     let packages = Packages::open()?;
     let programs = programs(&scenarios)?;
-    let mut steps = Vec::new();
-    for scenario in &scenarios {
-        steps.extend(scenario.steps(&programs)?);
-    }
+    let steps = steps(&scenarios, &programs, &scenario::has)?;
     let mut record = Record::read()?;
     let (mut all_passed, mut hosts) = (true, 0);
     for qemu in qemus {
@@ -202,36 +214,94 @@ fn run_on(
     let initramfs = system.initramfs(kernel, &scenario::settings(arch), &lines)?;
     let limit: Duration = steps.iter().map(|step| step.limit).sum();
     let log = log(&format!("{}-qemu-{}", kernel.version, qemu.version))?;
-    let said = boot::boot(kernel, arch, &initramfs, limit, &log);
-    fs::remove_file(&initramfs)?;
+    let said = boot::boot(kernel, arch, &initramfs.path(), limit, &log);
     println!("Linux {}, QEMU {} ({} s):", kernel.version, qemu.version, began.elapsed().as_secs());
     let said = said.with_context(|| format!("Linux {}", kernel.version))?;
-    let (commit, date) = (commit()?, today()?);
-    let mut cells = Vec::new();
-    for scenario in scenarios {
-        let outcome = scenario.outcome(&said).unwrap_or_else(|| record::Outcome {
-            passed: false,
-            detail: "was not reached".to_owned(),
-            seconds: 0.0,
-        });
-        let verdict = if outcome.passed { "passed" } else { "FAILED" };
-        println!(
-            "  {verdict}  {:<8} {:>6.1} s  {}",
-            scenario.name, outcome.seconds, outcome.detail
-        );
-        let host = Host {
-            arch: arch.name().to_owned(),
-            kernel: kernel.version.clone(),
-            qemu: qemu.version.to_owned(),
-            on: "emulated".to_owned(),
-        };
-        let (commit, date) = (commit.clone(), date.clone());
-        cells.push(Cell { host, scenario: scenario.name.to_owned(), outcome, commit, date });
-    }
+    let host = Host {
+        arch: arch.name().to_owned(),
+        kernel: kernel.version.clone(),
+        qemu: qemu.version.to_owned(),
+        on: "emulated".to_owned(),
+    };
+    let cells = cells(&host, scenarios, &said)?;
     if cells.iter().any(|cell| !cell.outcome.passed) {
         println!("  what it said is in {}", log.with_extension("results").display());
     }
     Ok(cells)
+}
+
+/// The cells of a host's row, which are printed.
+fn cells(host: &Host, scenarios: &[&Scenario], said: &[Said]) -> Result<Vec<Cell>> {
+    let (commit, date) = (commit()?, said_by("date", &["-u", "+%F"])?);
+    let cell = |scenario: &&Scenario| {
+        let outcome = scenario.outcome(said).unwrap_or_else(|| record::Outcome {
+            passed: false,
+            detail: "was not reached".to_owned(),
+            seconds: 0.0,
+            figures: Vec::new(),
+        });
+        let verdict = if outcome.passed { "passed" } else { "FAILED" };
+        let (name, seconds, detail) = (scenario.name, outcome.seconds, &outcome.detail);
+        println!("  {verdict}  {name:<8} {seconds:>6.1} s  {detail}");
+        let (scenario, host) = (name.to_owned(), host.clone());
+        Cell { host, scenario, outcome, commit: commit.clone(), date: date.clone() }
+    };
+    Ok(scenarios.iter().map(cell).collect())
+}
+
+/// Runs the scenarios on this machine.
+fn here(scenarios: &[&Scenario]) -> Result<bool> {
+    let needs = Needs::from([Need::Qemu, Need::GuestImage, Need::Userfaultfd, Need::HardwareKvm]);
+    let missing = need::obtain(&needs);
+    if !missing.is_empty() {
+        let all: Vec<_> = missing.iter().map(|missing| format!("\n  {missing}")).collect();
+        bail!("this machine cannot show everything:{}", all.concat());
+    }
+    let programs = programs(scenarios)?;
+    let has = |need: Need| need.missing().is_none();
+    let mut said = Vec::new();
+    for step in steps(scenarios, &programs, &has)? {
+        println!("{}", step.name);
+        said.push(step.run_here(&programs)?);
+    }
+    let version = said_by("qemu-system-x86_64", &["--version"])?;
+    let version = version.split_whitespace().nth(3).unwrap_or("unknown").to_owned();
+    let host = Host {
+        arch: std::env::consts::ARCH.to_owned(),
+        kernel: machine::kernel(),
+        qemu: version,
+        on: machine::slug(),
+    };
+    println!("Linux {}, QEMU {}, {}:", host.kernel, host.qemu, host.on);
+    let cells = cells(&host, scenarios, &said)?;
+    let passed = cells.iter().all(|cell| cell.outcome.passed);
+    let mut record = Record::default();
+    cells.into_iter().for_each(|cell| record.add(cell));
+    let file = log(&host.on)?.with_extension("json");
+    record.write_to(&file)?;
+    println!("the figures are in {}: `cargo xtask hosts --add` takes them", file.display());
+    Ok(passed)
+}
+
+/// Adds what was seen on somebody's machine.
+fn add(file: &Path) -> Result<()> {
+    let mut record = Record::read()?;
+    for cell in Record::read_from(file)?.into_cells() {
+        record.add(cell);
+    }
+    record.write()
+}
+
+fn steps(
+    scenarios: &[&Scenario],
+    programs: &Programs,
+    has: &dyn Fn(Need) -> bool,
+) -> Result<Vec<Step>> {
+    let mut steps = Vec::new();
+    for scenario in scenarios {
+        steps.extend(scenario.steps(programs, has)?);
+    }
+    Ok(steps)
 }
 
 fn list() {
@@ -282,8 +352,4 @@ fn commit() -> Result<String> {
     let said = said_by("git", &["rev-parse", "--short", "HEAD"])?;
     let changed = said_by("git", &["status", "--porcelain", "--", "crates"])?;
     Ok(if changed.is_empty() { said } else { said + "-dirty" })
-}
-
-fn today() -> Result<String> {
-    said_by("date", &["-u", "+%F"])
 }

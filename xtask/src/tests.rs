@@ -33,7 +33,7 @@ pub(crate) enum RealGuests {
 /// The test program whose tests start the release build, which users have.
 const REAL_GUEST: &str = "real_guest";
 /// The variable with the path of that build.
-const PROGRAM: &str = "ZEROSWEEP_PROGRAM";
+pub(crate) const PROGRAM: &str = "ZEROSWEEP_PROGRAM";
 const BUILD: [&str; 6] = ["build", RELEASE, "-p", "zerosweep-cli", "-p", "zerosweep-agent"];
 /// The module of them that compares times.
 const TIMED: &str = "boot_time::";

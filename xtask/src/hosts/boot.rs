@@ -1,9 +1,9 @@
 //! Boots a host under QEMU's software CPU, and reads what its steps said.
 
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
@@ -38,65 +38,44 @@ pub(crate) fn boot(
 ) -> Result<Vec<Said>> {
     let console = log.with_extension("console");
     let results = log.with_extension("results");
-    let mut command = Command::new(arch.qemu());
-    command.args(arch.machine()).args(["-m", MEMORY, "-nodefaults", "-display", "none"]);
-    command.args(["-no-reboot", "-monitor", "none"]);
     for file in [&console, &results] {
         let _ = fs::remove_file(file);
     }
+    let mut command = Command::new("timeout");
+    command.arg("--signal=KILL").arg((BOOT + limit).as_secs().to_string()).arg(arch.qemu());
+    command.args(arch.machine()).args(["-m", MEMORY, "-nodefaults", "-display", "none"]);
+    command.args(["-no-reboot", "-monitor", "none"]);
     command.arg("-serial").arg(format!("file:{}", console.display()));
     command.args(arch.results(&results));
     command.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(initramfs);
     command.args(["-append", &arch.command_line()]);
     // It warns of what its software CPU does not have.
-    let errors = File::create(log)?;
-    let ended = run(command.stdin(Stdio::null()).stderr(errors), BOOT + limit);
+    let status = command.stdin(Stdio::null()).stderr(File::create(log)?).status();
+    let status = status.context("starting timeout")?;
     let said = fs::read(&results).unwrap_or_default();
-    let said = parse(&String::from_utf8_lossy(&said));
-    let is_done = said.is_done;
-    match ended {
-        Ok(()) if is_done => Ok(said.steps),
-        // What was done before counts.
-        _ if !said.steps.is_empty() => Ok(said.steps),
-        ended => {
-            let why = ended.err().map_or_else(|| "it ended early".to_owned(), |e| format!("{e:#}"));
-            bail!("{why}; its console ends with\n{}", tail(&console))
-        }
+    let steps = parse(&String::from_utf8_lossy(&said));
+    // What was done before the host ended counts, however it ended.
+    if steps.is_empty() {
+        let why = match status.code() {
+            Some(124 | 137) => "it takes too long".to_owned(),
+            Some(0) => "it ends before its first step".to_owned(),
+            _ => format!("QEMU: {status}, {}", tail(log)),
+        };
+        bail!("{why}; its console ends with\n{}", tail(&console));
     }
+    Ok(steps)
 }
 
-fn run(command: &mut Command, limit: Duration) -> Result<()> {
-    let mut child = command.spawn().with_context(|| format!("starting {command:?}"))?;
-    let deadline = Instant::now() + limit;
-    loop {
-        if let Some(status) = child.try_wait()? {
-            return if status.success() { Ok(()) } else { bail!("QEMU: {status}") };
-        }
-        if Instant::now() > deadline {
-            child.kill()?;
-            child.wait()?;
-            bail!("it did not end within {} s", limit.as_secs());
-        }
-        std::thread::sleep(Duration::from_millis(100));
-    }
-}
-
-fn tail(console: &PathBuf) -> String {
-    let text = fs::read(console).unwrap_or_default();
+fn tail(file: &Path) -> String {
+    let text = fs::read(file).unwrap_or_default();
     let text = String::from_utf8_lossy(&text).into_owned();
     let lines: Vec<_> = text.lines().collect();
     lines[lines.len().saturating_sub(15)..].join("\n")
 }
 
-#[derive(Default)]
-struct Results {
-    steps: Vec<Said>,
-    is_done: bool,
-}
-
 /// Reads what [`super::system`]'s init writes.
-fn parse(text: &str) -> Results {
-    let mut results = Results::default();
+fn parse(text: &str) -> Vec<Said> {
+    let mut steps = Vec::new();
     let mut open: Option<(String, f64, String)> = None;
     for line in text.lines() {
         let words: Vec<_> = line.split(' ').collect();
@@ -105,7 +84,7 @@ fn parse(text: &str) -> Results {
                 open = Some(((*name).to_owned(), at.parse().unwrap_or(0.0), String::new()));
             }
             (["@end", name, status, at], Some((step, began, said))) if name == step => {
-                results.steps.push(Said {
+                steps.push(Said {
                     step: step.clone(),
                     status: status.parse().unwrap_or(-1),
                     seconds: at.parse().unwrap_or(0.0) - *began,
@@ -113,7 +92,6 @@ fn parse(text: &str) -> Results {
                 });
                 open = None;
             }
-            (["@done"], _) => results.is_done = true,
             (_, Some((_, _, said))) => {
                 said.push_str(line);
                 said.push('\n');
@@ -123,9 +101,9 @@ fn parse(text: &str) -> Results {
     }
     if let Some((step, _, text)) = open {
         // The host ended, or was ended, meanwhile.
-        results.steps.push(Said { step, status: -1, seconds: 0.0, text });
+        steps.push(Said { step, status: -1, seconds: 0.0, text });
     }
-    results
+    steps
 }
 
 #[cfg(test)]
@@ -136,20 +114,10 @@ mod unit_tests {
     fn steps_are_read_with_what_they_said() {
         let text = "@host 6.18\r\n@begin doctor 3.50\nok\n@end other 1 2\n\n@end doctor 0 5.00\n\
                     @begin demo 5.10\nhalf";
-        let results = parse(&text.replace('\r', ""));
-        assert!(!results.is_done);
-        let [doctor, demo] = &results.steps[..] else { panic!("two steps") };
+        let steps = parse(&text.replace('\r', ""));
+        let [doctor, demo] = &steps[..] else { panic!("two steps") };
         assert_eq!((doctor.step.as_str(), doctor.status), ("doctor", 0));
         assert_eq!((doctor.text.as_str(), doctor.seconds), ("ok\n@end other 1 2", 1.5));
         assert_eq!((demo.status, demo.text.as_str()), (-1, "half\n"));
-        assert!(parse("@done\n").is_done);
-    }
-
-    #[test]
-    fn what_does_not_end_is_ended() {
-        let mut sleeper = Command::new("sleep");
-        sleeper.arg("100");
-        let error = run(&mut sleeper, Duration::from_millis(200)).unwrap_err();
-        assert!(error.to_string().contains("did not end"));
     }
 }

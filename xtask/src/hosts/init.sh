@@ -45,6 +45,5 @@ step() {
 
 echo "@host $(uname -r)" >&3
 . /steps
-echo "@done" >&3
 sync
 poweroff -f

@@ -4,6 +4,7 @@
 //! the system's alone. It checks signatures as the system's does.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
@@ -201,6 +202,7 @@ impl Packages {
         let output = command.stdin(Stdio::null()).output().context("starting mmdebstrap")?;
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "mmdebstrap failed:\n{}", said.trim_end());
+        complete(&partial)?;
         fs::rename(&partial, &path)?;
         Ok(path)
     }
@@ -219,6 +221,20 @@ impl Packages {
         }
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
+}
+
+/// Adds what the scripts of packages would have made: the directories that newer releases have
+/// below `usr` only, and a shell.
+fn complete(root: &Path) -> Result<()> {
+    for name in ["bin", "sbin", "lib", "lib64"] {
+        if !root.join(name).exists() {
+            symlink(format!("usr/{name}"), root.join(name))?;
+        }
+    }
+    if !root.join("bin/sh").exists() {
+        symlink("busybox", root.join("bin/sh"))?;
+    }
+    Ok(())
 }
 
 /// Unpacks a package.

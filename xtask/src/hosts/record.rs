@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::scenario::SCENARIOS;
@@ -15,6 +15,9 @@ use crate::cargo::workspace;
 const BEGIN: &str = "<!-- This table is written by `cargo xtask hosts`. -->\n";
 const END: &str = "<!-- The end of the table. -->\n";
 
+/// Changes when a record is read in another way.
+const SCHEMA: u32 = 1;
+
 /// What a scenario came to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Outcome {
@@ -23,6 +26,9 @@ pub(crate) struct Outcome {
     pub(crate) detail: String,
     /// By the host's own clock.
     pub(crate) seconds: f64,
+    /// What the tests printed of themselves.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) figures: Vec<String>,
 }
 
 /// A host.
@@ -50,10 +56,16 @@ pub(crate) struct Cell {
 }
 
 /// All cells that were ever seen; a new one replaces an older one of the same host and scenario.
-#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Record {
     schema: u32,
     cells: Vec<Cell>,
+}
+
+impl Default for Record {
+    fn default() -> Self {
+        Self { schema: SCHEMA, cells: Vec::new() }
+    }
 }
 
 impl Record {
@@ -64,14 +76,28 @@ impl Record {
     /// Reads the record; an empty one, where there is none yet.
     pub(crate) fn read() -> Result<Self> {
         let path = Self::path();
-        match fs::read(&path) {
-            Ok(text) => serde_json::from_slice(&text)
-                .with_context(|| format!("{} is no record of hosts", path.display())),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                Ok(Self { schema: 1, ..Self::default() })
-            }
-            Err(e) => Err(e).with_context(|| format!("reading {}", path.display())),
-        }
+        if path.exists() { Self::read_from(&path) } else { Ok(Self::default()) }
+    }
+
+    /// Reads a record from a file.
+    pub(crate) fn read_from(path: &Path) -> Result<Self> {
+        let text = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+        let record: Self = serde_json::from_slice(&text)
+            .with_context(|| format!("{} is no record of hosts", path.display()))?;
+        let (schema, known) = (record.schema, SCHEMA);
+        ensure!(schema == known, "{}: schema {schema}, not {known}", path.display());
+        Ok(record)
+    }
+
+    /// All that is in it.
+    pub(crate) fn into_cells(self) -> Vec<Cell> {
+        self.cells
+    }
+
+    /// Writes a record to a file.
+    pub(crate) fn write_to(&self, path: &Path) -> Result<()> {
+        let text = serde_json::to_string_pretty(self)? + "\n";
+        fs::write(path, text).with_context(|| format!("writing {}", path.display()))
     }
 
     /// Adds a cell. Of a kernel's series, the version that was seen last is kept.
@@ -93,9 +119,7 @@ impl Record {
 
     /// Writes the record, and the table.
     pub(crate) fn write(&self) -> Result<()> {
-        let path = Self::path();
-        let text = serde_json::to_string_pretty(self)? + "\n";
-        fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
+        self.write_to(&Self::path())?;
         let page = workspace().join("docs/hosts.md");
         let text = fs::read_to_string(&page).context("reading docs/hosts.md")?;
         fs::write(&page, with_table(&text, &self.table())?).context("writing docs/hosts.md")
@@ -179,7 +203,7 @@ mod unit_tests {
                 on: text("emulated"),
             },
             scenario: text(scenario),
-            outcome: Outcome { passed, detail: text("why"), seconds: 1.0 },
+            outcome: Outcome { passed, detail: text("why"), seconds: 1.0, figures: Vec::new() },
             commit: text("abc"),
             date: text("2026-01-02"),
         }

@@ -2,7 +2,8 @@
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -12,7 +13,13 @@ use super::boot::Said;
 use super::record::Outcome;
 use super::system::PROGRAMS;
 use crate::need::Need;
+use crate::tests::PROGRAM;
 use crate::tests::program::{Program, counts, failures};
+
+/// The name of the program under test.
+const ZEROSWEEP: &str = "zerosweep";
+/// The variable that says how QEMU runs the guests of tests.
+const ACCEL: &str = "ZEROSWEEP_TEST_ACCEL";
 
 /// Something that is run on a host, and a column of the table.
 pub(crate) struct Scenario {
@@ -86,21 +93,30 @@ impl Scenario {
         matches!(self.work, Work::RealGuest(_))
     }
 
-    /// Its steps on a host.
-    pub(crate) fn steps(&self, programs: &Programs) -> Result<Vec<Step>> {
-        let step = |name: String, command| Step { name, limit: self.limit, command };
+    /// Its steps on a host that has what `has` says.
+    pub(crate) fn steps(
+        &self,
+        programs: &Programs,
+        has: &dyn Fn(Need) -> bool,
+    ) -> Result<Vec<Step>> {
+        let step = |name: String, program: &str, arguments: Vec<String>| Step {
+            name,
+            limit: self.limit,
+            program: program.to_owned(),
+            arguments,
+        };
         match self.work {
             Work::Program(arguments) => {
-                let words = arguments.join(" ");
-                Ok(vec![step(self.name.to_owned(), format!("/{PROGRAMS}/zerosweep {words}"))])
+                let arguments = arguments.iter().map(|&word| word.to_owned()).collect();
+                Ok(vec![step(self.name.to_owned(), ZEROSWEEP, arguments)])
             }
             Work::Linux => {
                 let mut steps = Vec::new();
                 for (name, program) in &programs.linux {
-                    let tests = chosen(program, |_| true)?;
+                    let tests = chosen(program, |_| true, has)?;
                     if !tests.is_empty() {
-                        let command = test_command(name, &tests);
-                        steps.push(step(format!("{}:{name}", self.name), command));
+                        let arguments = test_arguments(&tests);
+                        steps.push(step(format!("{}:{name}", self.name), name, arguments));
                     }
                 }
                 Ok(steps)
@@ -108,7 +124,7 @@ impl Scenario {
             Work::RealGuest(prefixes) => {
                 let (name, program) = programs.real_guest.as_ref().context("it was not built")?;
                 let is_wanted = |test: &str| prefixes.iter().any(|prefix| test.starts_with(prefix));
-                let tests = chosen(program, is_wanted)?;
+                let tests = chosen(program, is_wanted, has)?;
                 // The first name may be the beginning of another one.
                 let tests = match prefixes {
                     [only] if tests.iter().any(|test| test == only) => vec![(*only).to_owned()],
@@ -116,8 +132,8 @@ impl Scenario {
                 };
                 let one = |test: &String| {
                     let short = test.replace("::", ":");
-                    let command = test_command(name, std::slice::from_ref(test));
-                    step(format!("{}:{short}", self.name), command)
+                    let arguments = test_arguments(std::slice::from_ref(test));
+                    step(format!("{}:{short}", self.name), name, arguments)
                 };
                 Ok(tests.iter().map(one).collect())
             }
@@ -140,7 +156,8 @@ impl Scenario {
             Work::Program(_) => program_outcome(self.name, said[0]),
             Work::Linux | Work::RealGuest(_) => tests_outcome(&said),
         };
-        Some(Outcome { passed, detail, seconds })
+        let figures = said.iter().flat_map(|said| figures(&said.text)).collect();
+        Some(Outcome { passed, detail, seconds, figures })
     }
 }
 
@@ -148,13 +165,40 @@ impl Scenario {
 pub(crate) struct Step {
     pub(crate) name: String,
     pub(crate) limit: Duration,
-    command: String,
+    /// Its name among the programs.
+    program: String,
+    arguments: Vec<String>,
 }
 
 impl Step {
     /// As a line of a host's `steps`.
     pub(crate) fn line(&self) -> String {
-        format!("step {} {} {}\n", self.name, self.limit.as_secs(), self.command)
+        let (limit, program) = (self.limit.as_secs(), &self.program);
+        let arguments = self.arguments.join(" ");
+        format!("step {} {limit} /{PROGRAMS}/{program} {arguments}\n", self.name)
+    }
+
+    /// Runs it on this machine.
+    pub(crate) fn run_here(&self, programs: &Programs) -> Result<Said> {
+        let files = programs.files();
+        let file = files.iter().find(|(name, _)| *name == self.program);
+        let (_, file) = file.with_context(|| format!("no program {}", self.program))?;
+        let began = Instant::now();
+        let output = Command::new("timeout")
+            .arg("--signal=KILL")
+            .arg(self.limit.as_secs().to_string())
+            .arg(file)
+            .args(&self.arguments)
+            .env(PROGRAM, &programs.zerosweep)
+            .env(ACCEL, "kvm")
+            .stdin(Stdio::null())
+            .output()
+            .context("starting timeout")?;
+        let seconds = began.elapsed().as_secs_f64();
+        let text = [output.stdout, output.stderr].concat();
+        let text = String::from_utf8_lossy(&text).into_owned();
+        let status = output.status.code().unwrap_or(137);
+        Ok(Said { step: self.name.clone(), status, seconds, text })
     }
 }
 
@@ -170,7 +214,7 @@ impl Programs {
     pub(crate) fn files(&self) -> Vec<(String, PathBuf)> {
         let tests = self.linux.iter().chain(&self.real_guest);
         let tests = tests.map(|(name, program)| (name.clone(), program.path().to_owned()));
-        std::iter::once(("zerosweep".to_owned(), self.zerosweep.clone())).chain(tests).collect()
+        std::iter::once((ZEROSWEEP.to_owned(), self.zerosweep.clone())).chain(tests).collect()
     }
 }
 
@@ -184,34 +228,40 @@ pub(crate) fn settings(arch: Arch) -> String {
     set("HOME", &std::env::home_dir().unwrap_or_default().display().to_string());
     set("results", arch.port());
     set("emulator", arch.qemu());
-    set("ZEROSWEEP_PROGRAM", &format!("/{PROGRAMS}/zerosweep"));
-    set("ZEROSWEEP_TEST_ACCEL", "kvm");
+    set(PROGRAM, &format!("/{PROGRAMS}/{ZEROSWEEP}"));
+    set(ACCEL, "kvm");
     text
 }
 
-fn test_command(program: &str, tests: &[String]) -> String {
-    let tests = tests.join(" ");
-    format!("/{PROGRAMS}/{program} --include-ignored --test-threads 1 --nocapture --exact {tests}")
+fn test_arguments(tests: &[String]) -> Vec<String> {
+    let words = ["--include-ignored", "--test-threads", "1", "--nocapture", "--exact"];
+    words.map(str::to_owned).into_iter().chain(tests.iter().cloned()).collect()
+}
+
+/// What a host that we build has.
+pub(crate) fn has(need: Need) -> bool {
+    matches!(
+        need,
+        Need::Qemu
+            | Need::GuestImage
+            | Need::Userfaultfd
+            | Need::IoUring
+            | Need::Kvm
+            | Need::HardwareKvm
+            | Need::Root
+            | Need::MemoryCgroup
+    )
 }
 
 /// The tests of a program that a host can run.
-fn chosen(program: &Program, is_wanted: impl Fn(&str) -> bool) -> Result<Vec<String>> {
-    let has = |need: &Need| {
-        matches!(
-            need,
-            Need::Qemu
-                | Need::GuestImage
-                | Need::Userfaultfd
-                | Need::IoUring
-                | Need::Kvm
-                | Need::HardwareKvm
-                | Need::Root
-                | Need::MemoryCgroup
-        )
-    };
+fn chosen(
+    program: &Program,
+    is_wanted: impl Fn(&str) -> bool,
+    has: &dyn Fn(Need) -> bool,
+) -> Result<Vec<String>> {
     let mut tests = program.ordinary()?;
     for (needs, names) in program.needing()? {
-        if needs.iter().all(has) {
+        if needs.iter().all(|&need| has(need)) {
             tests.extend(names);
         }
     }
@@ -261,6 +311,13 @@ fn tests_outcome(said: &[&Said]) -> (bool, String) {
     } else {
         (false, format!("{passed} passed, not: {}", failed.join(", ")))
     }
+}
+
+/// What tests print of themselves: lines that begin with two blanks, before a list of failures.
+fn figures(text: &str) -> Vec<String> {
+    let lines = text.lines().take_while(|line| *line != "failures:");
+    let figures = lines.filter_map(|line| line.strip_prefix("  "));
+    figures.filter(|line| line.starts_with(char::is_alphanumeric)).map(str::to_owned).collect()
 }
 
 fn last_line(text: &str) -> String {

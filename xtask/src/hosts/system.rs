@@ -5,7 +5,8 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::{BufWriter, Write as _};
+use std::io::{self, BufWriter, Write as _};
+use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -48,9 +49,6 @@ const LEFT_OUT: [&str; 9] = [
     "var/lib/dpkg",
     "usr/share/zoneinfo",
 ];
-/// Names that programs expect beside those below `usr`.
-const MERGED: [&str; 4] = ["bin", "sbin", "lib", "lib64"];
-
 /// A version of QEMU, and where it comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Qemu {
@@ -117,11 +115,6 @@ impl System {
         archive.directory("dev")?;
         archive.console()?;
         archive.tree(&root, &is_wanted)?;
-        for name in MERGED {
-            if !root.join(name).exists() && !root.join(name).is_symlink() {
-                archive.link(name, &format!("usr/{name}"))?;
-            }
-        }
         archive.program("init", INIT.as_bytes())?;
         archive.directory(PROGRAMS)?;
         for (name, path) in programs {
@@ -134,15 +127,16 @@ impl System {
         Ok(Self { base, directory })
     }
 
-    /// The initramfs of one host.
+    /// The initramfs of one host: a file without a name, which ends with this process.
     pub(crate) fn initramfs(
         &self,
         kernel: &HostKernel,
         settings: &str,
         steps: &str,
-    ) -> Result<PathBuf> {
-        let path = self.directory.join(format!("host-{}.cpio", std::process::id()));
-        fs::copy(&self.base, &path).with_context(|| format!("writing {}", path.display()))?;
+    ) -> Result<Initramfs> {
+        let mut file = tempfile::tempfile_in(&self.directory)
+            .with_context(|| format!("a file in {}", self.directory.display()))?;
+        io::copy(&mut File::open(&self.base)?, &mut file).context("writing an initramfs")?;
         let mut archive = Archive::new(Vec::new());
         archive.directory("modules")?;
         for (number, (name, module)) in kernel.modules()?.iter().enumerate() {
@@ -150,9 +144,18 @@ impl System {
         }
         archive.file("settings", settings.as_bytes())?;
         archive.file("steps", steps.as_bytes())?;
-        let mut file = File::options().append(true).open(&path)?;
         file.write_all(&archive.finish()?)?;
-        Ok(path)
+        Ok(Initramfs(file))
+    }
+}
+
+/// An initramfs, as long as this lives.
+pub(crate) struct Initramfs(File);
+
+impl Initramfs {
+    /// Its name for other processes.
+    pub(crate) fn path(&self) -> PathBuf {
+        format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd()).into()
     }
 }
 

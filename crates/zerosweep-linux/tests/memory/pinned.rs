@@ -51,7 +51,9 @@ fn a_small_move_from_a_pinned_superpage_is_busy_and_loses_its_huge_mapping() {
     if at_once.is_err() {
         drop(ring);
         println!("the kernel tries the move again until the page is not pinned any more: {SPINS}");
-        assert_eq!(outcome.recv_timeout(LIMIT), Ok(MoveOutcome::Done));
+        // Such a kernel may also forget what it has moved.
+        let at_last = outcome.recv_timeout(LIMIT);
+        assert!(matches!(at_last, Ok(MoveOutcome::Done | MoveOutcome::AlreadyThere)));
         thread.join().unwrap();
         assert_eq!(bench.range.all().load_word(0), Ok(6));
         assert_ne!(spins, Presence::Fixed);
