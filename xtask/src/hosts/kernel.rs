@@ -165,13 +165,16 @@ fn numbers(version: &str) -> Vec<u32> {
     version.split(|c: char| !c.is_ascii_digit()).filter_map(|part| part.parse().ok()).collect()
 }
 
-/// A series of kernels, `6.12`, or one kernel of it, `6.12.117`.
+/// A series of kernels, `6.12`, or one kernel of it, `6.12.117`, or the one that runs.
 ///
 /// # Errors
 /// When it is neither.
 pub(crate) fn series(name: &str) -> Result<String> {
     let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
     let parts = name.split('.').collect::<Vec<_>>();
+    if name == super::THIS {
+        return Ok(name.to_owned());
+    }
     match matches!(parts.len(), 2 | 3) && parts.iter().all(|part| is_number(part)) {
         true => Ok(name.to_owned()),
         false => bail!("`{name}` is no kernel such as 6.12 or 6.12.117"),

@@ -231,6 +231,9 @@ fn complete(root: &Path) -> Result<()> {
             symlink(format!("usr/{name}"), root.join(name))?;
         }
     }
+    for name in ["proc", "sys", "dev", "run", "tmp"] {
+        fs::create_dir_all(root.join(name))?;
+    }
     if !root.join("bin/sh").exists() {
         symlink("busybox", root.join("bin/sh"))?;
     }

@@ -1,21 +1,41 @@
 //! What is run on each host.
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use serde_json::Value;
+use zerosweep_lab::image::cache_dir;
 
 use super::Arch;
 use super::boot::Said;
 use super::record::Outcome;
 use super::system::PROGRAMS;
+use crate::cargo::workspace;
 use crate::need::Need;
 use crate::tests::PROGRAM;
 use crate::tests::program::{Program, counts, failures};
 
+/// Makes `$1` the root, with the directories `$2` and `$3` in it, and becomes the command behind.
+const ENTER: &str = r#"
+set -e
+mount --bind "$1" "$1"
+cd "$1"
+mount -t proc proc proc
+mount --rbind /sys sys
+mount --rbind /dev dev
+mount -t tmpfs tmpfs run
+mount -t tmpfs tmpfs tmp
+mkdir -p ".$2" ".$3"
+mount --bind "$2" ".$2"
+mount --bind "$3" ".$3"
+root=$1
+shift 3
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin
+exec chroot "$root" "$@"
+"#;
 /// The name of the program under test.
 const ZEROSWEEP: &str = "zerosweep";
 /// The variable that says how QEMU runs the guests of tests.
@@ -34,8 +54,25 @@ enum Work {
     Program(&'static [&'static str]),
     /// All tests of zerosweep-linux that a host allows.
     Linux,
-    /// Tests of real guests, under KVM: those whose names begin with one of these.
-    RealGuest(&'static [&'static str]),
+    /// Tests of real guests: those whose names begin with one of these.
+    RealGuest(Accelerator, &'static [&'static str]),
+}
+
+/// What runs the guests of tests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Accelerator {
+    Kvm,
+    Tcg,
+}
+
+impl Accelerator {
+    /// Its value of [`ACCEL`].
+    fn name(self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
+        }
+    }
 }
 
 const fn seconds(seconds: u64) -> Duration {
@@ -43,7 +80,7 @@ const fn seconds(seconds: u64) -> Duration {
 }
 
 /// All of them, in the order of the table's columns.
-pub(crate) const SCENARIOS: [Scenario; 5] = [
+pub(crate) const SCENARIOS: [Scenario; 6] = [
     Scenario {
         name: "doctor",
         about: "`zerosweep doctor` finds that guests can run",
@@ -65,14 +102,23 @@ pub(crate) const SCENARIOS: [Scenario; 5] = [
     Scenario {
         name: "guest",
         about: "a Debian guest under QEMU with KVM boots and balloons within its target",
-        work: Work::RealGuest(&["boots::boots_and_balloons_within_its_target"]),
+        work: Work::RealGuest(Accelerator::Kvm, &["boots::boots_and_balloons_within_its_target"]),
         limit: seconds(600),
     },
     Scenario {
         name: "kvm",
         about: "scrubbing guests, two CPUs, churn, too little memory, resets, under KVM",
-        work: Work::RealGuest(&["boots::", "churn::", "exhaustion::", "kvm::", "resets::"]),
-        limit: seconds(3000),
+        work: Work::RealGuest(
+            Accelerator::Kvm,
+            &["boots::", "churn::", "exhaustion::", "kvm::", "resets::"],
+        ),
+        limit: seconds(900),
+    },
+    Scenario {
+        name: "tcg",
+        about: "the tests with real guests, on QEMU's software CPU; too slow on an emulated host",
+        work: Work::RealGuest(Accelerator::Tcg, &[""]),
+        limit: seconds(900),
     },
 ];
 
@@ -90,7 +136,7 @@ impl Scenario {
 
     /// Whether it has tests of the program's own, which are built apart.
     pub(crate) fn has_real_guests(&self) -> bool {
-        matches!(self.work, Work::RealGuest(_))
+        matches!(self.work, Work::RealGuest(..))
     }
 
     /// Its steps on a host that has what `has` says.
@@ -99,11 +145,16 @@ impl Scenario {
         programs: &Programs,
         has: &dyn Fn(Need) -> bool,
     ) -> Result<Vec<Step>> {
+        let accelerator = match self.work {
+            Work::RealGuest(accelerator, _) => accelerator,
+            Work::Program(_) | Work::Linux => Accelerator::Kvm,
+        };
         let step = |name: String, program: &str, arguments: Vec<String>| Step {
             name,
             limit: self.limit,
             program: program.to_owned(),
             arguments,
+            accelerator,
         };
         match self.work {
             Work::Program(arguments) => {
@@ -121,7 +172,7 @@ impl Scenario {
                 }
                 Ok(steps)
             }
-            Work::RealGuest(prefixes) => {
+            Work::RealGuest(_, prefixes) => {
                 let (name, program) = programs.real_guest.as_ref().context("it was not built")?;
                 let is_wanted = |test: &str| prefixes.iter().any(|prefix| test.starts_with(prefix));
                 let tests = chosen(program, is_wanted, has)?;
@@ -154,7 +205,7 @@ impl Scenario {
         let seconds = said.iter().map(|said| said.seconds).sum();
         let (passed, detail) = match self.work {
             Work::Program(_) => program_outcome(self.name, said[0]),
-            Work::Linux | Work::RealGuest(_) => tests_outcome(&said),
+            Work::Linux | Work::RealGuest(..) => tests_outcome(&said),
         };
         let figures = said.iter().flat_map(|said| figures(&said.text)).collect();
         Some(Outcome { passed, detail, seconds, figures })
@@ -168,29 +219,35 @@ pub(crate) struct Step {
     /// Its name among the programs.
     program: String,
     arguments: Vec<String>,
+    accelerator: Accelerator,
 }
 
 impl Step {
-    /// As a line of a host's `steps`.
+    /// As lines of a host's `steps`.
     pub(crate) fn line(&self) -> String {
         let (limit, program) = (self.limit.as_secs(), &self.program);
         let arguments = self.arguments.join(" ");
-        format!("step {} {limit} /{PROGRAMS}/{program} {arguments}\n", self.name)
+        let setting = format!("export {ACCEL}={}", self.accelerator.name());
+        format!("{setting}\nstep {} {limit} /{PROGRAMS}/{program} {arguments}\n", self.name)
     }
 
-    /// Runs it on this machine.
-    pub(crate) fn run_here(&self, programs: &Programs) -> Result<Said> {
+    /// Runs it on this machine: in a root with another QEMU, if there is one.
+    pub(crate) fn run_here(&self, programs: &Programs, root: Option<&Path>) -> Result<Said> {
         let files = programs.files();
         let file = files.iter().find(|(name, _)| *name == self.program);
         let (_, file) = file.with_context(|| format!("no program {}", self.program))?;
         let began = Instant::now();
-        let output = Command::new("timeout")
-            .arg("--signal=KILL")
-            .arg(self.limit.as_secs().to_string())
+        let mut command = Command::new("timeout");
+        command.arg("--signal=KILL").arg(self.limit.as_secs().to_string());
+        if let Some(root) = root {
+            command.args(["unshare", "--mount", "--pid", "--fork", "--kill-child"]);
+            command.args(["sh", "-c", ENTER, "sh"]).arg(root).args([workspace(), &cache_dir()]);
+        }
+        let output = command
             .arg(file)
             .args(&self.arguments)
             .env(PROGRAM, &programs.zerosweep)
-            .env(ACCEL, "kvm")
+            .env(ACCEL, self.accelerator.name())
             .stdin(Stdio::null())
             .output()
             .context("starting timeout")?;
@@ -229,7 +286,6 @@ pub(crate) fn settings(arch: Arch) -> String {
     set("results", arch.port());
     set("emulator", arch.qemu());
     set(PROGRAM, &format!("/{PROGRAMS}/{ZEROSWEEP}"));
-    set(ACCEL, "kvm");
     text
 }
 

@@ -77,8 +77,8 @@ impl Qemu {
     pub(crate) fn root(&self, packages: &Packages, arch: Arch) -> Result<PathBuf> {
         let name = format!("qemu-{}-{}", self.version, arch.debian());
         let package = arch.qemu_package();
-        let mut wanted =
-            vec![package, "qemu-system-common", "qemu-system-data", "busybox-static", "libgcc-s1"];
+        let mut wanted = vec![package, "qemu-system-common", "qemu-system-data"];
+        wanted.extend(["busybox-static", "coreutils", "dash", "libgcc-s1", "util-linux"]);
         if arch == Arch::X86_64 {
             wanted.push("seabios");
         }
