@@ -45,7 +45,10 @@ pub(crate) fn write(memory: &impl GuestMemoryBackend, vcpus: u8) -> Result<()> {
     let mut root = Vec::new();
     Rsdp::new(OEM, xsdt).to_aml_bytes(&mut root);
     tables.bytes[..root.len()].copy_from_slice(&root);
-    ensure!(tables.bytes.len() as u64 <= layout::HIGH_RAM - layout::ACPI, "too many virtual CPUs");
+    ensure!(
+        tables.bytes.len() as u64 <= layout::RESET_VECTOR - layout::ACPI,
+        "too many virtual CPUs"
+    );
     memory.write_slice(&tables.bytes, GuestAddress(layout::ACPI))?;
     Ok(())
 }

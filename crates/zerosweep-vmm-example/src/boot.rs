@@ -32,6 +32,10 @@ const E820_RESERVED: u32 = 2;
 /// A flat code segment of 64 bits and a flat data segment, where the boot protocol wants them.
 const GDT: [u64; 4] = [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
 
+/// `mov al, 0xfe; out 0x64, al; hlt`. On a hardware-reduced machine Linux asks the EFI to restart
+/// it, and without an EFI it jumps to the BIOS.
+const BIOS: [u8; 5] = [0xb0, layout::RESET_VALUE, 0xe6, layout::RESET as u8, 0xf4];
+
 /// Page table entries: present, writable, a page of 2 MiB.
 const PRESENT: u64 = 1 | 1 << 1;
 const HUGE: u64 = 1 << 7;
@@ -122,8 +126,9 @@ fn parameters(memory: &impl GuestMemoryBackend, header: setup_header) -> boot_pa
     parameters
 }
 
-/// Writes descriptors, and page tables that map the first GiB to itself.
+/// Writes descriptors, page tables that map the first GiB to itself, and all of our BIOS.
 fn write_tables(memory: &impl GuestMemoryBackend) -> Result<()> {
+    memory.write_obj(BIOS, GuestAddress(layout::RESET_VECTOR))?;
     memory.write_obj(GDT, GuestAddress(layout::GDT))?;
     let [top, upper, lower] = [0, 1, 2].map(|n| layout::PAGE_TABLES + n * 0x1000);
     memory.write_obj(upper | PRESENT, GuestAddress(top))?;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 0x500 GDT, 0x7000 boot parameters, 0x8000 stack, 0x9000 page tables, 0x20000 command line
-//! 0xe0000 ACPI tables
+//! 0xe0000 ACPI tables, and in the last 16 bytes before 1 MiB what restarts the machine
 //! 0x100000 kernel … initramfs at the end of low memory
 //! 3 GiB    a hole for devices: the balloon's registers, the interrupt controllers, KVM's pages
 //! 4 GiB    the rest of the memory
@@ -24,6 +24,8 @@ pub(crate) const COMMAND_LINE_BYTES: usize = 0x1_0000;
 pub(crate) const LOW_RAM_END: u64 = 0xa_0000;
 /// Linux looks for the root of the ACPI tables from here to 1 MiB.
 pub(crate) const ACPI: u64 = 0xe_0000;
+/// Where a CPU in real mode begins after a reset, and where Linux jumps to restart the machine.
+pub(crate) const RESET_VECTOR: u64 = 0xf_fff0;
 /// Where the kernel is loaded.
 pub(crate) const HIGH_RAM: u64 = 0x10_0000;
 
@@ -104,7 +106,8 @@ mod tests {
             (STACK - 0xff0, 0xff0),
             (PAGE_TABLES, 3 * 4096),
             (COMMAND_LINE, COMMAND_LINE_BYTES as u64),
-            (ACPI, HIGH_RAM - ACPI),
+            (ACPI, RESET_VECTOR - ACPI),
+            (RESET_VECTOR, HIGH_RAM - RESET_VECTOR),
         ];
         ranges.sort_unstable();
         assert!(ranges.windows(2).all(|pair| pair[0].0 + pair[0].1 <= pair[1].0), "{ranges:x?}");
