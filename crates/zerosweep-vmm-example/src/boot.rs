@@ -140,7 +140,7 @@ fn write_tables(memory: &impl GuestMemoryBackend) -> Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::{env, fs};
 
     use vm_memory::GuestMemoryMmap;
@@ -150,8 +150,8 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     /// The smallest file that passes for a kernel: a sector with the header, four of set-up, and
-    /// 64 bytes of "kernel".
-    fn kernel() -> Vec<u8> {
+    /// `code` at the 64-bit entry.
+    pub(crate) fn kernel(code: &[u8]) -> Vec<u8> {
         let mut header = setup_header {
             header: 0x5372_6448,
             version: 0x020f,
@@ -167,14 +167,16 @@ mod tests {
         let mut file = vec![0; 5 * 512];
         let header = vm_memory::ByteValued::as_mut_slice(&mut header);
         file[0x1f1..0x1f1 + header.len()].copy_from_slice(header);
-        file.extend([0xc3; 64]);
+        file.extend([0xc3; ENTRY as usize]);
+        file.extend(code);
         file
     }
 
-    struct Files(std::path::PathBuf);
+    /// A kernel and an initramfs in a directory of their own.
+    pub(crate) struct Files(std::path::PathBuf);
 
     impl Files {
-        fn new(name: &str, kernel: &[u8], initrd: &[u8]) -> Self {
+        pub(crate) fn new(name: &str, kernel: &[u8], initrd: &[u8]) -> Self {
             let name = format!("zerosweep-vmm-{name}-{}", std::process::id());
             let directory = env::temp_dir().join(name);
             fs::create_dir_all(&directory).unwrap();
@@ -183,10 +185,13 @@ mod tests {
             Self(directory)
         }
 
-        fn load(&self, memory: &GuestMemoryMmap) -> Result<GuestAddress> {
+        pub(crate) fn boot<R>(&self, boot: impl FnOnce(&Boot<'_>) -> R) -> R {
             let (kernel, initrd) = (self.0.join("kernel"), self.0.join("initrd"));
-            let boot = Boot { kernel: &kernel, initrd: Some(&initrd), command_line: "quiet a=1" };
-            boot.load(memory)
+            boot(&Boot { kernel: &kernel, initrd: Some(&initrd), command_line: "quiet a=1" })
+        }
+
+        fn load(&self, memory: &GuestMemoryMmap) -> Result<GuestAddress> {
+            self.boot(|boot| boot.load(memory))
         }
     }
 
@@ -205,7 +210,7 @@ mod tests {
     #[test]
     fn a_kernel_finds_everything() {
         let memory = memory();
-        let files = Files::new("all", &kernel(), &[0x77; 5000]);
+        let files = Files::new("all", &kernel(&[]), &[0x77; 5000]);
         let entry = files.load(&memory).unwrap();
         assert_eq!(entry, GuestAddress(layout::HIGH_RAM + ENTRY));
         let code: u64 = memory.read_obj(GuestAddress(layout::HIGH_RAM)).unwrap();
@@ -242,13 +247,13 @@ mod tests {
     #[test]
     fn what_cannot_be_booted_is_said() {
         let memory = memory();
-        let mut old = kernel();
+        let mut old = kernel(&[]);
         old[0x236] = 0;
         for (name, kernel, initrd, why) in [
             ("text", b"no kernel".to_vec(), 10, "kernel"),
             ("old", old, 10, "no 64-bit entry"),
-            ("big", kernel(), 6 * MIB as usize, "raise --max-mem"),
-            ("bigger", kernel(), 9 * MIB as usize, "raise --max-mem"),
+            ("big", kernel(&[]), 6 * MIB as usize, "raise --max-mem"),
+            ("bigger", kernel(&[]), 9 * MIB as usize, "raise --max-mem"),
         ] {
             let files = Files::new(name, &kernel, &vec![0; initrd]);
             let error = format!("{:#}", files.load(&memory).unwrap_err());

@@ -237,3 +237,56 @@ fn kicks(vm: &VmFd) -> Result<Vec<EventFd>> {
     };
     (0..).take(Role::OF_QUEUE.len()).map(kick).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+    use crate::boot::tests::{Files, kernel};
+
+    const MIB: u64 = 1 << 20;
+
+    /// Runs code at the kernel's entry, on a machine of 64 MiB that may hold 16. Returns the figures.
+    fn run(name: &str, code: &[u8], vcpus: u8) -> Value {
+        let files = Files::new(name, &kernel(code), &[0x77; 5000]);
+        let options = Options { max_mem: 64 * MIB, target: 16 * MIB, vcpus, deflate_on_oom: false };
+        let machine = files.boot(|boot| Machine::new(boot, &options)).unwrap();
+        serde_json::from_str(&machine.run().unwrap().to_string()).unwrap()
+    }
+
+    /// `mov dx, PORT; mov al, VALUE; out dx, al; hlt`.
+    fn out(port: u16, value: u8) -> [u8; 8] {
+        let [low, high] = port.to_le_bytes();
+        [0x66, 0xba, low, high, 0xb0, value, 0xee, 0xf4]
+    }
+
+    #[test]
+    #[ignore = "needs userfaultfd, KVM"]
+    fn a_guest_that_writes_to_all_of_its_memory_powers_off() {
+        // mov ebx, 0x400000; 1: mov byte [rbx], 0; add rbx, 0x1000; cmp rbx, 0x3e00000; jb 1b
+        let mut code = vec![0xbb, 0, 0, 0x40, 0, 0xc6, 0x03, 0, 0x48, 0x81, 0xc3, 0, 0x10, 0, 0];
+        code.extend([0x48, 0x81, 0xfb, 0, 0, 0xe0, 0x03, 0x72, 0xed]);
+        code.extend(out(layout::SLEEP, layout::SLEEP_OFF));
+        for vcpus in [1, 3] {
+            let figures = run("off", &code, vcpus);
+            let figure = |name: &str| figures[name].as_u64().unwrap();
+            assert_eq!(figures["ended"], "power-off", "{figures}");
+            assert_eq!((&figures["audit"], &figures["lifted"]), (&"ok".into(), &Value::Null));
+            assert!(figure("superpages_reclaimed") >= 20, "{figures}");
+            assert!(figure("held_at_most") <= 16 * MIB, "{figures}");
+            assert_eq!(figures["superpages_in_guest"], figures["superpages_in_page_tables"]);
+            assert_eq!((figure("borrowed"), figure("target")), (0, 16 * MIB));
+        }
+    }
+
+    #[test]
+    #[ignore = "needs userfaultfd, KVM"]
+    fn a_guest_that_resets_ends() {
+        let figures = run("reset", &out(layout::RESET, layout::RESET_VALUE), 2);
+        assert_eq!(figures["ended"], "reset");
+        // An invalid instruction, and no handler.
+        let figures = run("fault", &[0x0f, 0x0b], 1);
+        assert_eq!(figures["ended"], "triple-fault");
+    }
+}

@@ -118,3 +118,74 @@ impl Pages for Ram {
         true
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::Bytes as _;
+
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+    const HIGH: GuestAddress = GuestAddress(layout::HOLE_END + MIB);
+
+    /// Memory with 4 MiB above the hole.
+    fn ram() -> Ram {
+        Ram::new(layout::HOLE + 4 * MIB, 64 * MIB).unwrap()
+    }
+
+    fn held(ram: &Ram, address: GuestAddress) -> u64 {
+        ram.parts.read_obj(address).unwrap()
+    }
+
+    #[test]
+    #[ignore = "needs userfaultfd in kernel mode"]
+    fn the_balloon_takes_pages_of_both_parts() {
+        let ram = ram();
+        for (page, before) in [(GuestAddress(5 * MIB), 0), (HIGH, 1)] {
+            ram.parts.write_obj(7_u64, page).unwrap();
+            assert!(ram.inflate(page));
+            let given_back = ram.memory.snapshot().statistics.pages_given_back;
+            assert_eq!(given_back, before + 1);
+            assert!(ram.deflate(page));
+            ram.parts.write_obj(8_u64, page).unwrap();
+            assert_eq!(held(&ram, page), 8);
+            assert!(ram.report(page, 8 * PAGE_BYTES));
+            ram.memory.audit().unwrap();
+        }
+        ram.memory.stop();
+    }
+
+    #[test]
+    #[ignore = "needs userfaultfd in kernel mode"]
+    fn what_is_no_memory_is_refused() {
+        let ram = ram();
+        let end = GuestAddress(layout::HOLE_END + 4 * MIB);
+        for page in [GuestAddress(layout::HOLE), GuestAddress(layout::BALLOON), end] {
+            assert!(!ram.inflate(page) && !ram.deflate(page) && !ram.report(page, PAGE_BYTES));
+        }
+        // Over the end of a part.
+        let last = GuestAddress(layout::HOLE - PAGE_BYTES);
+        assert!(ram.report(last, PAGE_BYTES));
+        assert!(!ram.report(last, 2 * PAGE_BYTES));
+        assert!(!ram.report(GuestAddress(end.0 - PAGE_BYTES), 2 * PAGE_BYTES));
+        assert!(!ram.report(HIGH, !0xfff));
+        ram.memory.stop();
+    }
+
+    #[test]
+    #[ignore = "needs userfaultfd in kernel mode"]
+    fn once_the_cap_is_lifted_the_kernel_takes_the_pages() {
+        let ram = ram();
+        let other = GuestAddress(HIGH.0 + PAGE_BYTES);
+        for page in [HIGH, other] {
+            ram.parts.write_obj(7_u64, page).unwrap();
+        }
+        ram.memory.lift("a test");
+        assert!(ram.inflate(HIGH) && ram.deflate(HIGH));
+        assert_eq!((held(&ram, HIGH), held(&ram, other)), (0, 7));
+        assert!(ram.report(other, PAGE_BYTES));
+        assert_eq!(held(&ram, other), 0);
+        assert!(!ram.inflate(GuestAddress(layout::HOLE)));
+        ram.memory.stop();
+    }
+}
