@@ -3,27 +3,49 @@
 use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
 use super::*;
-use crate::balloon::Balloon;
 
 const ACKNOWLEDGED: u32 = 3;
 const FEATURES_OK: u32 = ACKNOWLEDGED | VIRTIO_CONFIG_S_FEATURES_OK;
 const RUNS: u32 = FEATURES_OK | VIRTIO_CONFIG_S_DRIVER_OK;
 
-fn device() -> VirtioMmio<Balloon> {
-    VirtioMmio::new(Balloon::new(false), EventFd::new(EFD_NONBLOCK).unwrap())
+/// A device that keeps what was last written to its configuration.
+#[derive(Default)]
+struct Noted {
+    written: Mutex<(usize, Vec<u8>)>,
 }
 
-fn read(device: &VirtioMmio<Balloon>, register: u32) -> u32 {
+impl Device for Noted {
+    const ID: u32 = 5;
+    const QUEUES: usize = 3;
+
+    fn features(&self) -> u64 {
+        1 << 5
+    }
+
+    fn read_config(&self, offset: usize, data: &mut [u8]) {
+        data.fill(offset as u8);
+    }
+
+    fn write_config(&self, offset: usize, data: &[u8]) {
+        *self.written.lock().unwrap() = (offset, data.to_vec());
+    }
+}
+
+fn device() -> VirtioMmio<Noted> {
+    VirtioMmio::new(Noted::default(), EventFd::new(EFD_NONBLOCK).unwrap())
+}
+
+fn read(device: &VirtioMmio<Noted>, register: u32) -> u32 {
     let mut bytes = [0; 4];
     device.read(register.into(), &mut bytes);
     u32::from_le_bytes(bytes)
 }
 
-fn write(device: &VirtioMmio<Balloon>, register: u32, value: u32) {
+fn write(device: &VirtioMmio<Noted>, register: u32, value: u32) {
     device.write(register.into(), &value.to_le_bytes());
 }
 
-fn accept_features(device: &VirtioMmio<Balloon>) {
+fn accept_features(device: &VirtioMmio<Noted>) {
     for half in [0, 1] {
         write(device, VIRTIO_MMIO_DEVICE_FEATURES_SEL, half);
         write(device, VIRTIO_MMIO_DRIVER_FEATURES_SEL, half);
@@ -34,7 +56,7 @@ fn accept_features(device: &VirtioMmio<Balloon>) {
 }
 
 /// Does what Linux does, with the first two queues.
-fn start(device: &VirtioMmio<Balloon>) {
+fn start(device: &VirtioMmio<Noted>) {
     write(device, VIRTIO_MMIO_STATUS, 0);
     write(device, VIRTIO_MMIO_STATUS, ACKNOWLEDGED);
     accept_features(device);
@@ -61,7 +83,7 @@ fn a_driver_sets_queues_up_and_resets() {
     assert_eq!(read(&device, VIRTIO_MMIO_STATUS), RUNS);
     {
         let queues = device.queues();
-        assert_eq!(queues.len(), Balloon::QUEUES);
+        assert_eq!(queues.len(), Noted::QUEUES);
         assert_eq!((queues[1].desc_table(), queues[1].avail_ring()), (0x1_0000_1000, 0x3000));
         assert_eq!((queues[1].used_ring(), queues[1].size()), (0x5000, RING));
         assert!(queues[0].ready() && !queues[2].ready());
@@ -75,7 +97,7 @@ fn a_driver_sets_queues_up_and_resets() {
     assert!(device.queues().is_empty());
     assert_eq!(read(&device, VIRTIO_MMIO_STATUS), 0);
     start(&device);
-    assert_eq!(device.queues().len(), Balloon::QUEUES);
+    assert_eq!(device.queues().len(), Noted::QUEUES);
 }
 
 #[test]
@@ -119,6 +141,16 @@ fn a_broken_driver_is_asked_to_reset() {
 }
 
 #[test]
+fn the_configuration_is_the_devices_own() {
+    let device = device();
+    let mut bytes = [0; 3];
+    device.read(CONFIG + 7, &mut bytes);
+    assert_eq!(bytes, [7; 3]);
+    device.write(CONFIG + 4, &[1, 2]);
+    assert_eq!(*device.device().written.lock().unwrap(), (4, vec![1, 2]));
+}
+
+#[test]
 fn nonsense_is_ignored() {
     let device = device();
     write(&device, VIRTIO_MMIO_QUEUE_SEL, u32::MAX);
@@ -139,9 +171,8 @@ fn nonsense_is_ignored() {
     device.read(0, &mut byte);
     assert_eq!(byte, [0]);
     device.write(VIRTIO_MMIO_STATUS.into(), &[1]);
-    device.write(u64::MAX, &[1; 8]);
     let mut wide = [7; 8];
-    device.read(u64::MAX, &mut wide);
+    device.read(VIRTIO_MMIO_MAGIC_VALUE.into(), &mut wide);
     assert_eq!((wide, read(&device, VIRTIO_MMIO_STATUS)), ([0; 8], 0));
     accept_features(&device);
     write(&device, VIRTIO_MMIO_STATUS, RUNS);
