@@ -24,8 +24,8 @@ impl Command {
     fn parse(line: &str) -> Result<Self, String> {
         match line.split_whitespace().collect::<Vec<_>>()[..] {
             ["target", size] => match parse_size(size)? {
-                bytes if bytes.is_multiple_of(PAGE_BYTES) => Ok(Self::Target(bytes)),
-                bytes => Err(format!("a target of {bytes} bytes is not a multiple of 4 KiB")),
+                bytes if bytes > 0 && bytes.is_multiple_of(PAGE_BYTES) => Ok(Self::Target(bytes)),
+                bytes => Err(format!("{bytes} bytes are no target: give a multiple of 4 KiB")),
             },
             ["figures"] => Ok(Self::Figures),
             ["quit"] => Ok(Self::Quit),
@@ -72,6 +72,7 @@ mod tests {
             ("target 1 2", "no command"),
             ("target some", "write a size"),
             ("target 5000", "multiple of 4 KiB"),
+            ("target 0", "multiple of 4 KiB"),
             ("", "commands: target SIZE"),
         ] {
             let error = Command::parse(line).unwrap_err();

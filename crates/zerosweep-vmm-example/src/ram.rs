@@ -33,7 +33,7 @@ impl Ram {
         if !max_mem.is_multiple_of(SUPERPAGE_BYTES) {
             bail!("--max-mem {max_mem} is not a multiple of 2 MiB");
         }
-        if target > max_mem || !target.is_multiple_of(PAGE_BYTES) {
+        if target == 0 || target > max_mem || !target.is_multiple_of(PAGE_BYTES) {
             bail!("--target {target} is not a multiple of 4 KiB up to --max-mem");
         }
         // The first thread runs the balloon, which the virtual CPUs may wait for: the default for

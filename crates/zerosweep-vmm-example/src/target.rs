@@ -62,8 +62,11 @@ impl Target {
     fn tell(&mut self, bytes: u64, memory: &Arc<GuestMemory>) -> Result<(), SetTargetError> {
         if bytes != self.current {
             // Returns at once: this thread serves the balloon, which the target may wait for.
-            memory.begin_target(bytes)?;
-            self.current = bytes;
+            match memory.begin_target(bytes) {
+                // The guest goes on without a cap, and its balloon as in any VMM.
+                Ok(()) | Err(SetTargetError::Lifted(_)) => self.current = bytes,
+                Err(error) => return Err(error),
+            }
         }
         Ok(())
     }
@@ -77,6 +80,7 @@ fn pages(bytes: u64) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::virtio_mmio::Device as _;
 
     const MIB: u64 = 1 << 20;
 
@@ -97,5 +101,29 @@ mod tests {
         let target = Target::new(512 * MIB, 160 * MIB, &balloon);
         assert_eq!(balloon.wanted(), 352 << 8);
         assert_eq!(target.followed(0), 160 * MIB, "the first target holds at once");
+    }
+
+    #[test]
+    #[ignore = "needs userfaultfd in kernel mode"]
+    fn the_engine_is_told_until_the_cap_is_lifted() {
+        let region = zerosweep_linux::Region::new(64 * MIB).unwrap();
+        let memory = GuestMemory::new(region, &zerosweep_linux::Options::new(16 * MIB)).unwrap();
+        let target_of = |memory: &GuestMemory| memory.quantities().target * PAGE_BYTES;
+        let balloon = Balloon::default();
+        let mut target = Target::new(64 * MIB, 16 * MIB, &balloon);
+        target.want(32 * MIB, &balloon, &memory).unwrap();
+        assert_eq!((target_of(&memory), balloon.wanted()), (32 * MIB, 32 << 8));
+        target.want(8 * MIB, &balloon, &memory).unwrap();
+        assert_eq!((target_of(&memory), balloon.wanted()), (32 * MIB, 56 << 8));
+        balloon.write_config(4, &(44_u32 << 8).to_le_bytes());
+        target.follow(&balloon, &memory).unwrap();
+        assert_eq!(target_of(&memory), 20 * MIB);
+
+        memory.lift("a test");
+        target.want(40 * MIB, &balloon, &memory).unwrap();
+        target.follow(&balloon, &memory).unwrap();
+        assert_eq!(balloon.wanted(), 24 << 8, "the balloon goes on");
+        memory.audit().unwrap();
+        memory.stop();
     }
 }
