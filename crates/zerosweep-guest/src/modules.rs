@@ -8,9 +8,16 @@ use rustix::io::Errno;
 
 use crate::failure::Failure;
 
-/// What the balloon's bus needs, in the order in which they can be loaded.
-pub(crate) const BUS: [&str; 5] =
-    ["virtio_ring", "virtio", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci"];
+/// What the balloon's bus needs, in the order in which they can be loaded. Every VMM has one of the
+/// two buses; the driver of the other finds no device.
+pub(crate) const BUS: [&str; 6] = [
+    "virtio_ring",
+    "virtio",
+    "virtio_pci_modern_dev",
+    "virtio_pci_legacy_dev",
+    "virtio_pci",
+    "virtio_mmio",
+];
 
 /// The balloon driver.
 pub(crate) const BALLOON: &str = "virtio_balloon";

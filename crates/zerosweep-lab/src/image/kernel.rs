@@ -12,13 +12,15 @@ use super::cache_dir;
 use super::initramfs::Module;
 use crate::unpack;
 
-/// The modules that a guest needs for its balloon.
-pub(super) const MODULES: [&str; 6] = [
+/// The modules that a guest needs for its balloon, which is on PCI (QEMU) or has registers of its own
+/// (`virtio_mmio`: small VMMs).
+pub(super) const MODULES: [&str; 7] = [
     "virtio_ring",
     "virtio",
     "virtio_pci_modern_dev",
     "virtio_pci_legacy_dev",
     "virtio_pci",
+    "virtio_mmio",
     "virtio_balloon",
 ];
 

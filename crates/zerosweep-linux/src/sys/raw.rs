@@ -357,11 +357,18 @@ pub fn prctl_get(option: c_int) -> SysResult<usize> {
     check("prctl", answer)
 }
 
+/// The type of `RLIMIT_…`: the C libraries do not agree.
+#[cfg(target_env = "gnu")]
+pub type Resource = libc::__rlimit_resource_t;
+/// The type of `RLIMIT_…`: the C libraries do not agree.
+#[cfg(not(target_env = "gnu"))]
+pub type Resource = c_int;
+
 /// Returns the soft limit `resource` of this process, in the limit's unit, or `None` without one.
 ///
 /// # Errors
 /// `EINVAL` for an unknown resource.
-pub fn soft_limit(resource: u32) -> SysResult<Option<u64>> {
+pub fn soft_limit(resource: Resource) -> SysResult<Option<u64>> {
     let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: no new limit is given and the old one is written to our structure.
     let answer = unsafe {
