@@ -360,7 +360,9 @@ fn scenarios(names: &[String]) -> Result<Vec<&'static Scenario>> {
 
 /// Builds what hosts run.
 fn programs(scenarios: &[&Scenario]) -> Result<Programs> {
-    let release = ["build", RELEASE, "-p", "zerosweep-cli", "-p", "zerosweep-agent"];
+    let packages = ["zerosweep-cli", "zerosweep-agent", "zerosweep-vmm-example"];
+    let packages = packages.iter().flat_map(|package| ["-p", package]);
+    let release: Vec<_> = ["build", RELEASE].into_iter().chain(packages).collect();
     ensure!(cargo(&release, &[])? == Outcome::Passed, "the program does not build");
     let tests = |arguments: &[&str]| -> Result<Vec<(String, Program)>> {
         let programs = build(&[&CHECKED[..], arguments].concat())?.context("tests do not build")?;
@@ -375,8 +377,9 @@ fn programs(scenarios: &[&Scenario]) -> Result<Programs> {
         true => tests(&["-p", "zerosweep-cli", "--test", "real_guest"])?.pop(),
         false => None,
     };
-    let zerosweep = cargo::target().join("release/zerosweep");
-    Ok(Programs { zerosweep, linux, real_guest })
+    let release = cargo::target().join("release");
+    let (zerosweep, vmm) = (release.join("zerosweep"), release.join("zerosweep-vmm-example"));
+    Ok(Programs { zerosweep, vmm, linux, real_guest })
 }
 
 /// Where a host's output goes.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use serde_json::Value;
-use zerosweep_lab::image::cache_dir;
+use zerosweep_lab::image::{GuestImage, cache_dir};
 
 use super::Arch;
 use super::boot::Said;
@@ -36,8 +36,16 @@ shift 3
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin
 exec chroot "$root" "$@"
 "#;
+/// The name of the example of a VMM, and what its guest is told and may hold.
+const VMM: &str = "zerosweep-vmm-example";
+const VMM_MAX_MEM: &str = "512M";
+const VMM_TARGET: &str = "160M";
+const VMM_COMMAND_LINE: &str =
+    "console=ttyS0 quiet panic=-1 zs.fill=64M zs.first=30 zs.settle=20 zs.end=poweroff";
 /// The name of the program under test.
 const ZEROSWEEP: &str = "zerosweep";
+/// A guest may hold this share of its target.
+const TOLERANCE: f64 = 1.02;
 /// The variable that says how QEMU runs the guests of tests.
 const ACCEL: &str = "ZEROSWEEP_TEST_ACCEL";
 
@@ -56,6 +64,8 @@ enum Work {
     Linux,
     /// Tests of real guests: those whose names begin with one of these.
     RealGuest(Accelerator, &'static [&'static str]),
+    /// The example of a VMM, with the image of the tests' guests.
+    Vmm,
 }
 
 /// What runs the guests of tests.
@@ -80,7 +90,7 @@ const fn seconds(seconds: u64) -> Duration {
 }
 
 /// All of them, in the order of the table's columns.
-pub(crate) const SCENARIOS: [Scenario; 6] = [
+pub(crate) const SCENARIOS: [Scenario; 7] = [
     Scenario {
         name: "doctor",
         about: "`zerosweep doctor` finds that guests can run",
@@ -115,6 +125,12 @@ pub(crate) const SCENARIOS: [Scenario; 6] = [
         limit: seconds(900),
     },
     Scenario {
+        name: "vmm",
+        about: "the example of a VMM boots a Debian guest with two CPUs, and its balloon follows",
+        work: Work::Vmm,
+        limit: seconds(400),
+    },
+    Scenario {
         name: "tcg",
         about: "the tests with real guests, on QEMU's software CPU; too slow on an emulated host",
         work: Work::RealGuest(Accelerator::Tcg, &[""]),
@@ -147,7 +163,7 @@ impl Scenario {
     ) -> Result<Vec<Step>> {
         let accelerator = match self.work {
             Work::RealGuest(accelerator, _) => accelerator,
-            Work::Program(_) | Work::Linux => Accelerator::Kvm,
+            Work::Program(_) | Work::Linux | Work::Vmm => Accelerator::Kvm,
         };
         let step = |name: String, program: &str, arguments: Vec<String>| Step {
             name,
@@ -160,6 +176,16 @@ impl Scenario {
             Work::Program(arguments) => {
                 let arguments = arguments.iter().map(|&word| word.to_owned()).collect();
                 Ok(vec![step(self.name.to_owned(), ZEROSWEEP, arguments)])
+            }
+            Work::Vmm => {
+                let image = GuestImage::find()?;
+                let files = [("--kernel", &image.kernel), ("--initrd", &image.initrd)];
+                let files =
+                    files.map(|(option, path)| [option.to_owned(), path.display().to_string()]);
+                let rest = ["--max-mem", VMM_MAX_MEM, "--target", VMM_TARGET, "--vcpus", "2"];
+                let rest = rest.into_iter().chain(["--cmdline", VMM_COMMAND_LINE]);
+                let arguments = files.into_iter().flatten().chain(rest.map(str::to_owned));
+                Ok(vec![step(self.name.to_owned(), VMM, arguments.collect())])
             }
             Work::Linux => {
                 let mut steps = Vec::new();
@@ -205,6 +231,7 @@ impl Scenario {
         let seconds = said.iter().map(|said| said.seconds).sum();
         let (passed, detail) = match self.work {
             Work::Program(_) => program_outcome(self.name, said[0]),
+            Work::Vmm => vmm_outcome(said[0]),
             Work::Linux | Work::RealGuest(..) => tests_outcome(&said),
         };
         let figures = said.iter().flat_map(|said| figures(&said.text)).collect();
@@ -226,7 +253,8 @@ impl Step {
     /// As lines of a host's `steps`.
     pub(crate) fn line(&self) -> String {
         let (limit, program) = (self.limit.as_secs(), &self.program);
-        let arguments = self.arguments.join(" ");
+        let arguments: Vec<_> = self.arguments.iter().map(|word| format!("'{word}'")).collect();
+        let arguments = arguments.join(" ");
         let setting = format!("export {ACCEL}={}", self.accelerator.name());
         format!("{setting}\nstep {} {limit} /{PROGRAMS}/{program} {arguments}\n", self.name)
     }
@@ -262,6 +290,7 @@ impl Step {
 /// What hosts run, by their names there.
 pub(crate) struct Programs {
     pub(crate) zerosweep: PathBuf,
+    pub(crate) vmm: PathBuf,
     pub(crate) linux: Vec<(String, Program)>,
     pub(crate) real_guest: Option<(String, Program)>,
 }
@@ -271,7 +300,9 @@ impl Programs {
     pub(crate) fn files(&self) -> Vec<(String, PathBuf)> {
         let tests = self.linux.iter().chain(&self.real_guest);
         let tests = tests.map(|(name, program)| (name.clone(), program.path().to_owned()));
-        std::iter::once((ZEROSWEEP.to_owned(), self.zerosweep.clone())).chain(tests).collect()
+        let programs = [(ZEROSWEEP, &self.zerosweep), (VMM, &self.vmm)];
+        let programs = programs.map(|(name, path)| (name.to_owned(), path.clone()));
+        programs.into_iter().chain(tests).collect()
     }
 }
 
@@ -343,6 +374,35 @@ fn program_outcome(name: &str, said: &Said) -> (bool, String) {
         return (said.status == 0 && document["can_run"] == true, detail);
     }
     (said.status == 0 && document.is_object(), String::new())
+}
+
+/// The figures of the example's last line: the guest ended well within its target, nothing was
+/// borrowed or lost, and the kernel has the superpages that the engine counts.
+fn vmm_outcome(said: &Said) -> (bool, String) {
+    let line = said.text.lines().rfind(|line| line.starts_with('{'));
+    let figures: Value = line.and_then(|line| serde_json::from_str(line).ok()).unwrap_or_default();
+    let number = |name: &str| figures[name].as_u64();
+    let wrong = [
+        ("it ended", said.status == 0 && figures["ended"] == "power-off"),
+        ("bad=0", said.text.contains(" bad=0 ") && said.text.contains("done ok")),
+        ("audit", figures["audit"] == "ok"),
+        ("nothing borrowed", number("borrowed") == Some(0) && figures["lifted"].is_null()),
+        (
+            "held",
+            matches!((number("held_at_most"), number("target")), (Some(held), Some(target))
+                if held as f64 <= target as f64 * TOLERANCE),
+        ),
+        (
+            "superpages",
+            number("superpages_in_guest").is_some()
+                && number("superpages_in_guest") == number("superpages_in_page_tables"),
+        ),
+    ];
+    let wrong: Vec<_> = wrong.iter().filter(|(_, good)| !good).map(|(what, _)| *what).collect();
+    match (wrong.is_empty(), number("superpages_in_guest")) {
+        (true, Some(superpages)) => (true, format!("{superpages} superpages")),
+        _ => (false, format!("not as expected: {}", wrong.join(", "))),
+    }
 }
 
 fn tests_outcome(said: &[&Said]) -> (bool, String) {
