@@ -3,9 +3,9 @@
 //! Memory is looked at in words of 8 bytes. [`first_nonzero`] is for memory that nobody writes;
 //! [`first_nonzero_live`] reads what a guest may be writing to, and its answer is a hint.
 //!
-//! Both use [`Kernel::chosen`]: AVX2 on an x86-64 CPU that has it, NEON on aarch64, else the portable
-//! kernel. The environment can name another one: `ZEROSWEEP_SCAN=portable`, `avx2`, `neon`. Another
-//! value, or a kernel that the CPU cannot run, is ignored; [`Kernel::requested`] reports it.
+//! Both use [`Kernel::chosen`]: AVX2 on an x86-64 CPU that has it, NEON on aarch64, else the
+//! portable kernel. The environment can name another one: `ZEROSWEEP_SCAN=portable`, `avx2`, `neon`.
+//! Another value, or a kernel that the CPU cannot run, is ignored; [`Kernel::requested`] reports it.
 //!
 //! ```text
 //! kernel   what is chosen, the safe calls

@@ -6,10 +6,9 @@
 //! nothing is. Those who write are a guest, a device or another process, outside of what the
 //! language speaks about; a thread of this program that writes there should do it by atomics or
 //! volatile writes. A vector may mix an older and a newer write; each aligned word of 8 bytes in it
-//! is whole. On x86-64 that is what every CPU with AVX2 does. On aarch64 the architecture promises
-//! it: a load of 128 bits that is aligned to 8 bytes is a pair of reads of 64 bits, each single-copy
-//! atomic (Arm ARM, "Requirements for single-copy atomicity"). `FEAT_LSE2` does not promise more for
-//! vectors, and nothing here needs more.
+//! is whole on x86-64, and on aarch64: there a load of 128 bits, aligned to 8 bytes, into a vector
+//! register is a pair of reads of 64 bits, each single-copy atomic (Arm ARM, "Requirements for
+//! single-copy atomicity"). Nothing here needs more.
 //!
 //! [`pointer::read_volatile`]: https://doc.rust-lang.org/std/primitive.pointer.html#method.read_volatile
 #![expect(unsafe_code, reason = "reads by address; vector instructions need a CPU that has them")]

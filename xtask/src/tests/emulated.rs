@@ -1,0 +1,115 @@
+//! The ordinary tests for another architecture, emulated ([`crate::aarch64`]). Those that need
+//! something of the machine are not run.
+
+use std::env;
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::Result;
+
+use super::program::{On, Program, build};
+use super::summary::Summary;
+use super::{Job, PROGRAMS, side_by_side};
+use crate::cargo::CHECKED;
+use crate::need::{self, Missing, Need, Needs};
+
+/// What can be emulated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Emulated {
+    /// 64-bit Arm.
+    Aarch64,
+}
+
+/// What `cargo xtask test` runs: what an architecture decides (the zero-scan kernels, the layout of
+/// what is in files and on sockets), and the engine's rules.
+const SOME: [&str; 19] = [
+    "-p",
+    "zerosweep",
+    "-p",
+    "zerosweep-events",
+    "-p",
+    "zerosweep-scan",
+    "-p",
+    "zerosweep-sim",
+    "-p",
+    "zerosweep-wire",
+    "--lib",
+    "--test",
+    "rules",
+    "--test",
+    "model",
+    "--test",
+    "journal",
+    "--test",
+    "kernels",
+];
+/// Of this program only this test, the others take minutes.
+const PART: (&str, &str) = ("model", "zerosweep_agrees");
+/// How long tests run that go on for as long as they are told: emulated, their own lengths take
+/// hours. The environment overrules it.
+const LENGTHS: [(&str, &str); 2] = [("ZEROSWEEP_STEPS", "20000"), ("ZEROSWEEP_SCHEDULES", "50")];
+
+/// Runs some of the tests whose programs for this machine are `programs`. Where something is
+/// missing, the summary says that they are left out.
+pub(super) fn run_some(
+    programs: &[Program],
+    missing: &[Missing],
+    summary: &mut Summary,
+) -> Result<()> {
+    if missing.iter().any(|missing| missing.need == Need::Aarch64) {
+        let some = programs.iter().filter(|program| is_selected(program));
+        let count = |program: &Program| match program.is(PART.0) {
+            true => Ok(1),
+            false => program.ordinary(),
+        };
+        let tests = some.map(count).sum::<Result<usize>>()?;
+        summary.left_out(&needs(), tests);
+        return Ok(());
+    }
+    run(&SOME, Some(PART), summary)
+}
+
+/// Runs all of them, and nothing else. Returns whether none failed.
+///
+/// # Errors
+/// When something that this needs is missing, and cannot be installed.
+pub(crate) fn run_all() -> Result<bool> {
+    let began = Instant::now();
+    if let Some(missing) = need::obtain(&needs()).first() {
+        anyhow::bail!("{missing}");
+    }
+    let mut summary = Summary::default();
+    run(&["--workspace", "--exclude", "xtask", "--tests"], None, &mut summary)?;
+    println!("{}", summary.shown(began.elapsed(), &[]));
+    Ok(summary.passed())
+}
+
+fn run(selected: &[&str], part: Option<(&str, &str)>, summary: &mut Summary) -> Result<()> {
+    let arguments = [&CHECKED[..], selected].concat();
+    let built =
+        summary.building("build of tests for aarch64", || build(&arguments, On::Emulator))?;
+    let programs = built.unwrap_or_default();
+    let mut jobs = Vec::new();
+    for program in &programs {
+        if program.ordinary()? > 0 {
+            let part = part.filter(|(name, _)| program.is(name));
+            let tests = part.map(|(_, test)| test.to_owned()).into_iter().collect();
+            jobs.push(Job { program, needs: needs(), tests });
+        }
+    }
+    let lengths = LENGTHS.iter().filter(|(variable, _)| env::var_os(variable).is_none());
+    let lengths: Vec<_> = lengths.map(|&(variable, value)| (variable, Path::new(value))).collect();
+    side_by_side(PROGRAMS, jobs, summary, &lengths)
+}
+
+fn needs() -> Needs {
+    Needs::from([Need::Aarch64])
+}
+
+/// Whether cargo builds this program for [`SOME`].
+fn is_selected(program: &Program) -> bool {
+    let name = program.name();
+    let Some((package, target)) = name.split_once(' ') else { return false };
+    let has = |option, value| SOME.windows(2).any(|words| words == [option, value]);
+    has("-p", package) && (target == "lib" || has("--test", target))
+}
