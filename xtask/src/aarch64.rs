@@ -25,7 +25,8 @@ pub(crate) const VARIABLES: [(&str, &str); 2] = [
     ("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER", LINKER),
     ("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER", RUNNER),
 ];
-const LINKER: &str = "aarch64-linux-gnu-gcc";
+/// A C compiler, with which Rust programs are linked.
+pub(crate) const LINKER: &str = "aarch64-linux-gnu-gcc";
 const RUNNER: &str = "xtask/run-aarch64";
 const EMULATORS: [&str; 2] = ["qemu-aarch64-static", "qemu-aarch64"];
 

@@ -10,6 +10,7 @@ use anyhow::Result;
 use super::program::{On, Program, build};
 use super::summary::Summary;
 use super::{Job, PROGRAMS, side_by_side};
+use crate::aarch64;
 use crate::cargo::CHECKED;
 use crate::need::{self, Missing, Need, Needs};
 
@@ -43,11 +44,23 @@ const SOME: [&str; 19] = [
     "--test",
     "kernels",
 ];
+/// What is about the kernel, its files in `/proc` and its signals, is left out: the emulator has its
+/// own in their place.
+const ALL: [&str; 6] =
+    ["--workspace", "--exclude", "xtask", "--exclude", "zerosweep-linux", "--tests"];
+/// This program is left out too: it filters system calls, and preloads what it was built with into
+/// programs of this machine.
+const NOT: &str = "cli";
 /// Of this program only this test, the others take minutes.
 const PART: (&str, &str) = ("model", "zerosweep_agrees");
-/// How long tests run that go on for as long as they are told: emulated, their own lengths take
-/// hours. The environment overrules it.
-const LENGTHS: [(&str, &str); 2] = [("ZEROSWEEP_STEPS", "20000"), ("ZEROSWEEP_SCHEDULES", "50")];
+/// What the tests find in the environment, where nothing else is there.
+const VARIABLES: [(&str, &str); 3] = [
+    // Lengths of tests that go on for as long as they are told: their own take hours.
+    ("ZEROSWEEP_STEPS", "20000"),
+    ("ZEROSWEEP_SCHEDULES", "50"),
+    // Tests that compile C.
+    ("CC", aarch64::LINKER),
+];
 
 /// Runs some of the tests whose programs for this machine are `programs`. Where something is
 /// missing, the summary says that they are left out.
@@ -79,7 +92,7 @@ pub(crate) fn run_all() -> Result<bool> {
         anyhow::bail!("{missing}");
     }
     let mut summary = Summary::default();
-    run(&["--workspace", "--exclude", "xtask", "--tests"], None, &mut summary)?;
+    run(&ALL, None, &mut summary)?;
     println!("{}", summary.shown(began.elapsed(), &[]));
     Ok(summary.passed())
 }
@@ -90,16 +103,16 @@ fn run(selected: &[&str], part: Option<(&str, &str)>, summary: &mut Summary) -> 
         summary.building("build of tests for aarch64", || build(&arguments, On::Emulator))?;
     let programs = built.unwrap_or_default();
     let mut jobs = Vec::new();
-    for program in &programs {
+    for program in programs.iter().filter(|program| !program.is(NOT)) {
         if program.ordinary()? > 0 {
             let part = part.filter(|(name, _)| program.is(name));
             let tests = part.map(|(_, test)| test.to_owned()).into_iter().collect();
             jobs.push(Job { program, needs: needs(), tests });
         }
     }
-    let lengths = LENGTHS.iter().filter(|(variable, _)| env::var_os(variable).is_none());
-    let lengths: Vec<_> = lengths.map(|&(variable, value)| (variable, Path::new(value))).collect();
-    side_by_side(PROGRAMS, jobs, summary, &lengths)
+    let unset = VARIABLES.iter().filter(|(variable, _)| env::var_os(variable).is_none());
+    let variables: Vec<_> = unset.map(|&(variable, value)| (variable, Path::new(value))).collect();
+    side_by_side(PROGRAMS, jobs, summary, &variables)
 }
 
 fn needs() -> Needs {

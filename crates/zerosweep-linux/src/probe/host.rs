@@ -253,7 +253,7 @@ fn memory(meminfo: &str) -> [Check; 2] {
 
 fn address_space() -> Check {
     let name = "address space";
-    match raw::soft_limit(libc::RLIMIT_AS) {
+    match raw::soft_limit(i64::from(libc::RLIMIT_AS)) {
         Ok(None) => Check::ok(name, "unlimited"),
         Ok(Some(bytes)) => Check::warn(
             name,

@@ -368,7 +368,7 @@ pub fn page_bytes() -> u64 {
 ///
 /// # Errors
 /// `EINVAL` for an unknown resource.
-pub fn soft_limit(resource: u32) -> SysResult<Option<u64>> {
+pub fn soft_limit(resource: c_long) -> SysResult<Option<u64>> {
     let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: no new limit is given and the old one is written to our structure.
     let answer = unsafe {
