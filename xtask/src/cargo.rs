@@ -39,9 +39,9 @@ pub(crate) fn cargo(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Ou
 }
 
 /// Runs cargo with `arguments` as [`cargo`] does, and returns what it writes to its standard output.
-pub(crate) fn output(arguments: &[&str]) -> Result<(Outcome, String)> {
-    eprintln!("\n=== {}", shown(arguments, &[]));
-    let output = command(arguments, &[]).stderr(Stdio::inherit()).output();
+pub(crate) fn output(arguments: &[&str], variables: &[(&str, &str)]) -> Result<(Outcome, String)> {
+    eprintln!("\n=== {}", shown(arguments, variables));
+    let output = command(arguments, variables).stderr(Stdio::inherit()).output();
     let output = output.context("starting cargo")?;
     let outcome = if output.status.success() { Outcome::Passed } else { Outcome::Failed };
     Ok((outcome, String::from_utf8_lossy(&output.stdout).into_owned()))
@@ -81,7 +81,7 @@ fn command(arguments: &[&str], variables: &[(&str, &str)]) -> Command {
 }
 
 /// The command as a person would type it.
-fn shown(arguments: &[&str], variables: &[(&str, &str)]) -> String {
+pub(crate) fn shown(arguments: &[&str], variables: &[(&str, &str)]) -> String {
     let variables = variables.iter().map(|(name, value)| format!("{name}='{value}' "));
     variables.collect::<String>() + "cargo " + &arguments.join(" ")
 }

@@ -33,7 +33,7 @@ use self::system::{Qemu, System};
 use crate::cargo::{self, CHECKED, Outcome, RELEASE, cargo, said_by};
 use crate::machine;
 use crate::need::{self, Need, Needs};
-use crate::tests::program::{Program, build};
+use crate::tests::program::{On, Program, build};
 
 /// Series of kernels that releases of Debian have, and the oldest that zerosweep allows, which
 /// Ubuntu 24.04 has.
@@ -365,7 +365,8 @@ fn programs(scenarios: &[&Scenario]) -> Result<Programs> {
     let release: Vec<_> = ["build", RELEASE].into_iter().chain(packages).collect();
     ensure!(cargo(&release, &[])? == Outcome::Passed, "the program does not build");
     let tests = |arguments: &[&str]| -> Result<Vec<(String, Program)>> {
-        let programs = build(&[&CHECKED[..], arguments].concat())?.context("tests do not build")?;
+        let arguments = [&CHECKED[..], arguments].concat();
+        let programs = build(&arguments, On::Machine)?.context("tests do not build")?;
         let named = |program: Program| (program.name().replace(' ', "-"), program);
         Ok(programs.into_iter().map(named).collect())
     };

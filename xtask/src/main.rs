@@ -16,6 +16,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+mod aarch64;
 mod apt;
 mod bench;
 mod cargo;
@@ -59,9 +60,12 @@ enum Task {
     ///
     /// As root on Debian or Ubuntu it installs first what the tests need.
     Test {
-        /// Leave out the tests on real guests, and install nothing
+        /// Leave out the tests on real guests and those for aarch64, and install nothing
         #[arg(long)]
         quick: bool,
+        /// Run the ordinary tests of another architecture instead, all of them, emulated
+        #[arg(long, value_name = "ARCHITECTURE", conflicts_with = "quick")]
+        arch: Option<tests::Emulated>,
     },
     /// Run the benches that this machine allows, and write a record to bench/record
     ///
@@ -113,8 +117,9 @@ fn run(task: Task) -> Result<ExitCode> {
     let passed = match task {
         Task::Setup { check: true } => setup::check(),
         Task::Setup { check: false } => setup::run().map(|()| true)?,
-        Task::Test { quick: true } => tests::run(tests::RealGuests::LeftOut)?,
-        Task::Test { quick: false } => tests::run(tests::RealGuests::Run)?,
+        Task::Test { arch: Some(tests::Emulated::Aarch64), .. } => tests::run_emulated()?,
+        Task::Test { quick: true, .. } => tests::run(tests::RealGuests::LeftOut)?,
+        Task::Test { quick: false, .. } => tests::run(tests::RealGuests::Run)?,
         Task::Bench { compare: Some(records), .. } => {
             bench::compare(&records[0], &records[1]).map(|()| true)?
         }

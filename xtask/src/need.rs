@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use zerosweep_lab::image::{GuestImage, Image, Kernel, cache_dir, find_init};
 use zerosweep_lab::real_guest::MemoryCgroup;
 
-use crate::{apt, machine};
+use crate::{aarch64, apt, machine};
 
 /// Something that a test may need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -30,6 +30,7 @@ pub(crate) enum Need {
     HardwareKvm,
     MemoryCgroup,
     Root,
+    Aarch64,
 }
 
 /// All that a test needs.
@@ -40,6 +41,8 @@ pub(crate) type Needs = BTreeSet<Need>;
 enum Get {
     /// Debian's and Ubuntu's packages.
     Packages(&'static [&'static str]),
+    /// Such packages, and the standard library for the target, from rustup.
+    Target(&'static [&'static str]),
     /// A kernel package is downloaded, and the image built of it.
     Image,
     /// This machine has it, or does not have it.
@@ -57,7 +60,7 @@ struct Entry {
     hint: &'static str,
 }
 
-const TABLE: [Entry; 13] = [
+const TABLE: [Entry; 14] = [
     Entry {
         need: Need::Libvirt,
         names: &["libvirt"],
@@ -158,6 +161,13 @@ const TABLE: [Entry; 13] = [
         get: Get::Machine,
         hint: "`sudo -E cargo xtask test`",
     },
+    Entry {
+        need: Need::Aarch64,
+        names: &["an aarch64 emulator"],
+        check: aarch64::check,
+        get: Get::Target(aarch64::PACKAGES),
+        hint: aarch64::HINT,
+    },
 ];
 
 impl Need {
@@ -210,7 +220,7 @@ impl Missing {
     pub(crate) fn how(&self) -> String {
         let entry = self.need.entry();
         match entry.get {
-            Get::Packages(packages) => format!(
+            Get::Packages(packages) | Get::Target(packages) => format!(
                 "Debian, Ubuntu: `apt-get install --no-install-recommends {}`; {}",
                 packages.join(" "),
                 entry.hint
@@ -224,7 +234,12 @@ impl Missing {
 
     /// Whether it is something that [`obtain`] gets on this machine.
     pub(crate) fn is_installable(&self) -> bool {
-        can_install() && !matches!(self.need.entry().get, Get::Machine)
+        can_install()
+            && match self.need.entry().get {
+                Get::Packages(_) | Get::Image => true,
+                Get::Target(_) => aarch64::can_be_installed(),
+                Get::Machine => false,
+            }
     }
 }
 
@@ -247,7 +262,7 @@ pub(crate) fn obtain(needs: &Needs) -> Vec<Missing> {
         return missing;
     }
     let packages = |missing: &Missing| match missing.need.entry().get {
-        Get::Packages(packages) => packages,
+        Get::Packages(packages) | Get::Target(packages) => packages,
         Get::Image | Get::Machine => &[],
     };
     let all: Vec<_> = missing.iter().flat_map(packages).copied().collect();
@@ -267,6 +282,11 @@ pub(crate) fn obtain(needs: &Needs) -> Vec<Missing> {
         && let Err(error) = build_image()
     {
         failures.push((Need::GuestImage, error));
+    }
+    if missing.iter().any(|missing| missing.need == Need::Aarch64)
+        && let Err(error) = aarch64::get_target()
+    {
+        failures.push((Need::Aarch64, error));
     }
     let mut missing: Vec<_> = missing.iter().filter_map(|old| old.need.missing()).collect();
     for missing in &mut missing {

@@ -4,6 +4,7 @@
 //! A test that needs more than cargo is ignored, and says all that it needs in the reason
 //! ([`crate::need`]). Tests that need the same are a group.
 
+mod emulated;
 pub(crate) mod program;
 mod reasons;
 mod summary;
@@ -15,7 +16,8 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 
-use self::program::{Program, Ran, build};
+pub(crate) use self::emulated::{Emulated, run_all as run_emulated};
+use self::program::{On, Program, Ran, build};
 use self::reasons::Reasons;
 use self::summary::Summary;
 use crate::cargo::{CHECKED, Outcome, RELEASE, cargo, start, target, workspace};
@@ -54,14 +56,15 @@ struct Job<'a> {
 pub(crate) fn run(real_guests: RealGuests) -> Result<bool> {
     let began = Instant::now();
     let mut summary = Summary::default();
-    let wanted = wanted()?;
+    let mut wanted = wanted()?;
+    wanted.insert(Need::Aarch64);
     let (missing, programs) = std::thread::scope(|scope| {
         let installing = scope.spawn(|| match real_guests {
             RealGuests::Run => need::obtain(&wanted),
             RealGuests::LeftOut => left_out(&wanted),
         });
         let all = [&CHECKED[..], &["--workspace"]].concat();
-        let programs = summary.building("build of the tests", || build(&all));
+        let programs = summary.building("build of the tests", || build(&all, On::Machine));
         (installing.join().expect("installing does not panic"), programs)
     });
     let Some(programs) = programs? else { return Ok(false) };
@@ -78,6 +81,7 @@ pub(crate) fn run(real_guests: RealGuests) -> Result<bool> {
     side_by_side(PROGRAMS, others, &mut summary, &[])?;
     let documentation = [&["test"], &CHECKED[..], &["--workspace", "--doc"]].concat();
     summary.documentation(|| cargo(&documentation, &[]))?;
+    emulated::run_some(&programs, &missing, &mut summary)?;
     if let Some(mut build) = release {
         build.wait()?;
         let built = summary.building("what was left of the release build", || {
@@ -110,8 +114,10 @@ fn wanted() -> Result<Needs> {
 /// Returns what is missing if nothing is installed, and no real guest is run.
 fn left_out(wanted: &Needs) -> Vec<Missing> {
     let missing = wanted.iter().filter_map(|need| need.missing());
-    let mut missing: Vec<_> = missing.filter(|missing| missing.need != Need::GuestImage).collect();
-    missing.push(Missing { need: Need::GuestImage, what: "--quick leaves them out".to_owned() });
+    let by_choice = [Need::GuestImage, Need::Aarch64];
+    let mut missing: Vec<_> = missing.filter(|m| !by_choice.contains(&m.need)).collect();
+    let what = "--quick leaves them out";
+    missing.extend(by_choice.map(|need| Missing { need, what: what.to_owned() }));
     missing
 }
 

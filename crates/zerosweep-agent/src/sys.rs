@@ -6,7 +6,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-use zerosweep_linux::{HostAddr, Region, SpanError};
+use zerosweep_linux::{HostAddr, Region, RegionError};
 
 /// Sets this thread's error number.
 pub(crate) fn set_errno(number: c_int) {
@@ -72,7 +72,7 @@ pub(crate) fn local_path(socket: c_int) -> Option<PathBuf> {
     if answer != 0 || c_int::from(address.sun_family) != libc::AF_UNIX {
         return None;
     }
-    let path = address.sun_path.map(|byte| byte as u8);
+    let path = address.sun_path.map(|byte| byte.to_ne_bytes()[0]);
     let end = path.iter().position(|&byte| byte == 0).unwrap_or(path.len());
     (end > 0).then(|| PathBuf::from(OsStr::from_bytes(&path[..end])))
 }
@@ -99,7 +99,7 @@ pub(crate) fn set_variable(name: &CStr, value: Option<&CStr>) {
 }
 
 /// The range as a region.
-pub(crate) fn region(start: usize, bytes: usize) -> Result<Region, SpanError> {
+pub(crate) fn region(start: usize, bytes: usize) -> Result<Region, RegionError> {
     let start = HostAddr::new(start);
     // SAFETY: the VMM mapped it as guest RAM and has just said that its children shall not have it;
     // it was checked to be private anonymous memory; `advice::on_unmap` is called before it goes.

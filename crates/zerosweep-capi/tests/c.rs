@@ -33,6 +33,11 @@ fn run(command: &mut Command) -> Output {
     output
 }
 
+/// The C compiler: the one that `CC` names, which tests for another architecture need.
+fn c() -> String {
+    std::env::var("CC").unwrap_or_else(|_| "cc".to_owned())
+}
+
 fn compiler(name: &str, standard: &str) -> Command {
     let mut command = Command::new(name);
     command.arg(format!("-std={standard}")).args(STRICT).arg("-I").arg(root().join("include"));
@@ -42,7 +47,7 @@ fn compiler(name: &str, standard: &str) -> Command {
 /// Compiles C files, named from the package on, and links them with the static library.
 fn program(directory: &TempDir, name: &str, sources: &[&str]) -> PathBuf {
     let path = directory.path().join(name);
-    run(compiler("cc", "c11")
+    run(compiler(&c(), "c11")
         // For POSIX threads and anonymous memory beside C11.
         .args(["-D_DEFAULT_SOURCE", "-g", "-O1", "-o"])
         .arg(&path)
@@ -79,7 +84,7 @@ fn the_example_works_with_both_libraries() {
     let example = root().join("examples/minimal.c");
     let with_static = program(&directory, "static", &["examples/minimal.c"]);
     let with_shared = directory.path().join("shared");
-    run(compiler("cc", "c11")
+    run(compiler(&c(), "c11")
         .arg("-o")
         .arg(&with_shared)
         .arg(example)
@@ -98,7 +103,7 @@ fn the_example_works_with_both_libraries() {
 fn the_header_is_c_of_every_age() {
     for standard in ["c11", "c17", "c2x"] {
         let header = root().join("include/zerosweep.h");
-        run(compiler("cc", standard).args(["-fsyntax-only", "-x", "c"]).arg(header));
+        run(compiler(&c(), standard).args(["-fsyntax-only", "-x", "c"]).arg(header));
     }
 }
 

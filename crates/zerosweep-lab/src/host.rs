@@ -1,5 +1,7 @@
 //! What the kernel says of this host and of its processes.
 
+use std::collections::HashMap;
+
 use procfs::process::Process;
 use procfs::{CpuInfo, Current as _, Meminfo};
 use serde::{Deserialize, Serialize};
@@ -26,7 +28,7 @@ impl HostFacts {
     #[must_use]
     pub fn read() -> Self {
         let memory = Meminfo::current().map_or(0, |meminfo| meminfo.mem_total);
-        let cpu = CpuInfo::current().ok().and_then(|cpus| Some(cpus.model_name(0)?.to_owned()));
+        let cpu = CpuInfo::current().ok().and_then(|cpus| model_of(cpus.cpus.first()?));
         Self {
             kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
             architecture: std::env::consts::ARCH.to_owned(),
@@ -36,6 +38,14 @@ impl HostFacts {
             zerosweep: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }
+}
+
+/// Its name; on aarch64, where the kernel has numbers for it only, the numbers.
+fn model_of(cpu: &HashMap<String, String>) -> Option<String> {
+    cpu.get("model name").cloned().or_else(|| {
+        let (implementer, part) = (cpu.get("CPU implementer")?, cpu.get("CPU part")?);
+        Some(format!("implementer {implementer}, part {part}"))
+    })
 }
 
 /// Returns the bytes that the kernel says new programs can have (`MemAvailable`).
@@ -55,6 +65,18 @@ pub fn rss_anon_bytes(process: u32) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cpu_without_a_name_has_numbers() {
+        let cpu = |fields: &[(&str, &str)]| {
+            let own = |&(name, value): &(&str, &str)| (name.to_owned(), value.to_owned());
+            model_of(&fields.iter().map(own).collect())
+        };
+        assert_eq!(cpu(&[("model name", "EPYC")]).as_deref(), Some("EPYC"));
+        let numbers = cpu(&[("CPU implementer", "0x41"), ("CPU part", "0xd0c")]);
+        assert_eq!(numbers.as_deref(), Some("implementer 0x41, part 0xd0c"));
+        assert_eq!(cpu(&[]), None);
+    }
 
     #[test]
     fn the_kernel_knows_this_host_and_this_process() {

@@ -1,11 +1,8 @@
-//! Addresses in this process, and the two page sizes.
+//! Addresses in this process.
 
 use core::fmt;
 
-// A superpage is the kernel's PMD-sized transparent huge page.
-pub use zerosweep::{PAGE_BYTES, SUPERPAGE_BYTES, SUPERPAGE_PAGES};
-
-const _: () = assert!(usize::BITS == 64, "addresses are 64 bits wide");
+pub use crate::geometry::{PAGE_BYTES, SUPERPAGE_BYTES, SUPERPAGE_PAGES};
 
 /// A virtual address of this process, in bytes. Prints as `h0x7f…`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -4,6 +4,7 @@
 use core::fmt;
 
 use crate::addr::HostAddr;
+use crate::geometry::UnsuitablePages;
 use crate::kernel_version::KernelVersion;
 
 /// An error number of the kernel, e.g. 16 for `EBUSY`.
@@ -100,6 +101,9 @@ pub enum RegionError {
     /// The length or the address is not usable.
     #[error(transparent)]
     Span(#[from] SpanError),
+    /// The kernel has pages of another size.
+    #[error(transparent)]
+    Pages(#[from] UnsuitablePages),
     /// No addresses or no memory for it.
     #[error(
         "cannot reserve {bytes} bytes of addresses (the pool needs twice as many as the guest has): \

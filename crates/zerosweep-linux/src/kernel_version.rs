@@ -12,8 +12,10 @@ pub struct KernelVersion {
 impl KernelVersion {
     /// The oldest that can move pages (`UFFDIO_MOVE`) and report about them (`PAGEMAP_SCAN`).
     pub const OLDEST: Self = Self::new(6, 8);
-    /// The first whose `MADV_DONTNEED` drops empty page tables (`PT_RECLAIM`, x86-64).
-    pub const WITH_TABLE_RECLAIM: Self = Self::new(6, 14);
+    /// The first whose `MADV_DONTNEED` drops empty page tables (`PT_RECLAIM`): 6.14 on x86-64, 7.0 on
+    /// aarch64.
+    pub const WITH_TABLE_RECLAIM: Self =
+        if cfg!(target_arch = "x86_64") { Self::new(6, 14) } else { Self::new(7, 0) };
 
     /// Version `major.minor`.
     #[must_use]
@@ -49,6 +51,6 @@ mod tests {
         assert_eq!(version("7.0-rc1"), Some(KernelVersion::new(7, 0)));
         assert_eq!(version("linux"), None);
         assert!(KernelVersion::new(6, 2) < KernelVersion::OLDEST);
-        assert!(KernelVersion::new(7, 0) > KernelVersion::WITH_TABLE_RECLAIM);
+        assert!(KernelVersion::new(7, 1) > KernelVersion::WITH_TABLE_RECLAIM);
     }
 }

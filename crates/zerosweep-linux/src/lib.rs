@@ -5,7 +5,7 @@
 //!
 //! | module | what |
 //! | --- | --- |
-//! | [`addr`], [`error`], `kernel_version`, `outcome` | types that everything uses |
+//! | [`geometry`], [`addr`], [`error`], `kernel_version`, `outcome` | types that everything uses |
 //! | [`sys::raw`] | system calls without the C library's `mmap`, `madvise` and friends |
 //! | [`sys::region`] | [`Region`]: memory without Rust references into it; [`Span`]: a part of one |
 //! | [`sys::uffd`], [`sys::poll`] | userfaultfd: faults in, moves, write-protection; waiting for faults |
@@ -33,6 +33,7 @@
 pub mod addr;
 mod domain;
 pub mod error;
+pub mod geometry;
 #[cfg(feature = "vm-memory")]
 mod guest_ram;
 mod kernel_version;
@@ -52,6 +53,7 @@ pub mod vma;
 
 pub use addr::{HostAddr, PAGE_BYTES, SUPERPAGE_BYTES, SUPERPAGE_PAGES};
 pub use error::{Errno, OpenError, RegionError, SpanError, SysError, Unsuitable};
+pub use geometry::{HostPages, UnsuitablePages};
 #[cfg(feature = "vm-memory")]
 pub use guest_ram::{GuestRam, GuestRamCollection};
 pub use kernel_version::KernelVersion;

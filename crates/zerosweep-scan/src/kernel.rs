@@ -1,6 +1,8 @@
 //! Chooses the kernel: the fastest that this CPU can run, unless the environment names another.
 
 use core::fmt;
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+use std::arch::is_aarch64_feature_detected;
 use std::env;
 use std::ffi::OsStr;
 use std::sync::OnceLock;
@@ -27,6 +29,8 @@ pub struct Kernel(Kind);
 enum Kind {
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+    Neon,
     Portable,
 }
 
@@ -34,6 +38,8 @@ impl Kind {
     const ALL: &[Self] = &[
         #[cfg(target_arch = "x86_64")]
         Self::Avx2,
+        #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+        Self::Neon,
         Self::Portable,
     ];
 
@@ -41,6 +47,8 @@ impl Kind {
         match self {
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => "avx2",
+            #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+            Self::Neon => "neon",
             Self::Portable => "portable",
         }
     }
@@ -49,6 +57,8 @@ impl Kind {
         let can_run = match self {
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => is_x86_feature_detected!("avx2"),
+            #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+            Self::Neon => is_aarch64_feature_detected!("neon"),
             Self::Portable => true,
         };
         can_run.then_some(Kernel(self))
@@ -109,7 +119,7 @@ impl Kernel {
         requested.ok().flatten().unwrap_or_else(fastest)
     }
 
-    /// Its name, in reports and in [`KERNEL_VARIABLE`]: `avx2`, `portable`.
+    /// Its name, in reports and in [`KERNEL_VARIABLE`]: `avx2`, `neon`, `portable`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         self.0.name()
@@ -137,6 +147,8 @@ impl Kernel {
             match self.0 {
                 #[cfg(target_arch = "x86_64")]
                 Kind::Avx2 => scan::avx2(start, words),
+                #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+                Kind::Neon => scan::neon(start, words),
                 Kind::Portable => scan::portable(start, words),
             }
         }

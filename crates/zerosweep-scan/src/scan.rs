@@ -13,6 +13,8 @@
 //! every word of it has been seen zero, and the scan goes on behind it.
 #![expect(unsafe_code, reason = "reads by address; an entry must run on a CPU that has its vector")]
 
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+use core::arch::aarch64::uint64x2_t;
 #[cfg(target_arch = "x86_64")]
 use core::arch::x86_64::__m256i;
 use core::ops::Range;
@@ -44,6 +46,17 @@ pub(crate) unsafe fn portable(start: *const u64, words: usize) -> Option<usize> 
 pub(crate) unsafe fn avx2(start: *const u64, words: usize) -> Option<usize> {
     // SAFETY: the CPU has AVX2; the rest as the caller vouches.
     unsafe { scan::<__m256i>(start, words) }
+}
+
+/// The NEON kernel.
+///
+/// # Safety
+/// As [`portable`], and the CPU has NEON.
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+#[target_feature(enable = "neon")]
+pub(crate) unsafe fn neon(start: *const u64, words: usize) -> Option<usize> {
+    // SAFETY: the CPU has NEON; the rest as the caller vouches.
+    unsafe { scan::<uint64x2_t>(start, words) }
 }
 
 /// # Safety

@@ -14,11 +14,32 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::reasons::{Reason, Reasons};
+use crate::aarch64;
 use crate::cargo::{self, Outcome};
 use crate::need::Needs;
 
+/// What runs a program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum On {
+    /// This machine.
+    Machine,
+    /// [`crate::aarch64`].
+    Emulator,
+}
+
+impl On {
+    /// What cargo is told more, as arguments and as variables.
+    fn cargo(self) -> (&'static [&'static str], &'static [(&'static str, &'static str)]) {
+        match self {
+            Self::Machine => (&[], &[]),
+            Self::Emulator => (&["--target", aarch64::TARGET], &aarch64::VARIABLES),
+        }
+    }
+}
+
 /// A test program.
 pub(crate) struct Program {
+    on: On,
     /// As arguments of `cargo test`.
     cargo: Vec<String>,
     /// The package's directory, in which its tests run.
@@ -37,21 +58,22 @@ pub(crate) struct Ran {
 }
 
 /// Builds the test programs that `arguments` of `cargo test` select; nothing if that fails.
-pub(crate) fn build(arguments: &[&str]) -> Result<Option<Vec<Program>>> {
+pub(crate) fn build(arguments: &[&str], on: On) -> Result<Option<Vec<Program>>> {
     let more = ["--no-run", "--message-format", "json-render-diagnostics"];
-    let arguments = [&["test"], arguments, &more].concat();
-    let (outcome, messages) = cargo::output(&arguments)?;
+    let (target, variables) = on.cargo();
+    let arguments = [&["test"], arguments, target, &more].concat();
+    let (outcome, messages) = cargo::output(&arguments, variables)?;
     if outcome == Outcome::Failed {
         return Ok(None);
     }
     let messages = messages.lines().map(serde_json::from_str::<Value>);
-    let programs = messages.filter_map(|message| Program::from(&message.ok()?));
+    let programs = messages.filter_map(|message| Program::from(&message.ok()?, on));
     Ok(Some(programs.collect()))
 }
 
 impl Program {
     /// Returns the program that one of cargo's messages names, if it names one.
-    fn from(message: &Value) -> Option<Self> {
+    fn from(message: &Value, on: On) -> Option<Self> {
         if message["reason"] != "compiler-artifact" || message["profile"]["test"] != true {
             return None;
         }
@@ -67,6 +89,7 @@ impl Program {
         };
         let arguments = ["-p", package].into_iter().chain(selected);
         Some(Self {
+            on,
             cargo: arguments.map(str::to_owned).collect(),
             directory: directory.to_owned(),
             path: message["executable"].as_str()?.into(),
@@ -85,14 +108,15 @@ impl Program {
 
     /// The command that runs it, or some of its tests.
     pub(crate) fn command(&self, profile: &[&str], tests: &[String]) -> String {
-        let mut words = vec!["cargo test"];
-        words.extend(profile);
+        let (target, variables) = self.on.cargo();
+        let mut words = vec!["test"];
+        words.extend(profile.iter().chain(target));
         words.extend(self.cargo.iter().map(String::as_str));
         if !tests.is_empty() {
             words.extend(["--", "--include-ignored", "--exact"]);
             words.extend(tests.iter().map(String::as_str));
         }
-        words.join(" ")
+        cargo::shown(&words, variables)
     }
 
     /// Its file.
@@ -133,7 +157,10 @@ impl Program {
     }
 
     fn start(&self) -> Command {
-        let mut command = Command::new(&self.path);
+        let mut command = match self.on {
+            On::Machine => Command::new(&self.path),
+            On::Emulator => aarch64::run(&self.path),
+        };
         command.current_dir(&self.directory).stdin(Stdio::null());
         command
     }
@@ -214,7 +241,7 @@ mod unit_tests {
             "target": {"kind": ["test"], "name": "memory"}, "profile": {"test": true},
             "executable": "/w/target/checked/deps/memory-1f",
         });
-        let program = Program::from(&message).unwrap();
+        let program = Program::from(&message, On::Machine).unwrap();
         assert_eq!(program.name(), "zerosweep-linux memory");
         assert_eq!(program.directory, Path::new("/w/crates/zerosweep-linux"));
         let tests = ["a::b".to_owned(), "c".to_owned()];
@@ -223,10 +250,15 @@ mod unit_tests {
             "cargo test --release -p zerosweep-linux --test memory -- --include-ignored --exact \
              a::b c"
         );
+        let emulated = Program::from(&message, On::Emulator).unwrap();
+        let again = emulated.command(&["--release"], &[]);
+        let expected = "cargo test --release --target aarch64-unknown-linux-gnu -p zerosweep-linux \
+                        --test memory";
+        assert!(again.starts_with("CARGO_TARGET_") && again.ends_with(expected), "{again}");
         for (field, value) in [("reason", "build-finished".into()), ("profile", Value::Null)] {
             let mut other = message.clone();
             other[field] = value;
-            assert!(Program::from(&other).is_none(), "{other}");
+            assert!(Program::from(&other, On::Machine).is_none(), "{other}");
         }
     }
 }

@@ -82,7 +82,11 @@ fn kvm() -> Finding {
         Err(error) => Finding::warn(
             "KVM",
             format!("/dev/kvm: {error}; guests run on the software CPU, slowly"),
-            "modprobe kvm_intel || modprobe kvm_amd; usermod -aG kvm $USER",
+            if cfg!(target_arch = "x86_64") {
+                "modprobe kvm_intel || modprobe kvm_amd; usermod -aG kvm $USER"
+            } else {
+                "boot a machine that lets its kernel be a hypervisor; usermod -aG kvm $USER"
+            },
         ),
     }
 }
@@ -115,7 +119,11 @@ fn vhost_net(host: &Host) -> Finding {
 }
 
 fn qemu() -> Finding {
-    let program = "qemu-system-x86_64";
+    let (program, package) = if cfg!(target_arch = "aarch64") {
+        ("qemu-system-aarch64", "qemu-system-arm")
+    } else {
+        ("qemu-system-x86_64", "qemu-system-x86")
+    };
     match Command::new(program).arg("--version").output() {
         Ok(output) if output.status.success() => {
             let text = String::from_utf8_lossy(&output.stdout);
@@ -124,7 +132,7 @@ fn qemu() -> Finding {
         _ => Finding::warn(
             "QEMU",
             format!("{program} cannot be run"),
-            "apt-get install qemu-system-x86",
+            format!("apt-get install {package}"),
         ),
     }
 }

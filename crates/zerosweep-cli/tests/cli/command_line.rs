@@ -1,14 +1,9 @@
 //! `zerosweep run` and `zerosweep-qemu` before any VMM is started: how its command line is read,
 //! what is refused with all reasons, and what is added to it.
 
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::os::unix::net::UnixStream;
 use std::process::Stdio;
 
-use rustix::process::{Pid, Signal};
-use serde_json::{Value, json};
-
-use crate::support::{Place, stderr, stdout, wait_until};
+use crate::support::{Place, stderr, stdout};
 
 /// The exit status of `zerosweep run OPTIONS -- VMM LINE`, and what was said. The VMM prints its
 /// arguments, one a line.
@@ -100,7 +95,7 @@ fn a_vmm_with_another_memory_size_is_told_with_the_sizes_that_it_has() {
 
 /// `zerosweep run` starts the VMM with the line as it is.
 #[track_caller]
-fn accepted(line: &str) -> String {
+pub(crate) fn accepted(line: &str) -> String {
     let (code, started, said) = run("--target 64M", line);
     assert_eq!(code, STARTED, "{line}: {said}");
     let words: String = line.split_whitespace().map(|word| format!("[{word}]\n")).collect();
@@ -186,80 +181,6 @@ fn options_that_are_set_apart_are_read_too() {
     refused(&format!("{ram} -set object.r.share=on"), &["share=on"]);
     refused(&format!("-set object.r.prealloc=on {ram}"), &["prealloc=on"]);
     accepted(&format!("{ram} -set object.other.share=on"));
-}
-
-const NO_ASYNC_FAULTS: &str =
-    "[-global]\n[x86_64-cpu.kvm-asyncpf=off]\n[-global]\n[x86_64-cpu.kvm-asyncpf-int=off]\n";
-
-#[test]
-#[cfg(target_arch = "x86_64")]
-fn asynchronous_page_faults_are_left_out_under_kvm() {
-    for line in ["-accel kvm", "-machine q35,accel=kvm:tcg", "-enable-kvm -cpu host,-vmx,-svm"] {
-        let started = accepted(&format!("-m 512 {line}"));
-        assert!(started.contains(NO_ASYNC_FAULTS), "{line}: {started}");
-    }
-    for line in [
-        "-accel tcg",
-        "-machine q35",
-        "-accel kvm -cpu EPYC,kvm-asyncpf=on",
-        "-accel kvm -cpu EPYC,-kvm-asyncpf-int",
-        "-accel kvm -global x86_64-cpu.kvm-asyncpf=on",
-    ] {
-        let started = accepted(&format!("-m 512 {line}"));
-        assert!(!started.contains("asyncpf=off"), "{line}: {started}");
-    }
-}
-
-/// Properties of a QEMU's first virtual CPU: of one that `zerosweep run` starts with this line,
-/// without a guest.
-fn cpu_properties(line: &str, names: &[&str]) -> Vec<Value> {
-    let place = Place::new();
-    let words = ["run", "--name", "vm", "--target", "32M", "--", "qemu-system-x86_64", "-m", "64"];
-    let mut command = place.command(&words);
-    command.args(["-S", "-display", "none", "-nodefaults"]).args(line.split_whitespace());
-    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
-    let socket = place.runtime().join("vm.qmp");
-    // It is there a moment before it is listened at.
-    wait_until("QEMU listens", || UnixStream::connect(&socket).is_ok());
-    let mut stream = BufReader::new(UnixStream::connect(&socket).unwrap());
-    let mut line = String::new();
-    stream.read_line(&mut line).unwrap();
-    let mut ask = |command: &str, arguments: Value| {
-        let request = json!({"execute": command, "arguments": arguments});
-        stream.get_mut().write_all(format!("{request}\n").as_bytes()).unwrap();
-        loop {
-            line.clear();
-            stream.read_line(&mut line).unwrap();
-            let mut answer: Value = serde_json::from_str(&line).unwrap();
-            if answer.get("event").is_none() {
-                return answer.get_mut("return").unwrap_or_else(|| panic!("{line}")).take();
-            }
-        }
-    };
-    ask("qmp_capabilities", json!({}));
-    let path = ask("query-cpus-fast", json!({}))[0]["qom-path"].clone();
-    let property = |name: &&str| ask("qom-get", json!({"path": path, "property": name}));
-    let found = names.iter().map(property).collect();
-    rustix::process::kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
-    child.wait().unwrap();
-    found
-}
-
-/// What QEMU makes of what is added.
-#[test]
-#[cfg(target_arch = "x86_64")]
-#[ignore = "needs QEMU, KVM"]
-fn qemu_leaves_asynchronous_page_faults_out() {
-    let names = ["type", "kvm-asyncpf", "kvm-asyncpf-int"];
-    for (line, expect) in [
-        ("-accel kvm", json!(["qemu64-x86_64-cpu", false, false])),
-        ("-accel kvm -cpu host", json!(["host-x86_64-cpu", false, false])),
-        ("-machine q35,accel=kvm -cpu qemu64,+x2apic", json!(["qemu64-x86_64-cpu", false, false])),
-        ("-accel kvm -cpu host,kvm-asyncpf=on", json!(["host-x86_64-cpu", true, true])),
-        ("-accel tcg", json!(["qemu64-x86_64-cpu", false, false])),
-    ] {
-        assert_eq!(Value::from(cpu_properties(line, &names)), expect, "{line}");
-    }
 }
 
 /// A VMM that cannot take the balloon device that is added to its line, for this reason.

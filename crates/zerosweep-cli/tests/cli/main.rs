@@ -9,6 +9,7 @@ mod http;
 #[path = "../support/mod.rs"]
 mod support;
 
+mod asynchronous_faults;
 mod command_line;
 mod demo;
 mod emulator;

@@ -6,6 +6,7 @@
 use super::check::Check;
 use crate::addr::{PAGE_BYTES, SUPERPAGE_BYTES, SUPERPAGE_PAGES};
 use crate::error::{OpenError, RegionError, SysError};
+use crate::kernel_version::KernelVersion;
 use crate::sys::pagemap::Pagemap;
 use crate::sys::region::Region;
 use crate::sys::uffd::{Holes, MoveOutcome, Uffd, Wake, Watch};
@@ -156,7 +157,10 @@ fn reclaim(result: Result<RoundTrip, Failure>) -> Check {
         Ok(_) => Check::warn(
             name,
             "a superpage that moves to where small pages were falls in 512 pieces (no PT_RECLAIM)",
-            "boot Linux 6.14 or newer with CONFIG_PT_RECLAIM=y",
+            format!(
+                "boot Linux {} or newer with CONFIG_PT_RECLAIM=y",
+                KernelVersion::WITH_TABLE_RECLAIM
+            ),
         ),
         Err(failure) => Check::warn(name, why(failure), "mend the checks above first"),
     }
@@ -186,6 +190,9 @@ fn zero() -> Check {
 fn why(failure: Failure) -> String {
     match failure {
         Failure::Open(_) => "not tried, as userfaultfd cannot be used".to_owned(),
+        Failure::Region(RegionError::Pages(_)) => {
+            "not tried, as this kernel's pages have another size".to_owned()
+        }
         other => other.to_string(),
     }
 }

@@ -4,6 +4,7 @@ use std::fs;
 
 use super::check::Check;
 use super::defects::{self, Defect, Presence};
+use crate::geometry::{HostPages, UnsuitablePages};
 use crate::kernel_version::KernelVersion;
 use crate::sys::{raw, uffd};
 
@@ -16,7 +17,11 @@ const CAP_SYS_PTRACE_BIT: u32 = 19;
 const LOW_MEMORY_KIB: u64 = 512 << 10;
 
 pub(super) fn checks() -> Vec<Check> {
-    let mut checks = vec![architecture(), kernel(KernelVersion::running())];
+    let mut checks = vec![
+        architecture(std::env::consts::ARCH),
+        pages(HostPages::running()),
+        kernel(KernelVersion::running()),
+    ];
     checks.push(kernel_defects(&defects::harmful()));
     checks.extend(userfaultfd());
     checks.push(huge_pages(&read(&format!("{THP}/enabled"))));
@@ -33,16 +38,24 @@ fn read(path: &str) -> String {
     fs::read_to_string(path).map_or_else(|_| String::new(), |text| text.trim_end().to_owned())
 }
 
-fn architecture() -> Check {
+fn architecture(of_this_program: &str) -> Check {
     let name = "architecture";
-    match std::env::consts::ARCH {
+    match of_this_program {
         "x86_64" => Check::ok(name, "x86_64"),
-        "aarch64" => Check::warn(
+        "aarch64" => Check::ok(name, "aarch64 (tested on emulated machines, not measured)"),
+        other => Check::fail(name, other, "use an x86-64 or aarch64 host"),
+    }
+}
+
+fn pages(host: HostPages) -> Check {
+    let name = "page sizes";
+    match host.check() {
+        Ok(()) => Check::ok(name, host.to_string()),
+        Err(UnsuitablePages { found }) => Check::fail(
             name,
-            "aarch64, which was not measured; superpages are 2 MiB with 4 KiB pages only",
-            "check that `getconf PAGESIZE` says 4096",
+            format!("{found}; zerosweep needs {}", HostPages::SUITABLE),
+            UnsuitablePages::MEND,
         ),
-        other => Check::fail(name, other, "use an x86-64 host"),
     }
 }
 
@@ -118,7 +131,7 @@ fn userfaultfd() -> Vec<Check> {
                 false => Check::fail(
                     features,
                     format!("without {}", missing.join(", ")),
-                    "boot Linux 6.8 or newer with CONFIG_USERFAULTFD=y on x86-64",
+                    "boot Linux 6.8 or newer with CONFIG_USERFAULTFD=y on x86-64 or aarch64",
                 ),
             }
         }
@@ -240,7 +253,7 @@ fn memory(meminfo: &str) -> [Check; 2] {
 
 fn address_space() -> Check {
     let name = "address space";
-    match raw::soft_limit(libc::RLIMIT_AS) {
+    match raw::soft_limit(i64::from(libc::RLIMIT_AS)) {
         Ok(None) => Check::ok(name, "unlimited"),
         Ok(Some(bytes)) => Check::warn(
             name,
@@ -266,6 +279,18 @@ mod tests {
         assert_eq!(never.mend.as_deref(), Some(mend));
         assert_eq!(huge_pages("").status, Status::Fail);
         assert_eq!(huge_zero_page("0").status, Status::Warn);
+    }
+
+    #[test]
+    fn refuses_other_architectures_and_other_pages() {
+        let status = |name| architecture(name).status;
+        assert_eq!(["x86_64", "aarch64"].map(status), [Status::Ok; 2]);
+        assert_eq!(status("riscv64"), Status::Fail);
+        assert_eq!(pages(HostPages::SUITABLE).found, "pages of 4 KiB and huge pages of 2 MiB");
+        let large = pages(HostPages::new(64 << 10));
+        assert_eq!(large.status, Status::Fail);
+        assert!(large.found.starts_with("pages of 64 KiB and huge pages of 512 MiB; zerosweep"));
+        assert!(large.mend.unwrap().starts_with("boot a kernel with 4 KiB pages"));
     }
 
     #[test]

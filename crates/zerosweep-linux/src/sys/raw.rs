@@ -2,7 +2,7 @@
 //!
 //! This code runs inside a preloaded library that itself stands in for `mmap`, `munmap`, `madvise`
 //! and friends, and on a fault thread that must not allocate. So nothing here calls a function of
-//! the C library but `syscall`, which does neither. `rustix` has the same calls, but a feature that
+//! the C library but `syscall` and `getauxval`, which do neither. `rustix` has the same calls, but a feature that
 //! any crate of the program may switch on (`use-libc`) makes them go through the C library.
 #![expect(unsafe_code, reason = "system calls take raw addresses")]
 
@@ -357,18 +357,18 @@ pub fn prctl_get(option: c_int) -> SysResult<usize> {
     check("prctl", answer)
 }
 
-/// The type of `RLIMIT_…`: the C libraries do not agree.
-#[cfg(target_env = "gnu")]
-pub type Resource = libc::__rlimit_resource_t;
-/// The type of `RLIMIT_…`: the C libraries do not agree.
-#[cfg(not(target_env = "gnu"))]
-pub type Resource = c_int;
+/// Returns the size of this kernel's pages, in bytes.
+#[must_use]
+pub fn page_bytes() -> u64 {
+    // SAFETY: it reads what the kernel has told the process at its start, and changes nothing.
+    unsafe { libc::getauxval(libc::AT_PAGESZ) }
+}
 
 /// Returns the soft limit `resource` of this process, in the limit's unit, or `None` without one.
 ///
 /// # Errors
 /// `EINVAL` for an unknown resource.
-pub fn soft_limit(resource: Resource) -> SysResult<Option<u64>> {
+pub fn soft_limit(resource: c_long) -> SysResult<Option<u64>> {
     let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: no new limit is given and the old one is written to our structure.
     let answer = unsafe {
@@ -389,7 +389,7 @@ pub fn release() -> SysResult<[u8; 65]> {
     // SAFETY: the structure is ours for writing.
     let answer = unsafe { libc::syscall(libc::SYS_uname, &raw mut names) };
     check("uname", answer)?;
-    Ok(names.release.map(|byte| byte as u8))
+    Ok(names.release.map(|byte| byte.to_ne_bytes()[0]))
 }
 
 /// Ends this process as `kill -9` does: nothing is flushed, no handler runs.

@@ -7,7 +7,7 @@
 //! can be invalidated by it.
 //!
 //! Invariant: a region's addresses stay mapped, private, anonymous, readable and writable for as
-//! long as the region lives.
+//! long as the region lives. There are none on a kernel whose pages are not 4 KiB.
 //!
 //! Touching a hole of memory that is registered with a userfaultfd waits for its fault thread: that
 //! thread itself must touch only what it knows to be populated.
@@ -18,6 +18,7 @@ use core::marker::PhantomData;
 use super::raw;
 use crate::addr::{HostAddr, PAGE_BYTES, SUPERPAGE_BYTES};
 use crate::error::{RegionError, SpanError, SysError};
+use crate::geometry::HostPages;
 
 /// Words of a page that [`Span::load_head`] reads: Xen's quick zero check.
 pub const HEAD_WORDS: usize = 16;
@@ -55,9 +56,11 @@ impl Region {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn new(bytes: u64) -> Result<Self, RegionError> {
-        if bytes == 0 || !bytes.is_multiple_of(PAGE_BYTES) {
-            return Err(SpanError::Misaligned { offset: 0, bytes, align: PAGE_BYTES }.into());
-        }
+        Self::new_on(HostPages::running(), bytes)
+    }
+
+    fn new_on(host: HostPages, bytes: u64) -> Result<Self, RegionError> {
+        fits(host, HostAddr::new(0), bytes)?;
         let out_of_memory = RegionError::OutOfMemory { bytes };
         let reserved = bytes.checked_add(SUPERPAGE_BYTES).ok_or(out_of_memory)?;
         let first = match raw::map_anonymous(reserved as usize) {
@@ -90,21 +93,18 @@ impl Region {
     /// drop.
     ///
     /// # Errors
-    /// [`SpanError`] unless start and length are multiples of 4 KiB, not 0 and within the address
-    /// space.
+    /// [`RegionError::Span`] unless start and length are multiples of 4 KiB, not 0 and within the
+    /// address space. [`RegionError::Pages`].
     ///
     /// # Safety
     /// For as long as the region lives, the range stays mapped as private anonymous memory,
     /// readable and writable, and no Rust reference points into it. Its contents may be moved,
     /// dropped and cleared from now on.
-    pub unsafe fn adopt(start: HostAddr, bytes: u64) -> Result<Self, SpanError> {
-        if bytes == 0 || !bytes.is_multiple_of(PAGE_BYTES) || !start.is_page_aligned() {
-            let offset = start.as_u64();
-            return Err(SpanError::Misaligned { offset, bytes, align: PAGE_BYTES });
-        }
+    pub unsafe fn adopt(start: HostAddr, bytes: u64) -> Result<Self, RegionError> {
+        fits(HostPages::running(), start, bytes)?;
         if start.checked_add(bytes).is_none() {
             let within = u64::MAX - start.as_u64();
-            return Err(SpanError::OutOfBounds { offset: 0, bytes, within });
+            return Err(SpanError::OutOfBounds { offset: 0, bytes, within }.into());
         }
         Ok(Self { start, bytes, owner: Owner::Vmm })
     }
@@ -380,6 +380,16 @@ impl<'region> Span<'region> {
     }
 }
 
+/// Whether a range is in whole pages, on a host that has pages of that size.
+fn fits(host: HostPages, start: HostAddr, bytes: u64) -> Result<(), RegionError> {
+    host.check()?;
+    if bytes == 0 || !bytes.is_multiple_of(PAGE_BYTES) || !start.is_page_aligned() {
+        let offset = start.as_u64();
+        return Err(SpanError::Misaligned { offset, bytes, align: PAGE_BYTES }.into());
+    }
+    Ok(())
+}
+
 /// Repeats a call that a signal ended. To populate goes on where it stopped.
 fn retry_interrupted(mut call: impl FnMut() -> Result<(), SysError>) -> Result<(), SysError> {
     loop {
@@ -404,6 +414,22 @@ mod tests {
         }
         assert!(matches!(Region::new(0), Err(RegionError::Span(_))));
         assert!(matches!(Region::new(u64::MAX - 4095), Err(RegionError::OutOfMemory { .. })));
+    }
+
+    /// What is in whole pages of 4 KiB is refused all the same, also if it is in whole pages there.
+    #[test]
+    fn there_are_none_on_kernels_with_other_pages() {
+        for kib in [16, 64] {
+            let host = HostPages::new(kib << 10);
+            for bytes in [PAGE_BYTES, SUPERPAGE_BYTES, 512 << 20] {
+                let refused = RegionError::Pages(host.check().unwrap_err());
+                assert_eq!(Region::new_on(host, bytes).unwrap_err(), refused);
+                assert_eq!(fits(host, HostAddr::new(512 << 20), bytes), Err(refused));
+            }
+        }
+        // SAFETY: it is refused, and nothing is adopted.
+        let odd = unsafe { Region::adopt(HostAddr::new(4097), PAGE_BYTES) }.unwrap_err();
+        assert!(matches!(odd, RegionError::Span(SpanError::Misaligned { offset: 4097, .. })));
     }
 
     #[test]

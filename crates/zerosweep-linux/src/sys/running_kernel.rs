@@ -1,6 +1,7 @@
-//! Which kernel runs: its version, and its release as text (`uname(2)`).
+//! Which kernel runs: its version, its release as text (`uname(2)`), and the sizes of its pages.
 
 use super::raw;
+use crate::geometry::HostPages;
 use crate::kernel_version::KernelVersion;
 
 impl KernelVersion {
@@ -8,6 +9,14 @@ impl KernelVersion {
     #[must_use]
     pub fn running() -> Option<Self> {
         with_release(Self::parse)
+    }
+}
+
+impl HostPages {
+    /// Returns those of the kernel that runs.
+    #[must_use]
+    pub fn running() -> Self {
+        Self::new(raw::page_bytes())
     }
 }
 
@@ -24,5 +33,13 @@ mod tests {
     #[test]
     fn the_running_kernel_has_a_version() {
         assert!(KernelVersion::running().is_some());
+    }
+
+    #[test]
+    fn the_size_of_a_page_is_that_of_the_process_memory() {
+        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let line = smaps.lines().find_map(|line| line.strip_prefix("KernelPageSize:")).unwrap();
+        let kib: u64 = line.trim().strip_suffix(" kB").unwrap().parse().unwrap();
+        assert_eq!(HostPages::running(), HostPages::new(kib << 10));
     }
 }

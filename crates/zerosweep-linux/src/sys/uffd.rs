@@ -398,7 +398,7 @@ fn out_of_the_way(fd: OwnedFd) -> OwnedFd {
     const HIGHEST: u64 = 16 << 10;
     /// For other files that want a high number.
     const ROOM: u64 = 32;
-    let limit = raw::soft_limit(libc::RLIMIT_NOFILE).ok().flatten().unwrap_or(HIGHEST);
+    let limit = raw::soft_limit(i64::from(libc::RLIMIT_NOFILE)).ok().flatten().unwrap_or(HIGHEST);
     let lowest = limit.min(HIGHEST).saturating_sub(ROOM);
     raw::duplicate_from(fd.as_fd(), lowest as i32).unwrap_or(fd)
 }
