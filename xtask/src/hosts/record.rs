@@ -213,7 +213,7 @@ mod unit_tests {
     fn the_page_has_the_table_of_the_record() {
         let page = fs::read_to_string(workspace().join("docs/hosts.md")).unwrap();
         let table = Record::read().unwrap().table();
-        assert_eq!(with_table(&page, &table).unwrap(), page, "run `cargo xtask hosts`");
+        assert!(with_table(&page, &table).unwrap() == page, "it has another: `cargo xtask hosts`");
     }
 
     #[test]
