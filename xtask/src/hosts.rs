@@ -173,7 +173,6 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     let packages = Packages::open()?;
     let programs = programs(&scenarios)?;
     let steps = steps(&scenarios, &programs, &scenario::has)?;
-    let mut record = Record::read()?;
     let (mut all_passed, mut hosts) = (true, 0);
     for qemu in qemus {
         let image = GuestImage::find()?;
@@ -185,10 +184,7 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
                 let host = Host { qemu: qemu.version.to_owned(), ..this_host()? };
                 let cells = run_here(&host, &scenarios, &programs, &steps, Some(&root))?;
                 all_passed &= cells.iter().all(|cell| cell.outcome.passed);
-                cells.into_iter().for_each(|cell| record.add(cell));
-                if !options.no_record {
-                    record.write()?;
-                }
+                keep(cells, options)?;
                 continue;
             }
             let kernel = match HostKernel::get(&packages, series, arch) {
@@ -201,16 +197,21 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
             };
             let cells = run_on(&kernel, qemu, arch, &system, &steps, &scenarios)?;
             all_passed &= cells.iter().all(|cell| cell.outcome.passed);
-            for cell in cells {
-                record.add(cell);
-            }
-            if !options.no_record {
-                record.write()?;
-            }
+            keep(cells, options)?;
         }
     }
     println!("\n{hosts} hosts in {} s", began.elapsed().as_secs());
     Ok(all_passed)
+}
+
+/// Adds cells to the record, which another run may have changed meanwhile.
+fn keep(cells: Vec<Cell>, options: &Options) -> Result<()> {
+    if options.no_record {
+        return Ok(());
+    }
+    let mut record = Record::read()?;
+    cells.into_iter().for_each(|cell| record.add(cell));
+    record.write()
 }
 
 /// Boots one host, and prints what its steps came to.

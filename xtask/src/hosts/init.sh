@@ -16,6 +16,8 @@ mount -t cgroup2 cgroup /sys/fs/cgroup
 echo +memory >/sys/fs/cgroup/cgroup.subtree_control
 mount -t debugfs debugfs /sys/kernel/debug
 chmod 1777 /tmp
+# What a VMM discards of huge pages of its own stays charged to it, and would count as the guest's.
+echo madvise >/sys/kernel/mm/transparent_hugepage/enabled
 ip link set lo up
 ulimit -n 65536
 for module in /modules/*.ko; do

@@ -5,7 +5,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Write as _};
+use std::io::{self, BufWriter, Seek as _, SeekFrom, Write as _};
 use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -93,7 +93,8 @@ pub(crate) fn versions() -> [&'static str; 3] {
 
 /// What is the same in all hosts with one QEMU.
 pub(crate) struct System {
-    base: PathBuf,
+    /// A file without a name: several runs may be under way.
+    base: File,
     directory: PathBuf,
 }
 
@@ -108,10 +109,9 @@ impl System {
     ) -> Result<Self> {
         let directory = packages.at("systems");
         fs::create_dir_all(&directory)?;
-        let base = directory.join(format!("base-{}-{}.cpio", qemu.version, arch.debian()));
         let root = qemu.root(packages, arch)?;
-        let file = File::create(&base).with_context(|| format!("creating {}", base.display()))?;
-        let mut archive = Archive::new(BufWriter::new(file));
+        let base = unnamed_in(&directory)?;
+        let mut archive = Archive::new(BufWriter::new(base.try_clone()?));
         archive.directory("dev")?;
         archive.console()?;
         archive.tree(&root, &is_wanted)?;
@@ -134,9 +134,10 @@ impl System {
         settings: &str,
         steps: &str,
     ) -> Result<Initramfs> {
-        let mut file = tempfile::tempfile_in(&self.directory)
-            .with_context(|| format!("a file in {}", self.directory.display()))?;
-        io::copy(&mut File::open(&self.base)?, &mut file).context("writing an initramfs")?;
+        let mut file = unnamed_in(&self.directory)?;
+        let mut base = &self.base;
+        base.seek(SeekFrom::Start(0))?;
+        io::copy(&mut base, &mut file).context("writing an initramfs")?;
         let mut archive = Archive::new(Vec::new());
         archive.directory("modules")?;
         for (number, (name, module)) in kernel.modules()?.iter().enumerate() {
@@ -147,6 +148,10 @@ impl System {
         file.write_all(&archive.finish()?)?;
         Ok(Initramfs(file))
     }
+}
+
+fn unnamed_in(directory: &Path) -> Result<File> {
+    tempfile::tempfile_in(directory).with_context(|| format!("a file in {}", directory.display()))
 }
 
 /// An initramfs, as long as this lives.
