@@ -63,7 +63,7 @@ pub(crate) fn hardware_kvm() -> Result<(), String> {
         ["/sys/module/kvm_amd/parameters/npt", "/sys/module/kvm_intel/parameters/ept"];
     kvm()?;
     let is_on = |file: &&str| fs::read_to_string(file).is_ok_and(|v| matches!(v.trim(), "Y" | "1"));
-    if !NESTED.iter().any(|file| is_on(&file)) {
+    if !NESTED.iter().any(is_on) {
         return Err("KVM does not use a processor's nested page tables here".to_owned());
     }
     match fs::metadata("/sys/kernel/debug/kvm") {

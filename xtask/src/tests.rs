@@ -21,6 +21,7 @@ use self::program::{On, Program, Ran, build};
 use self::reasons::Reasons;
 use self::summary::Summary;
 use crate::cargo::{CHECKED, Outcome, RELEASE, cargo, start, target, workspace};
+use crate::hosts;
 use crate::need::{self, Missing, Need, Needs};
 
 /// Whether tests on real guests are run.
@@ -79,9 +80,28 @@ pub(crate) fn run(real_guests: RealGuests) -> Result<bool> {
     let is_needed = !(timed.is_empty() && guests.is_empty());
     let release = is_needed.then(|| start(&BUILD)).transpose()?;
     side_by_side(PROGRAMS, others, &mut summary, &[])?;
-    let documentation = [&["test"], &CHECKED[..], &["--workspace", "--doc"]].concat();
-    summary.documentation(|| cargo(&documentation, &[]))?;
-    emulated::run_some(&programs, &missing, &mut summary)?;
+    let real_guest = programs.iter().find(|program| program.is(REAL_GUEST));
+    let lacks = |need| missing.iter().any(|missing| missing.need == need);
+    // Where KVM has no processor's help, a host is booted that has.
+    let in_host = real_guest.filter(|_| {
+        real_guests == RealGuests::Run
+            && lacks(Need::HardwareKvm)
+            && need::can_install()
+            && !lacks(Need::Qemu)
+            && !lacks(Need::GuestImage)
+    });
+    let zerosweep = target().join("checked/zerosweep");
+    let in_host = std::thread::scope(|scope| -> Result<_> {
+        let in_host = in_host.map(|program| scope.spawn(|| hosts::run_one(program, &zerosweep)));
+        let documentation = [&["test"], &CHECKED[..], &["--workspace", "--doc"]].concat();
+        summary.documentation(|| cargo(&documentation, &[]))?;
+        emulated::run_some(&programs, &missing, &mut summary)?;
+        in_host.map(|host| host.join().expect("a host does not panic")).transpose()
+    })?;
+    if let Some(ran) = in_host {
+        let again = "cargo xtask hosts --kernel 6.12 --scenario guest";
+        summary.ran(&Needs::from([Need::HardwareKvm]), &ran, |_| again.to_owned());
+    }
     if let Some(mut build) = release {
         build.wait()?;
         let built = summary.building("what was left of the release build", || {

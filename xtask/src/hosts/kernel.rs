@@ -48,9 +48,12 @@ impl HostKernel {
             }
             fs::rename(&partial, &directory)?;
         }
-        let image = directory.join("boot").join(format!("vmlinuz-{version}"));
         let modules = modules_in(&directory, &version)
             .with_context(|| format!("no modules in {}", directory.display()))?;
+        // Newer packages have the kernel beside its modules.
+        let places = [directory.join(format!("boot/vmlinuz-{version}")), modules.join("vmlinuz")];
+        let image = places.into_iter().find(|path| path.is_file());
+        let image = image.with_context(|| format!("no kernel in {}", directory.display()))?;
         Ok(Self { version, image, modules })
     }
 

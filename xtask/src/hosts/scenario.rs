@@ -290,19 +290,25 @@ impl Step {
 /// What hosts run, by their names there.
 pub(crate) struct Programs {
     pub(crate) zerosweep: PathBuf,
-    pub(crate) vmm: PathBuf,
+    pub(crate) vmm: Option<PathBuf>,
     pub(crate) linux: Vec<(String, Program)>,
     pub(crate) real_guest: Option<(String, Program)>,
 }
 
 impl Programs {
+    /// The program, and the tests with real guests.
+    pub(crate) fn of(real_guest: &Program, zerosweep: &Path) -> Self {
+        let real_guest = Some((real_guest.file_name(), real_guest.clone()));
+        Self { zerosweep: zerosweep.to_owned(), vmm: None, linux: Vec::new(), real_guest }
+    }
+
     /// All files, with their names.
     pub(crate) fn files(&self) -> Vec<(String, PathBuf)> {
         let tests = self.linux.iter().chain(&self.real_guest);
         let tests = tests.map(|(name, program)| (name.clone(), program.path().to_owned()));
-        let programs = [(ZEROSWEEP, &self.zerosweep), (VMM, &self.vmm)];
-        let programs = programs.map(|(name, path)| (name.to_owned(), path.clone()));
-        programs.into_iter().chain(tests).collect()
+        let vmm = self.vmm.iter().map(|path| (VMM.to_owned(), path.clone()));
+        let zerosweep = (ZEROSWEEP.to_owned(), self.zerosweep.clone());
+        std::iter::once(zerosweep).chain(vmm).chain(tests).collect()
     }
 }
 

@@ -38,6 +38,7 @@ impl On {
 }
 
 /// A test program.
+#[derive(Clone)]
 pub(crate) struct Program {
     on: On,
     /// As arguments of `cargo test`.
@@ -104,6 +105,11 @@ impl Program {
     /// Returns its name in the summary.
     pub(crate) fn name(&self) -> String {
         self.cargo[1..].join(" ").replace("--test ", "").replace("--", "")
+    }
+
+    /// The same, fit for a file.
+    pub(crate) fn file_name(&self) -> String {
+        self.name().replace(' ', "-")
     }
 
     /// The command that runs it, or some of its tests.
