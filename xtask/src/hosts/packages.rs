@@ -131,10 +131,7 @@ impl Packages {
             (Err(_), Some(like)) => {
                 // The mirror keeps packages a while longer than its lists do; signed kernels and
                 // their modules are built from two sources.
-                self.address(like)?
-                    .replace(like, package)
-                    .replace("/linux-signed-amd64/", "/linux/")
-                    .replace("/linux-signed-arm64/", "/linux/")
+                address_beside(&self.address(like)?, like, package)?
             }
         };
         let name = address.rsplit('/').next().context("an address without a name")?;
@@ -223,6 +220,15 @@ impl Packages {
     }
 }
 
+/// The address of a package beside another one, whose address is known.
+fn address_beside(address: &str, other: &str, package: &str) -> Result<String> {
+    // As apt writes names in addresses.
+    let encoded = |name: &str| name.replace('+', "%2b");
+    let at = address.replace(&encoded(other), &encoded(package));
+    ensure!(at != address, "{address} does not have the name of {other}");
+    Ok(at.replace("/linux-signed-amd64/", "/linux/").replace("/linux-signed-arm64/", "/linux/"))
+}
+
 /// Adds what the scripts of packages would have made: the directories that newer releases have
 /// below `usr` only, and a shell.
 fn complete(root: &Path) -> Result<()> {
@@ -259,5 +265,19 @@ pub(crate) fn remove(directory: &Path) -> Result<()> {
             Err(e).with_context(|| format!("removing {}", directory.display()))
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod unit_tests {
+    use super::*;
+
+    #[test]
+    fn modules_lie_beside_their_kernel() {
+        let kernel = "http://m/l/linux-signed-amd64/linux-binary-7.1%2bd-amd64_7.1-1%7eb_amd64.deb";
+        let modules = "http://m/l/linux/linux-modules-7.1%2bd-amd64_7.1-1%7eb_amd64.deb";
+        let (binary, package) = ("linux-binary-7.1+d-amd64", "linux-modules-7.1+d-amd64");
+        assert_eq!(address_beside(kernel, binary, package).unwrap(), modules);
+        assert!(address_beside(kernel, "linux-binary-7.2+d-amd64", package).is_err());
     }
 }
