@@ -2,8 +2,9 @@
 //!
 //! This code runs inside a preloaded library that itself stands in for `mmap`, `munmap`, `madvise`
 //! and friends, and on a fault thread that must not allocate. So nothing here calls a function of
-//! the C library but `syscall` and `getauxval`, which do neither. `rustix` has the same calls, but a feature that
-//! any crate of the program may switch on (`use-libc`) makes them go through the C library.
+//! the C library but `syscall` and `getauxval`, which do neither. `rustix` has the same calls, but a
+//! feature that any crate of the program may switch on (`use-libc`) makes them go through the C
+//! library.
 #![expect(unsafe_code, reason = "system calls take raw addresses")]
 
 use core::ffi::{CStr, c_int, c_long, c_void};
