@@ -10,6 +10,7 @@
 //! such a host say nothing. What is right or wrong there is so on a processor, as far as KVM and the
 //! kernel go.
 
+mod arch;
 mod boot;
 mod kernel;
 mod packages;
@@ -24,6 +25,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use zerosweep_lab::image::GuestImage;
 
+use self::arch::Arch;
 use self::boot::Said;
 use self::kernel::HostKernel;
 use self::packages::Packages;
@@ -33,12 +35,8 @@ use self::system::{Qemu, System};
 use crate::cargo::{self, CHECKED, Outcome, RELEASE, cargo, said_by};
 use crate::machine;
 use crate::need::{self, Need, Needs};
-use crate::tests::program::{On, Program, Ran, build};
+use crate::tests::program::{Program, Ran, build};
 
-/// Series of kernels that releases of Debian have, and the oldest that zerosweep allows, which
-/// Ubuntu 24.04 has.
-const KERNELS: [&str; 10] =
-    ["6.8", "6.12", "6.16", "6.17", "6.18", "6.19", "7.0", "7.1", "7.2", "7.3"];
 /// The kernel that runs.
 const THIS: &str = "this";
 /// The scenarios of a run that names none.
@@ -50,6 +48,9 @@ pub(crate) struct Options {
     /// Series of kernels, such as 6.12; or `this`: the one that runs [default: all series]
     #[arg(long, value_name = "SERIES", value_delimiter = ',', value_parser = kernel::series)]
     kernel: Vec<String>,
+    /// The processor
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "x86_64")]
+    arch: Vec<Arch>,
     /// Versions of QEMU for the guests
     #[arg(long, value_name = "VERSION", value_delimiter = ',', default_value = "7.2")]
     qemu: Vec<String>,
@@ -71,77 +72,6 @@ pub(crate) struct Options {
     no_record: bool,
 }
 
-/// A processor's architecture.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Arch {
-    X86_64,
-}
-
-impl Arch {
-    /// As Debian calls it.
-    fn debian(self) -> &'static str {
-        match self {
-            Self::X86_64 => "amd64",
-        }
-    }
-
-    /// What follows the name of a package of this architecture.
-    fn suffix(self) -> String {
-        format!(":{}", self.debian())
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::X86_64 => "x86_64",
-        }
-    }
-
-    fn qemu(self) -> &'static str {
-        match self {
-            Self::X86_64 => "qemu-system-x86_64",
-        }
-    }
-
-    fn qemu_package(self) -> &'static str {
-        match self {
-            Self::X86_64 => "qemu-system-x86",
-        }
-    }
-
-    fn strip(self) -> &'static str {
-        match self {
-            Self::X86_64 => "strip",
-        }
-    }
-
-    /// A machine with virtualisation. QEMU 7.2's software CPU damages a host with several threads.
-    fn machine(self) -> &'static [&'static str] {
-        match self {
-            Self::X86_64 => &["-accel", "tcg,thread=single", "-cpu", "EPYC,+svm,+npt"],
-        }
-    }
-
-    /// The port for what steps say.
-    fn results(self, file: &Path) -> [String; 2] {
-        match self {
-            Self::X86_64 => ["-serial".to_owned(), format!("file:{}", file.display())],
-        }
-    }
-
-    /// That port, in the host.
-    fn port(self) -> &'static str {
-        match self {
-            Self::X86_64 => "/dev/ttyS1",
-        }
-    }
-
-    fn command_line(self) -> String {
-        match self {
-            Self::X86_64 => "console=ttyS0 quiet panic=-1 no_timer_check".to_owned(),
-        }
-    }
-}
-
 /// Runs the scenarios on the hosts. Returns whether all passed or were refused for a known reason.
 pub(crate) fn run(options: &Options) -> Result<bool> {
     if options.list {
@@ -160,48 +90,75 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     );
     let scenarios = scenarios(&options.scenario)?;
     let qemus = options.qemu.iter().map(|name| Qemu::named(name)).collect::<Result<Vec<_>>>()?;
-    let kernels = match options.kernel.is_empty() {
-        true => KERNELS.map(str::to_owned).to_vec(),
-        false => options.kernel.clone(),
-    };
-    let arch = Arch::X86_64;
     let began = Instant::now();
-    let missing = need::obtain(&Needs::from([Need::Qemu, Need::GuestImage]));
+    let packages = Packages::open()?;
+    let mut done = Done { all_passed: true, hosts: 0 };
+    for &arch in &options.arch {
+        // What needs KVM is not run where there is none.
+        let scenarios: Vec<_> = scenarios.iter().copied().filter(|s| s.is_for(arch)).collect();
+        let kernels = match options.kernel.is_empty() {
+            true => kernel::all(arch),
+            false => options.kernel.clone(),
+        };
+        run_arch(arch, &packages, &qemus, &kernels, &scenarios, options, &mut done)?;
+    }
+    println!("\n{} hosts in {} s", done.hosts, began.elapsed().as_secs());
+    Ok(done.all_passed)
+}
+
+/// What was run so far.
+struct Done {
+    all_passed: bool,
+    hosts: u32,
+}
+
+impl Done {
+    fn host(&mut self, cells: Vec<Cell>, options: &Options) -> Result<()> {
+        self.all_passed &= cells.iter().all(|cell| cell.outcome.passed);
+        keep(cells, options)
+    }
+}
+
+/// Runs the scenarios on all hosts of one architecture.
+fn run_arch(
+    arch: Arch,
+    packages: &Packages,
+    qemus: &[Qemu],
+    kernels: &[String],
+    scenarios: &[&Scenario],
+    options: &Options,
+    done: &mut Done,
+) -> Result<()> {
+    let missing = need::obtain(&arch.needs().iter().copied().collect());
     if let Some(missing) = missing.first() {
         bail!("hosts need {missing}");
     }
-    let packages = Packages::open()?;
-    let programs = programs(&scenarios)?;
-    let steps = steps(&scenarios, &programs, &scenario::has)?;
-    let (mut all_passed, mut hosts) = (true, 0);
-    for qemu in qemus {
-        let image = GuestImage::find()?;
-        let system = System::pack(&packages, qemu, arch, &programs.files(), Some(&image))?;
-        for series in &kernels {
-            hosts += 1;
-            if series == THIS {
-                let root = qemu.root(&packages, arch)?;
+    arch.get_emulator()?;
+    let programs = programs(scenarios, arch)?;
+    let steps = steps(scenarios, &programs, &|need| arch.has(need))?;
+    let image = arch.has_kvm().then(GuestImage::find).transpose()?;
+    for &qemu in qemus {
+        let system = System::pack(packages, qemu, arch, &programs.files(), image.as_ref())?;
+        for series in kernels {
+            done.hosts += 1;
+            let cells = if series == THIS {
+                let root = qemu.root(packages, arch)?;
                 let host = Host { qemu: qemu.version.to_owned(), ..this_host()? };
-                let cells = run_here(&host, &scenarios, &programs, &steps, Some(&root))?;
-                all_passed &= cells.iter().all(|cell| cell.outcome.passed);
-                keep(cells, options)?;
-                continue;
-            }
-            let kernel = match HostKernel::get(&packages, series, arch) {
-                Ok(kernel) => kernel,
-                Err(error) => {
-                    println!("Linux {series} is not available: {error:#}");
-                    all_passed = false;
-                    continue;
+                run_here(&host, scenarios, &programs, &steps, Some(&root))?
+            } else {
+                match HostKernel::get(packages, series, arch) {
+                    Ok(kernel) => run_on(&kernel, qemu, arch, &system, &steps, scenarios)?,
+                    Err(error) => {
+                        println!("Linux {series} is not available: {error:#}");
+                        done.all_passed = false;
+                        continue;
+                    }
                 }
             };
-            let cells = run_on(&kernel, qemu, arch, &system, &steps, &scenarios)?;
-            all_passed &= cells.iter().all(|cell| cell.outcome.passed);
-            keep(cells, options)?;
+            done.host(cells, options)?;
         }
     }
-    println!("\n{hosts} hosts in {} s", began.elapsed().as_secs());
-    Ok(all_passed)
+    Ok(())
 }
 
 /// What `cargo xtask test` runs of all this where KVM has no processor's help: a guest under KVM in
@@ -212,7 +169,7 @@ pub(crate) fn run_one(real_guest: &Program, zerosweep: &Path) -> Result<Ran> {
     let kernel = HostKernel::get(&packages, "6.12", arch)?;
     let scenario = Scenario::named("guest")?;
     let programs = Programs::of(real_guest, zerosweep);
-    let steps = steps(&[scenario], &programs, &scenario::has)?;
+    let steps = steps(&[scenario], &programs, &|need| arch.has(need))?;
     let image = GuestImage::find()?;
     let system = System::pack(&packages, qemu, arch, &programs.files(), Some(&image))?;
     let began = Instant::now();
@@ -292,7 +249,7 @@ fn here(scenarios: &[&Scenario]) -> Result<bool> {
         let all: Vec<_> = missing.iter().map(|missing| format!("\n  {missing}")).collect();
         bail!("this machine cannot show everything:{}", all.concat());
     }
-    let programs = programs(scenarios)?;
+    let programs = programs(scenarios, Arch::X86_64)?;
     let has = |need: Need| need.missing().is_none();
     let steps = steps(scenarios, &programs, &has)?;
     let host = this_host()?;
@@ -366,7 +323,7 @@ fn steps(
 }
 
 fn list() {
-    println!("kernels    {}", KERNELS.join(", "));
+    println!("kernels    {}", kernel::all(Arch::X86_64).join(", "));
     println!("QEMU       {}", system::versions().join(", "));
     for scenario in &SCENARIOS {
         println!("scenario   {:<8} {}", scenario.name, scenario.about);
@@ -381,14 +338,17 @@ fn scenarios(names: &[String]) -> Result<Vec<&'static Scenario>> {
 }
 
 /// Builds what hosts run.
-fn programs(scenarios: &[&Scenario]) -> Result<Programs> {
-    let packages = ["zerosweep-cli", "zerosweep-agent", "zerosweep-vmm-example"];
-    let packages = packages.iter().flat_map(|package| ["-p", package]);
-    let release: Vec<_> = ["build", RELEASE].into_iter().chain(packages).collect();
-    ensure!(cargo(&release, &[])? == Outcome::Passed, "the program does not build");
+fn programs(scenarios: &[&Scenario], arch: Arch) -> Result<Programs> {
+    let mut packages = vec!["-p", "zerosweep-cli", "-p", "zerosweep-agent"];
+    if arch.has_kvm() {
+        packages.extend(["-p", "zerosweep-vmm-example"]);
+    }
+    let (target, variables) = arch.cargo();
+    let release = [&["build", RELEASE], &packages[..], &target].concat();
+    ensure!(cargo(&release, variables)? == Outcome::Passed, "the program does not build");
     let tests = |arguments: &[&str]| -> Result<Vec<(String, Program)>> {
         let arguments = [&CHECKED[..], arguments].concat();
-        let programs = build(&arguments, On::Machine)?.context("tests do not build")?;
+        let programs = build(&arguments, arch.on())?.context("tests do not build")?;
         let named = |program: Program| (program.file_name(), program);
         Ok(programs.into_iter().map(named).collect())
     };
@@ -400,9 +360,9 @@ fn programs(scenarios: &[&Scenario]) -> Result<Programs> {
         true => tests(&["-p", "zerosweep-cli", "--test", "real_guest"])?.pop(),
         false => None,
     };
-    let release = cargo::target().join("release");
-    let (zerosweep, vmm) = (release.join("zerosweep"), Some(release.join("zerosweep-vmm-example")));
-    Ok(Programs { zerosweep, vmm, linux, real_guest })
+    let release = cargo::target().join(arch.release());
+    let vmm = arch.has_kvm().then(|| release.join("zerosweep-vmm-example"));
+    Ok(Programs { zerosweep: release.join("zerosweep"), vmm, linux, real_guest })
 }
 
 /// Where a host's output goes.

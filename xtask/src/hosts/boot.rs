@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use super::Arch;
+use super::arch::Arch;
 use super::kernel::HostKernel;
 
 /// A host's memory, in MiB.
@@ -37,7 +37,7 @@ pub(crate) fn boot(
     log: &Path,
 ) -> Result<Vec<Said>> {
     let console = log.with_extension("console");
-    let results = log.with_extension("results");
+    let (results, port) = arch.results(&console, log.with_extension("results"));
     for file in [&console, &results] {
         let _ = fs::remove_file(file);
     }
@@ -46,14 +46,14 @@ pub(crate) fn boot(
     command.args(arch.machine()).args(["-m", MEMORY, "-nodefaults", "-display", "none"]);
     command.args(["-no-reboot", "-monitor", "none"]);
     command.arg("-serial").arg(format!("file:{}", console.display()));
-    command.args(arch.results(&results));
+    command.args(port);
     command.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(initramfs);
     command.args(["-append", &arch.command_line()]);
     // It warns of what its software CPU does not have.
     let status = command.stdin(Stdio::null()).stderr(File::create(log)?).status();
     let status = status.context("starting timeout")?;
     let said = fs::read(&results).unwrap_or_default();
-    let steps = parse(&String::from_utf8_lossy(&said));
+    let steps = parse(&String::from_utf8_lossy(&said).replace('\r', ""));
     // What was done before the host ended counts, however it ended.
     if steps.is_empty() {
         let why = match status.code() {

@@ -8,13 +8,24 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use zerosweep_lab::image::read_module;
 
-use super::Arch;
+use super::arch::Arch;
 use super::packages::{Packages, remove, unpack};
 
 /// What hosts need: KVM, the network's part of the kernel, and file systems of other machines. A
 /// kernel that has one of them built in, or not at all, does without the module.
 const MODULES: [&str; 8] =
     ["irqbypass", "kvm", "kvm_amd", "tun", "vhost_net", "9pnet_virtio", "9p", "virtio_pci"];
+
+/// Series of kernels that releases of Debian have.
+const SERIES: [&str; 9] = ["6.12", "6.16", "6.17", "6.18", "6.19", "7.0", "7.1", "7.2", "7.3"];
+/// The oldest that zerosweep allows. Ubuntu 24.04 has it, and this mirror has it for x86-64.
+const OLDEST: &str = "6.8";
+
+/// All series that there are.
+pub(crate) fn all(arch: Arch) -> Vec<String> {
+    let oldest = (arch == Arch::X86_64).then_some(OLDEST);
+    oldest.into_iter().chain(SERIES).map(str::to_owned).collect()
+}
 
 /// A kernel of a host.
 #[derive(Clone, Debug)]

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 use zerosweep_lab::image::{GuestImage, cache_dir};
 
-use super::Arch;
+use super::arch::Arch;
 use super::boot::Said;
 use super::record::Outcome;
 use super::system::PROGRAMS;
@@ -148,6 +148,11 @@ impl Scenario {
             || SCENARIOS.iter().map(|scenario| scenario.name).collect::<Vec<_>>().join(", ");
         let found = SCENARIOS.iter().find(|scenario| scenario.name == name);
         found.with_context(|| format!("no scenario {name}: there are {}", known()))
+    }
+
+    /// Whether hosts of this architecture can run it.
+    pub(crate) fn is_for(&self, arch: Arch) -> bool {
+        arch.has_kvm() || matches!(self.work, Work::Program(_) | Work::Linux)
     }
 
     /// Whether it has tests of the program's own, which are built apart.
@@ -320,7 +325,7 @@ pub(crate) fn settings(arch: Arch) -> String {
         let _ = writeln!(text, "export {name}='{value}'");
     };
     set("HOME", &std::env::home_dir().unwrap_or_default().display().to_string());
-    set("results", arch.port());
+    set("results", &arch.port());
     set("emulator", arch.qemu());
     set(PROGRAM, &format!("/{PROGRAMS}/{ZEROSWEEP}"));
     text
@@ -329,21 +334,6 @@ pub(crate) fn settings(arch: Arch) -> String {
 fn test_arguments(tests: &[String]) -> Vec<String> {
     let words = ["--include-ignored", "--test-threads", "1", "--nocapture", "--exact"];
     words.map(str::to_owned).into_iter().chain(tests.iter().cloned()).collect()
-}
-
-/// What a host that we build has.
-pub(crate) fn has(need: Need) -> bool {
-    matches!(
-        need,
-        Need::Qemu
-            | Need::GuestImage
-            | Need::Userfaultfd
-            | Need::IoUring
-            | Need::Kvm
-            | Need::HardwareKvm
-            | Need::Root
-            | Need::MemoryCgroup
-    )
 }
 
 /// The tests of a program that a host can run.

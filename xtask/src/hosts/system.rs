@@ -13,7 +13,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use zerosweep_lab::image::{Archive, GuestImage};
 
-use super::Arch;
+use super::arch::Arch;
 use super::kernel::HostKernel;
 use super::packages::Packages;
 
