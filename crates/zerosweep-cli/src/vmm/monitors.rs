@@ -4,15 +4,14 @@
 //! (`-chardev socket,id=charmonitor,fd=30,server=on,wait=off -mon chardev=charmonitor,mode=control`),
 //! so its path is asked of the kernel.
 
-use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::options::{Properties, split};
+use super::options::{Line, Properties};
 
 /// The paths of all QMP sockets that QEMU listens on.
-pub(crate) fn paths(arguments: &[OsString]) -> Vec<PathBuf> {
-    sockets(arguments)
+pub(crate) fn paths(line: &Line) -> Vec<PathBuf> {
+    sockets(line)
         .into_iter()
         .filter_map(|socket| match socket {
             Socket::Path(path) => Some(path),
@@ -22,7 +21,7 @@ pub(crate) fn paths(arguments: &[OsString]) -> Vec<PathBuf> {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Socket {
+pub(super) enum Socket {
     Path(PathBuf),
     Descriptor(String),
 }
@@ -34,10 +33,9 @@ impl Socket {
     }
 }
 
-fn sockets(arguments: &[OsString]) -> Vec<Socket> {
-    let options = split(arguments);
+pub(super) fn sockets(line: &Line) -> Vec<Socket> {
     let values = |name: &'static str| {
-        options.iter().filter(move |option| option.name == name).map(|option| option.value())
+        line.options.iter().filter(move |option| option.name == name).map(|option| option.value())
     };
     let chardev = |id: &str| {
         let mut devices = values("chardev").map(|value| Properties::parse(value, "backend"));
@@ -85,13 +83,14 @@ fn bound_path(table: &str, inode: &str) -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsString;
     use std::os::fd::AsRawFd as _;
     use std::os::unix::net::UnixListener;
 
     use super::*;
 
     fn sockets_in(line: &str) -> Vec<Socket> {
-        sockets(&line.split(' ').map(OsString::from).collect::<Vec<_>>())
+        sockets(&Line::by_tables(&line.split(' ').map(OsString::from).collect::<Vec<_>>()))
     }
 
     #[test]
