@@ -27,7 +27,12 @@ pub(super) enum Socket {
 }
 
 impl Socket {
+    /// A socket that QEMU listens on. As a client it is another program's, such as that of Proxmox
+    /// VE's event daemon.
     fn new(properties: &Properties) -> Option<Self> {
+        if !properties.is_on("server") {
+            return None;
+        }
         let path = || Some(Self::Path(properties.get("path")?.into()));
         properties.get("fd").map(|number| Self::Descriptor(number.to_owned())).or_else(path)
     }
@@ -102,7 +107,10 @@ mod tests {
         let older = "-chardev socket,id=m,path=/a/monitor.sock,server,nowait -mon m,mode=control";
         assert_eq!(sockets_in(older), [path("/a/monitor.sock")]);
         assert_eq!(sockets_in("-qmp unix:/x/qmp,server=on,wait=off"), [path("/x/qmp")]);
-        assert_eq!(sockets_in("-chardev socket,id=q,path=/q -qmp chardev:q"), [path("/q")]);
+        assert_eq!(
+            sockets_in("-chardev socket,id=q,path=/q,server=on -qmp chardev:q"),
+            [path("/q")]
+        );
     }
 
     #[test]
@@ -112,6 +120,9 @@ mod tests {
             "-chardev socket,id=m,path=/m,server=on -mon chardev=m,mode=readline",
             "-monitor unix:/m,server=on",
             "-qmp stdio",
+            "-qmp unix:/client",
+            "-chardev socket,id=e,path=/client,reconnect=5 -mon chardev=e,mode=control",
+            "-chardev socket,id=e,path=/client,server=off -qmp chardev:e",
             "-chardev pty,id=m -mon chardev=m,mode=control",
         ] {
             assert_eq!(sockets_in(line), [], "{line}");

@@ -148,7 +148,7 @@ pub(crate) enum Refusal {
 
 /// Everything that is in the way; at least one reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Refusals(pub(super) Vec<Refusal>);
+pub(crate) struct Refusals(pub(in crate::vmm) Vec<Refusal>);
 
 impl fmt::Display for Refusals {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -19,6 +19,9 @@ use super::{VmmOption, escape_commas};
 /// The longest file that is read. Those of tools have some KiB.
 const LONGEST_FILE: u64 = 1 << 20;
 
+/// The longest line. QEMU takes what is beyond 1,023 bytes for another line.
+const LONGEST_LINE: usize = 1000;
+
 /// Groups with another name than their option.
 const RENAMED: [(&str, &str); 4] =
     [("acpi", "acpitable"), ("boot-opts", "boot"), ("memory", "m"), ("smp-opts", "smp")];
@@ -92,6 +95,9 @@ pub(super) fn read(path: &Path) -> Result<Vec<VmmOption>, String> {
 fn parse(text: &str) -> Result<Vec<VmmOption>, String> {
     let mut options: Vec<VmmOption> = Vec::new();
     for (number, line) in (1..).zip(text.lines()) {
+        if line.len() > LONGEST_LINE {
+            return Err(format!("has a line longer than {LONGEST_LINE} bytes: {number}"));
+        }
         let line = line.trim();
         if line.is_empty() || line.starts_with('#') {
             continue;
@@ -166,6 +172,12 @@ mod tests {
             let error = parse(text).unwrap_err();
             assert!(error.contains(part), "{text:?}: {error}");
         }
+    }
+
+    #[test]
+    fn what_qemu_would_take_for_a_second_line_is_an_error() {
+        let hidden = format!("#{}[object \"m\"]\n", "-".repeat(1022));
+        assert!(parse(&hidden).unwrap_err().contains("longer than 1000 bytes: 1"));
     }
 
     #[test]
