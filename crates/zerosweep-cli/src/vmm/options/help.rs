@@ -78,24 +78,8 @@ impl Help {
         if elf::is_script(program) {
             return None;
         }
-        let mut command = Command::new(program);
-        command.arg("-help").stdin(Stdio::null()).stderr(Stdio::null());
-        // A group of its own, so that all that it started can be ended.
-        let mut child = command.stdout(Stdio::piped()).process_group(0).spawn().ok()?;
-        let (sender, receiver) = mpsc::channel();
-        if let Some(output) = child.stdout.take() {
-            std::thread::spawn(move || {
-                let mut text = Vec::new();
-                let read = output.take(LONGEST_TEXT).read_to_end(&mut text);
-                // Nobody waits any more where the time is over.
-                let _ = sender.send(read.map(|_| text));
-            });
-        }
-        let text = receiver.recv_timeout(PATIENCE);
-        // It has ended already where it answered.
-        let _ = rustix::process::kill_process_group(Pid::from_child(&child), Signal::KILL);
-        let _ = child.wait();
-        Some(Self::parse(&String::from_utf8_lossy(&text.ok()?.ok()?)))
+        let text = ask(Command::new(program).arg("-help"), PATIENCE)?;
+        Some(Self::parse(&String::from_utf8_lossy(&text)))
     }
 
     /// What an option takes; `None` if the text does not say it.
@@ -113,6 +97,27 @@ impl Help {
     pub(super) fn all(&self) -> impl Iterator<Item = &str> {
         self.0.keys().map(String::as_str)
     }
+}
+
+/// What a command writes to its standard output, if it ends in time.
+fn ask(command: &mut Command, patience: Duration) -> Option<Vec<u8>> {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    // A group of its own, so that all that it started can be ended.
+    let mut child = command.process_group(0).spawn().ok()?;
+    let (sender, receiver) = mpsc::channel();
+    if let Some(output) = child.stdout.take() {
+        std::thread::spawn(move || {
+            let mut text = Vec::new();
+            let read = output.take(LONGEST_TEXT).read_to_end(&mut text);
+            // Nobody waits any more where the time is over.
+            let _ = sender.send(read.map(|_| text));
+        });
+    }
+    let text = receiver.recv_timeout(patience);
+    // It has ended already where it answered.
+    let _ = rustix::process::kill_process_group(Pid::from_child(&child), Signal::KILL);
+    let _ = child.wait();
+    text.ok()?.ok()
 }
 
 /// The names at the start of a line, and where the last one ends.
@@ -200,12 +205,17 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_does_not_answer_is_ended() {
-        // Whatever it is told, it writes for ever.
-        let start = Instant::now();
-        let said = Help::of(Path::new("/usr/bin/yes"));
-        assert!(start.elapsed() < 4 * PATIENCE);
-        assert!(said.is_none_or(|said| said.0.len() <= 1), "`-help` is an option to some `yes`");
+    fn a_program_that_does_not_answer_is_ended_with_all_that_it_started() {
+        let shell = |script: &str, patience| {
+            let start = Instant::now();
+            (ask(Command::new("sh").args(["-c", script]), patience), start.elapsed())
+        };
+        assert_eq!(shell("echo -S", 60 * PATIENCE).0, Some(b"-S\n".to_vec()));
+        let (answer, took) = shell("sleep 60 & sleep 60", PATIENCE / 10);
+        assert!(answer.is_none() && took < 30 * PATIENCE, "{took:?}");
+        let (endless, took) = shell("exec yes", 60 * PATIENCE);
+        assert_eq!(endless.map(|text| text.len() as u64), Some(LONGEST_TEXT));
+        assert!(took < 60 * PATIENCE, "{took:?}");
     }
 
     #[test]
