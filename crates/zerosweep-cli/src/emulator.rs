@@ -48,15 +48,16 @@ use zerosweep_wire::runtime as wire;
 
 use self::settings::{Manage, Settings};
 use crate::commands::run::plan::{ManagedBy, Plan, Wanted};
-use crate::vmm::{args, queries};
+use crate::vmm::options::{Help, Line};
+use crate::vmm::{args, program, queries};
 
 /// Becomes QEMU, or the companion of one.
 pub(crate) fn execute(arguments: Vec<OsString>) -> Result<ExitCode, Failure> {
     if let Some(code) = companion::execute(&arguments)? {
         return Ok(code);
     }
-    let settings = Settings::read(args::name(&arguments).as_deref())?;
-    let never = if settings.manage == Manage::No || queries::only_asks(&arguments) {
+    let settings = Settings::read(args::name(&Line::by_tables(&arguments)).as_deref())?;
+    let never = if settings.manage == Manage::No || only_asks(&settings, &arguments) {
         Err(become_program(Command::new(&settings.qemu).args(&arguments)))
     } else {
         become_managed(&settings, arguments)
@@ -65,6 +66,12 @@ pub(crate) fn execute(arguments: Vec<OsString>) -> Result<ExitCode, Failure> {
         Err(failure) => Err(failure),
         Ok(never) => match never {},
     }
+}
+
+fn only_asks(settings: &Settings, arguments: &[OsString]) -> bool {
+    let path = std::env::var_os("PATH");
+    let ask = || Help::of(&program::find(&settings.qemu, path.as_deref()).ok()?);
+    queries::only_asks(&Line::read(arguments, ask))
 }
 
 fn become_managed(settings: &Settings, arguments: Vec<OsString>) -> Result<Infallible, Failure> {

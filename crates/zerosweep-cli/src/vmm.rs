@@ -8,3 +8,6 @@ pub(crate) mod monitors;
 pub(crate) mod options;
 pub(crate) mod program;
 pub(crate) mod queries;
+
+#[cfg(test)]
+mod stacks;

@@ -22,6 +22,7 @@
 //! | `exhaustion` | a guest that needs more than its target: rule [R15] |
 //! | `flood` | a control socket full of garbage and silent clients |
 //! | `kvm` | under KVM on hardware: the engine's superpages are the processor's |
+//! | `machines` | `-M pc`, `q35` and `microvm` |
 //! | `migration` | migrated away by QEMU, and what QEMU refuses |
 //! | `record` | a guest's side, recorded by `run --record` and done again |
 //! | `resets` | a guest that is reset while its balloon inflates |
@@ -64,6 +65,8 @@ mod flood;
 mod harness;
 #[path = "real_guest/kvm.rs"]
 mod kvm;
+#[path = "real_guest/machines.rs"]
+mod machines;
 #[path = "real_guest/migration.rs"]
 mod migration;
 #[path = "real_guest/record.rs"]

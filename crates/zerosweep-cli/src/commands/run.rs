@@ -49,7 +49,6 @@ use self::signals::Running;
 use self::supervise::{Process as _, Supervisor};
 use crate::cli::RunArguments;
 use crate::console::{Console, Verbosity};
-use crate::vmm::queries;
 
 /// How often the VMM is looked at when no signal says that it changed.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
@@ -125,7 +124,7 @@ fn live(
         let words = vmm.words.last();
         let status = ended?;
         match last_words::meaning(&words, &plan).filter(|_| status.code() == Some(1)) {
-            None if vmm.was_managed() || ending.was_told() || only_asks(arguments) => {
+            None if vmm.was_managed() || ending.was_told() || plan.only_asks => {
                 return Ok(status);
             }
             None => return never_managed(&plan, status, &words, console),
@@ -212,11 +211,6 @@ fn wait(
         }
         see_to_its_end(vmm, ending, console)?;
     }
-}
-
-/// Whether QEMU was only asked something, and has answered.
-fn only_asks(arguments: &RunArguments) -> bool {
-    arguments.vmm.get(1..).is_some_and(queries::only_asks)
 }
 
 /// Reports a VMM that ended by itself before its guest was managed, if the VMM itself printed

@@ -11,22 +11,20 @@
 //! | `drives` | disks whose I/O a move would damage |
 //! | `cpu` | guests of the guest, asynchronous page faults |
 //!
-//! Known holes: options in a file (`-readconfig`) are not read, so they are refused too; devices
-//! that are plugged in later through QMP are not seen.
+//! Options in a file (`-readconfig`) count like all others. Known hole: devices that are plugged in
+//! later through QMP are not seen.
 
 mod cpu;
 mod drives;
 mod memory;
 mod refusal;
 
-use std::ffi::OsString;
-
 use self::cpu::Cpu;
 use self::drives::Drives;
 use self::memory::Memory;
 pub(crate) use self::refusal::{Refusal, Refusals};
 use super::host::Host;
-use super::options::{Properties, VmmOption, split};
+use super::options::{Line, Properties, Unread, VmmOption};
 
 /// The memory of a guest without `-m` (on the machines that matter here).
 pub(crate) const DEFAULT_RAM_BYTES: u64 = 128 << 20;
@@ -65,27 +63,25 @@ pub(crate) enum Ram {
 ///
 /// # Errors
 /// All reasons against it.
-pub(crate) fn analyse(
-    program: &str,
-    arguments: &[OsString],
-    host: &Host,
-) -> Result<Analysis, Refusals> {
+pub(crate) fn analyse(program: &str, line: &Line, host: &Host) -> Result<Analysis, Refusals> {
     let mut reader = Reader {
         machine: program.contains("s390x").then_some(Machine::S390),
         cpu: Cpu::of(program),
         ..Reader::default()
     };
-    for option in split(arguments) {
-        if let Err(refusal) = reader.read(&option) {
+    for option in &line.options {
+        if let Err(refusal) = reader.read(option) {
             reader.refusals.push(refusal);
         }
     }
+    let unread = |Unread { origin, why }| Refusal::Unread { origin, why };
+    reader.refusals.extend(line.unread.iter().cloned().map(unread));
     reader.finish(program, host)
 }
 
 /// The guest's name by `-name`, also on a command line that cannot be managed.
-pub(crate) fn name(arguments: &[OsString]) -> Option<String> {
-    let mut options = split(arguments).into_iter().rev();
+pub(crate) fn name(line: &Line) -> Option<String> {
+    let mut options = line.options.iter().rev();
     options.find_map(|option| (option.name == "name").then(|| guest_in(option.value()))?)
 }
 
@@ -140,7 +136,6 @@ impl Reader {
             "realtime" => locked(option, "mlock")?,
             "incoming" => return Err(Refusal::Incoming),
             "daemonize" => return Err(Refusal::Daemonize),
-            "readconfig" => return Err(Refusal::ReadConfig),
             "nographic" | "curses" => self.uses_terminal = true,
             "display" => self.uses_terminal |= value.starts_with("curses"),
             "serial" | "monitor" | "parallel" | "debugcon" | "qmp" | "qmp-pretty"

@@ -4,15 +4,14 @@
 //! (`-chardev socket,id=charmonitor,fd=30,server=on,wait=off -mon chardev=charmonitor,mode=control`),
 //! so its path is asked of the kernel.
 
-use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::options::{Properties, split};
+use super::options::{Line, Properties};
 
 /// The paths of all QMP sockets that QEMU listens on.
-pub(crate) fn paths(arguments: &[OsString]) -> Vec<PathBuf> {
-    sockets(arguments)
+pub(crate) fn paths(line: &Line) -> Vec<PathBuf> {
+    sockets(line)
         .into_iter()
         .filter_map(|socket| match socket {
             Socket::Path(path) => Some(path),
@@ -22,22 +21,26 @@ pub(crate) fn paths(arguments: &[OsString]) -> Vec<PathBuf> {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Socket {
+pub(super) enum Socket {
     Path(PathBuf),
     Descriptor(String),
 }
 
 impl Socket {
+    /// A socket that QEMU listens on. As a client it is another program's, such as that of Proxmox
+    /// VE's event daemon.
     fn new(properties: &Properties) -> Option<Self> {
+        if !properties.is_on("server") {
+            return None;
+        }
         let path = || Some(Self::Path(properties.get("path")?.into()));
         properties.get("fd").map(|number| Self::Descriptor(number.to_owned())).or_else(path)
     }
 }
 
-fn sockets(arguments: &[OsString]) -> Vec<Socket> {
-    let options = split(arguments);
+pub(super) fn sockets(line: &Line) -> Vec<Socket> {
     let values = |name: &'static str| {
-        options.iter().filter(move |option| option.name == name).map(|option| option.value())
+        line.options.iter().filter(move |option| option.name == name).map(|option| option.value())
     };
     let chardev = |id: &str| {
         let mut devices = values("chardev").map(|value| Properties::parse(value, "backend"));
@@ -85,13 +88,14 @@ fn bound_path(table: &str, inode: &str) -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsString;
     use std::os::fd::AsRawFd as _;
     use std::os::unix::net::UnixListener;
 
     use super::*;
 
     fn sockets_in(line: &str) -> Vec<Socket> {
-        sockets(&line.split(' ').map(OsString::from).collect::<Vec<_>>())
+        sockets(&Line::by_tables(&line.split(' ').map(OsString::from).collect::<Vec<_>>()))
     }
 
     #[test]
@@ -103,7 +107,10 @@ mod tests {
         let older = "-chardev socket,id=m,path=/a/monitor.sock,server,nowait -mon m,mode=control";
         assert_eq!(sockets_in(older), [path("/a/monitor.sock")]);
         assert_eq!(sockets_in("-qmp unix:/x/qmp,server=on,wait=off"), [path("/x/qmp")]);
-        assert_eq!(sockets_in("-chardev socket,id=q,path=/q -qmp chardev:q"), [path("/q")]);
+        assert_eq!(
+            sockets_in("-chardev socket,id=q,path=/q,server=on -qmp chardev:q"),
+            [path("/q")]
+        );
     }
 
     #[test]
@@ -113,6 +120,9 @@ mod tests {
             "-chardev socket,id=m,path=/m,server=on -mon chardev=m,mode=readline",
             "-monitor unix:/m,server=on",
             "-qmp stdio",
+            "-qmp unix:/client",
+            "-chardev socket,id=e,path=/client,reconnect=5 -mon chardev=e,mode=control",
+            "-chardev socket,id=e,path=/client,server=off -qmp chardev:e",
             "-chardev pty,id=m -mon chardev=m,mode=control",
         ] {
             assert_eq!(sockets_in(line), [], "{line}");

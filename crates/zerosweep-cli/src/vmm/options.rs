@@ -1,173 +1,32 @@
 //! How QEMU reads its command line: options with and without an argument, and the comma lists
 //! (or JSON) in the arguments.
 //!
-//! QEMU's own `-help` does not say reliably which options take an argument (7.2 prints
-//! `-async-teardown enable asynchronous teardown`), so there are tables. An option that is in
-//! neither table, such as one of a later QEMU, never takes a word that begins with a dash: what
+//! | module | what |
+//! | --- | --- |
+//! | `tables` | the options of the QEMUs up to 11 |
+//! | `help` | options of others: what `-help` of the very program says |
+//! | `config_file` | options in a file: `-readconfig` |
+//!
+//! An option that neither the tables nor the program's help know never takes a word that begins
+//! with a dash, and one that only the help knows takes no word that is the name of an option: what
 //! must be refused cannot hide behind it.
 
+mod config_file;
+mod help;
+mod tables;
+
 use std::ffi::OsString;
+use std::path::Path;
 
 use serde_json::{Map, Value};
 
-/// Options that take no argument, of every QEMU from 2 to 10.
-const WITHOUT_ARGUMENT: &[&str] = &[
-    "S",
-    "alt-grab",
-    "async-teardown",
-    "audio-help",
-    "ctrl-grab",
-    "curses",
-    "daemonize",
-    "enable-fips",
-    "enable-kvm",
-    "enable-sync-profile",
-    "full-screen",
-    "h",
-    "help",
-    "jitdump",
-    "localtime",
-    "mem-prealloc",
-    "no-acpi",
-    "no-fd-bootchk",
-    "no-frame",
-    "no-hpet",
-    "no-kvm",
-    "no-kvm-irqchip",
-    "no-quit",
-    "no-reboot",
-    "no-shutdown",
-    "no-user-config",
-    "nodefaults",
-    "nodefconfig",
-    "nographic",
-    "old-param",
-    "only-migratable",
-    "perfmap",
-    "portrait",
-    "preconfig",
-    "rtc-td-hack",
-    "s",
-    "sdl",
-    "semihosting",
-    "show-cursor",
-    "singlestep",
-    "snapshot",
-    "usb",
-    "version",
-    "win2k-hack",
-    "xen-attach",
-    "xen-create",
-    "xen-domid-restrict",
-];
+pub(crate) use self::config_file::Unread;
+pub(crate) use self::help::Help;
+use self::tables::Takes;
 
-/// Options that take the next word as their argument, whatever it looks like.
-const WITH_ARGUMENT: &[&str] = &[
-    "D",
-    "L",
-    "M",
-    "accel",
-    "acpitable",
-    "action",
-    "add-fd",
-    "append",
-    "audio",
-    "audiodev",
-    "balloon",
-    "bios",
-    "blockdev",
-    "boot",
-    "bt",
-    "cdrom",
-    "chardev",
-    "chroot",
-    "clock",
-    "compat",
-    "cpu",
-    "d",
-    "debugcon",
-    "device",
-    "dfilter",
-    "display",
-    "drive",
-    "dtb",
-    "dump-vmstate",
-    "echr",
-    "fda",
-    "fdb",
-    "fsdev",
-    "fw_cfg",
-    "g",
-    "gdb",
-    "global",
-    "hda",
-    "hdachs",
-    "hdb",
-    "hdc",
-    "hdd",
-    "icount",
-    "incoming",
-    "initrd",
-    "iscsi",
-    "k",
-    "kernel",
-    "loadvm",
-    "m",
-    "machine",
-    "mem-path",
-    "mon",
-    "monitor",
-    "msg",
-    "mtdblock",
-    "name",
-    "net",
-    "netdev",
-    "nic",
-    "numa",
-    "object",
-    "option-rom",
-    "overcommit",
-    "parallel",
-    "pflash",
-    "pidfile",
-    "plugin",
-    "prom-env",
-    "qmp",
-    "qmp-pretty",
-    "qtest",
-    "qtest-log",
-    "readconfig",
-    "realtime",
-    "rotate",
-    "rtc",
-    "run-with",
-    "runas",
-    "sandbox",
-    "sd",
-    "seed",
-    "semihosting-config",
-    "serial",
-    "set",
-    "shim",
-    "smbios",
-    "smp",
-    "soundhw",
-    "spice",
-    "startdate",
-    "tb-size",
-    "tpmdev",
-    "trace",
-    "usbdevice",
-    "uuid",
-    "vga",
-    "virtfs",
-    "virtioconsole",
-    "vnc",
-    "watchdog",
-    "watchdog-action",
-    "writeconfig",
-    "xen-domid",
-];
+/// The file whose options QEMU takes without being told to. A QEMU that was built for another
+/// prefix has it elsewhere.
+const DEFAULT_FILE: &str = "/etc/qemu/qemu.conf";
 
 /// One option of the command line, without its dashes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -185,11 +44,65 @@ impl VmmOption {
     }
 }
 
-/// Splits the command line (without the program) into options. Words that stand alone are disk
-/// images: QEMU takes them for `-hda`. What `-set GROUP.ID.KEY=VALUE` says is put where it belongs.
-pub(crate) fn split(arguments: &[OsString]) -> Vec<VmmOption> {
+/// A command line without the program, as QEMU reads it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Line {
+    /// The options, with those of the files that it names. Words that stand alone are disk images:
+    /// QEMU takes them for `-hda`. What `-set GROUP.ID.KEY=VALUE` says is put where it belongs.
+    pub(crate) options: Vec<VmmOption>,
+    /// The files with options that cannot be read.
+    pub(crate) unread: Vec<Unread>,
+}
+
+impl Line {
+    /// Reads it. The help of the program is asked for only if there is an option that is in no
+    /// table.
+    pub(crate) fn read(arguments: &[OsString], ask: impl FnOnce() -> Option<Help>) -> Self {
+        Self::read_with(arguments, ask, Path::new(DEFAULT_FILE))
+    }
+
+    /// Reads it by the tables alone, where the program is not known yet.
+    pub(crate) fn by_tables(arguments: &[OsString]) -> Self {
+        Self::read(arguments, || None)
+    }
+
+    fn read_with(
+        arguments: &[OsString],
+        ask: impl FnOnce() -> Option<Help>,
+        default_file: &Path,
+    ) -> Self {
+        let given = split(arguments, ask);
+        let is_given = |name: &str| given.iter().any(|option| option.name == name);
+        let mut line = Self::default();
+        if !is_given("no-user-config") && !is_given("nodefconfig") && default_file.exists() {
+            let file = default_file.display().to_string();
+            line.add_file(&file, file.clone());
+        }
+        for option in given {
+            if option.name == "readconfig" {
+                let file = option.value();
+                line.add_file(file, format!("-readconfig {file}"));
+            } else {
+                line.options.push(option);
+            }
+        }
+        set(&mut line.options);
+        line
+    }
+
+    fn add_file(&mut self, file: &str, origin: String) {
+        match config_file::read(Path::new(file)) {
+            Ok(options) => self.options.extend(options),
+            Err(why) => self.unread.push(Unread { origin, why }),
+        }
+    }
+}
+
+/// Splits the words into options.
+fn split(arguments: &[OsString], ask: impl FnOnce() -> Option<Help>) -> Vec<VmmOption> {
     let mut words = arguments.iter().map(|word| word.to_string_lossy()).peekable();
     let mut options = Vec::new();
+    let (mut ask, mut help) = (Some(ask), Help::default());
     while let Some(word) = words.next() {
         let Some(name) = word.strip_prefix('-').filter(|name| !name.is_empty()) else {
             if !word.is_empty() && word != "-" {
@@ -199,16 +112,30 @@ pub(crate) fn split(arguments: &[OsString]) -> Vec<VmmOption> {
         };
         // QEMU takes `--m` for `-m`.
         let name = name.strip_prefix('-').unwrap_or(name).to_owned();
-        let value = match name.as_str() {
-            name if WITHOUT_ARGUMENT.contains(&name) => None,
-            name if WITH_ARGUMENT.contains(&name) => words.next(),
-            _ => words.next_if(|word| !word.starts_with('-')),
+        let value = match tables::takes(&name) {
+            Some(Takes::Nothing) => None,
+            Some(Takes::Argument) => words.next(),
+            None => {
+                if let Some(ask) = ask.take() {
+                    help = ask().unwrap_or_default();
+                }
+                match help.takes(&name) {
+                    Some(Takes::Nothing) => None,
+                    Some(Takes::Argument) => words.next_if(|word| !is_option(word, &help)),
+                    None => words.next_if(|word| !word.starts_with('-')),
+                }
+            }
         };
         let value = value.map(|value| value.into_owned());
         options.push(VmmOption { name, value });
     }
-    set(&mut options);
     options
+}
+
+/// Whether the word is the name of an option.
+fn is_option(word: &str, help: &Help) -> bool {
+    let name = word.strip_prefix("--").or_else(|| word.strip_prefix('-'));
+    name.is_some_and(|name| tables::takes(name).is_some() || help.names(name))
 }
 
 /// Adds what `-set` says to the option with that group and id. Nothing can be added to JSON; QEMU
@@ -370,7 +297,8 @@ mod tests {
 
     fn split_words(words: &[&str]) -> Vec<(String, Option<String>)> {
         let words: Vec<OsString> = words.iter().map(OsString::from).collect();
-        split(&words).into_iter().map(|option| (option.name, option.value)).collect()
+        let options = Line::by_tables(&words).options;
+        options.into_iter().map(|option| (option.name, option.value)).collect()
     }
 
     #[test]
@@ -398,29 +326,62 @@ mod tests {
         assert_eq!(split_words(&["-later"]), [("later".into(), None)]);
     }
 
-    /// What `-help` of the QEMU that is installed lists is in the tables, in the right one.
     #[test]
-    #[ignore = "needs QEMU"]
-    fn the_tables_have_every_option_of_this_qemu() {
-        let help = std::process::Command::new("qemu-system-x86_64").arg("-help").output().unwrap();
-        let help = String::from_utf8(help.stdout).unwrap();
-        let mut seen = 0;
-        for line in help.lines().filter(|line| line.starts_with('-')) {
-            let (words, rest) = line.split_once(' ').unwrap_or((line, ""));
-            for name in words.split('/').map(|word| word.trim_start_matches('-')) {
-                seen += 1;
-                let has_none = rest.is_empty() || rest.starts_with(' ');
-                // Three that are written unlike all others.
-                let has_none = match name {
-                    "h" | "async-teardown" => true,
-                    "dtb" => false,
-                    _ => has_none,
-                };
-                let tables = (WITHOUT_ARGUMENT.contains(&name), WITH_ARGUMENT.contains(&name));
-                assert_eq!(tables, (has_none, !has_none), "{line}");
-            }
-        }
-        assert!(seen > 100, "{help}");
+    fn the_program_is_asked_only_for_options_that_are_in_no_table() {
+        let known = ["-m", "1G", "-S", "-append", "-later"].map(OsString::from);
+        let line = Line::read(&known, || panic!("it is not asked"));
+        assert_eq!(line, Line::by_tables(&known));
+    }
+
+    #[test]
+    fn an_option_that_only_the_help_knows_takes_what_it_says() {
+        const HELP: &str = "-later-switch   do something\n-later value    as it says\n";
+        let split = |line: &str| {
+            let words: Vec<_> = line.split(' ').map(OsString::from).collect();
+            let options = Line::read(&words, || Some(Help::parse(HELP))).options;
+            let word = |option: VmmOption| match option.value {
+                Some(value) => format!("{}={value}", option.name),
+                None => option.name,
+            };
+            options.into_iter().map(word).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(split("-later-switch disk.img -m 1G"), "later-switch hda=disk.img m=1G");
+        assert_eq!(split("-later -5 --later x"), "later=-5 later=x");
+        // What must be refused is not hidden, whatever the help says.
+        assert_eq!(split("-later -mem-prealloc -m 1G"), "later mem-prealloc m=1G");
+        assert_eq!(split("-later --later-switch"), "later later-switch");
+        // What it does not know either.
+        assert_eq!(split("-other -m 1G -other x"), "other m=1G other=x");
+    }
+
+    #[test]
+    fn options_in_files_are_read_where_they_are_named() {
+        let place = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            let path = place.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        let default = file("qemu.conf", "[memory]\nsize = \"1G\"\n");
+        let named = file("named", "[drive \"a\"]\nfile = \"x,y\"\n");
+        let named = named.to_str().unwrap();
+        let read = |words: &[&str], default: &Path| {
+            let words: Vec<_> = words.iter().map(OsString::from).collect();
+            let line = Line::read_with(&words, || None, default);
+            let option = |option: VmmOption| format!("-{} {}", option.name, option.value());
+            let unread = line.unread.iter().map(|unread| unread.origin.clone());
+            (line.options.into_iter().map(option).collect::<Vec<_>>(), unread.collect::<Vec<_>>())
+        };
+        let none = Path::new("/no/such/file");
+        let expect = ["-drive id=a,file=x,,y,cache=none", "-set drive.a.cache=none", "-S "];
+        let (options, unread) =
+            read(&["-readconfig", named, "-set", "drive.a.cache=none", "-S"], none);
+        assert_eq!((options.as_slice(), unread.len()), (expect.map(str::to_owned).as_slice(), 0));
+        assert_eq!(read(&["-S"], &default).0, ["-m size=1G", "-S "]);
+        assert_eq!(read(&["-no-user-config"], &default).0, ["-no-user-config "]);
+        assert_eq!(read(&["-readconfig", "/no"], none), (vec![], vec!["-readconfig /no".into()]));
+        let broken = file("broken", "size = 1\n");
+        assert_eq!(read(&[], &broken).1, [broken.display().to_string()]);
     }
 
     #[test]

@@ -1,16 +1,14 @@
 //! Command lines with which a tool only asks QEMU what it can do: there is no guest to manage.
 
-use std::ffi::OsString;
-
-use super::options::{Properties, split};
+use super::options::{Line, Properties};
 
 /// Options that QEMU answers, and ends.
 const ANSWERED: [&str; 4] = ["h", "help", "version", "audio-help"];
 
 /// Whether QEMU is only asked: for its help, its version, the values of an option, or, on a machine
 /// without memory and CPUs (`-machine none`), through QMP.
-pub(crate) fn only_asks(arguments: &[OsString]) -> bool {
-    split(arguments).iter().any(|option| {
+pub(crate) fn only_asks(line: &Line) -> bool {
+    line.options.iter().any(|option| {
         let value = option.value();
         match option.name.as_str() {
             name if ANSWERED.contains(&name) => true,
@@ -31,10 +29,12 @@ fn asks_for_values(value: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsString;
+
     use super::*;
 
     fn asks(line: &str) -> bool {
-        only_asks(&line.split(' ').map(OsString::from).collect::<Vec<_>>())
+        only_asks(&Line::by_tables(&line.split(' ').map(OsString::from).collect::<Vec<_>>()))
     }
 
     #[test]

@@ -124,6 +124,33 @@ fn a_machine_without_pci_is_managed() {
     }
 }
 
+/// QEMU takes options from a file; zerosweep reads the same ones.
+#[test]
+#[ignore = "needs QEMU, userfaultfd"]
+fn options_in_a_file_count() {
+    let memory = "[memory]\nsize = \"192M\"\n[machine]\nmemory-backend = \"r\"\n";
+    let balloon = "[device \"b\"]\ndriver = \"virtio-balloon-pci\"\n";
+    for (kind, status) in [("memory-backend-ram", None), ("memory-backend-memfd", Some(2))] {
+        let place = Place::new();
+        let file = place.path().join("guest.conf");
+        let object = format!("[object \"r\"]\nqom-type = \"{kind}\"\nsize = \"192M\"\n");
+        std::fs::write(&file, format!("{object}{memory}{balloon}")).unwrap();
+        let words = "run --name vm --target 64M -- qemu-system-x86_64 -display none -readconfig";
+        let words = words.split(' ').chain([file.to_str().unwrap()]);
+        let mut guest = Guest::run(&place, "vm", place.command(words));
+        if let Some(status) = status {
+            assert_eq!(guest.end(), status);
+            assert!(guest.errors.has(kind), "{}", guest.errors.tail(5));
+            continue;
+        }
+        let found = guest.agent().status().unwrap();
+        assert_eq!((found.state, found.pages.max), (State::Managing, (192 << 20) / 4096));
+        let words = std::fs::read(format!("/proc/{}/cmdline", found.pid)).unwrap();
+        let words = String::from_utf8(words).unwrap();
+        assert!(!words.contains("zerosweep-balloon"), "it has one in the file: {words}");
+    }
+}
+
 /// `setuid` of the C library asks every thread of the process, those of the agent too.
 #[test]
 #[ignore = "needs QEMU, guest image, userfaultfd"]

@@ -20,7 +20,8 @@ use crate::cli::RunArguments;
 use crate::console::Terminal;
 use crate::vmm::args::{self, Analysis, DEFAULT_RAM_BYTES, RAM_ALIGNMENT_BYTES, Ram};
 use crate::vmm::host::Host;
-use crate::vmm::{elf, monitors, options, program};
+use crate::vmm::options::{self, Help, Line};
+use crate::vmm::{elf, monitors, program, queries};
 
 /// VMMs whose command line is another one.
 const OTHER_VMMS: [&str; 5] = ["cloud-hypervisor", "crosvm", "firecracker", "kvmtool", "lkvm"];
@@ -92,6 +93,8 @@ pub(crate) struct Plan {
     pub(crate) program_name: OsString,
     /// The user's arguments and ours.
     pub(crate) arguments: Vec<OsString>,
+    /// Whether QEMU is only asked what it can do.
+    pub(crate) only_asks: bool,
     /// The library to preload.
     pub(crate) agent: PathBuf,
     /// The agent's configuration.
@@ -119,10 +122,13 @@ impl Plan {
             let message = format!("{name}: only QEMU's command line is understood, for now");
             return Err(Failure::usage(message));
         }
-        let mut analysis = args::analyse(&name, vmm_arguments, &Host::this())
+        let path = std::env::var_os("PATH");
+        let program = program::find(program_name, path.as_deref());
+        let line = Line::read(vmm_arguments, || Help::of(program.as_deref().ok()?));
+        let mut analysis = args::analyse(&name, &line, &Host::this())
             .map_err(|refusals| Failure::usage(format!("cannot manage this guest: {refusals}")))?;
         let max_mem = max_mem(wanted.max_mem, analysis.ram)?;
-        let follow = follow(wanted, &analysis);
+        let follow = follow(wanted, &line, &analysis);
         let target = match (wanted.target, &follow) {
             (Some(target), _) => target,
             (None, Some(_)) => FIRST_TARGET.min(max_mem),
@@ -130,8 +136,7 @@ impl Plan {
         };
         check_target(target, max_mem)?;
 
-        let path = std::env::var_os("PATH");
-        let program = program::find(program_name, path.as_deref()).map_err(Failure::usage)?;
+        let program = program.map_err(Failure::usage)?;
         elf::check(&program)
             .map_err(|error| Failure::usage(format!("{}: {error}", program.display())))?;
         analysis.cpu_options = known_options(analysis.cpu_options, &program);
@@ -167,7 +172,17 @@ impl Plan {
             )
         });
         let notes = notes.into_iter().collect();
-        Ok(Self { program, program_name, arguments: all, agent, config, files, terminal, notes })
+        Ok(Self {
+            program,
+            program_name,
+            arguments: all,
+            only_asks: queries::only_asks(&line),
+            agent,
+            config,
+            files,
+            terminal,
+            notes,
+        })
     }
 
     /// The same without the balloon device that was added; `None` if none was.
@@ -210,12 +225,12 @@ impl Plan {
 
 /// Returns the tool whose requests the target follows. The other tool must have given the VMM a
 /// balloon and a monitor; without them it sends no request that could be followed.
-fn follow(wanted: &Wanted<'_>, analysis: &Analysis) -> Option<Follow> {
+fn follow(wanted: &Wanted<'_>, line: &Line, analysis: &Analysis) -> Option<Follow> {
     let has_no_balloon = analysis.missing_balloon.is_some() || analysis.without_bus.is_some();
     if wanted.managed_by == ManagedBy::Us || has_no_balloon {
         return None;
     }
-    let monitors = monitors::paths(wanted.vmm.get(1..)?);
+    let monitors = monitors::paths(line);
     let before_start = match wanted.target {
         Some(_) => BeforeStart::Nothing,
         None => BeforeStart::Target,
@@ -361,15 +376,16 @@ mod tests {
             managed_by,
         };
         let with_balloon = analysis(Ram::Default, None, None);
+        let line = Line::by_tables(&words[1..]);
         let other = wanted(ManagedBy::AnotherTool, None);
         let monitors = vec![PathBuf::from("/m")];
         let expect = |before_start| Some(Follow { monitors: monitors.clone(), before_start });
-        assert_eq!(follow(&other, &with_balloon), expect(BeforeStart::Target));
+        assert_eq!(follow(&other, &line, &with_balloon), expect(BeforeStart::Target));
         let given = wanted(ManagedBy::AnotherTool, Some(Size(4096)));
-        assert_eq!(follow(&given, &with_balloon), expect(BeforeStart::Nothing));
-        assert_eq!(follow(&wanted(ManagedBy::Us, None), &with_balloon), None);
+        assert_eq!(follow(&given, &line, &with_balloon), expect(BeforeStart::Nothing));
+        assert_eq!(follow(&wanted(ManagedBy::Us, None), &line, &with_balloon), None);
         let without = analysis(Ram::Default, None, Some("virtio-balloon-pci"));
-        assert_eq!(follow(&other, &without), None);
+        assert_eq!(follow(&other, &line, &without), None);
     }
 
     #[test]

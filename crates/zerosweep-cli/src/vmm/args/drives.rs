@@ -216,7 +216,7 @@ mod tests {
     use std::os::fd::AsRawFd as _;
 
     use super::*;
-    use crate::vmm::options::split;
+    use crate::vmm::options::Line;
     use zerosweep_linux::references::FileSystem;
 
     /// Whatever has `nfs` in its path lies on NFS.
@@ -235,7 +235,7 @@ mod tests {
     fn refusals(words: &[&str]) -> Vec<Refusal> {
         let words: Vec<_> = words.iter().map(std::ffi::OsString::from).collect();
         let mut drives = Drives::default();
-        split(&words).iter().for_each(|option| drives.read(option));
+        Line::by_tables(&words).options.iter().for_each(|option| drives.read(option));
         drives.finish(&HOST)
     }
 

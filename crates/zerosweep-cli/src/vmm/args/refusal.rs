@@ -114,12 +114,17 @@ pub(crate) enum Refusal {
              manager, or `zerosweep run … &`"
     )]
     Daemonize,
-    /// Options that are not on the command line.
+    /// Options in a file that cannot be told.
     #[error(
-        "-readconfig: options in a file are not read by zerosweep; write them on the command \
-             line"
+        "{origin}: the file {why}. Its options may be a reason against the guest; write them on the \
+             command line"
     )]
-    ReadConfig,
+    Unread {
+        /// The option that names the file, or the file.
+        origin: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// Something that QEMU would not understand either.
     #[error("{option} {value:?}: not a memory size")]
     BadSize {
@@ -143,7 +148,7 @@ pub(crate) enum Refusal {
 
 /// Everything that is in the way; at least one reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Refusals(pub(super) Vec<Refusal>);
+pub(crate) struct Refusals(pub(in crate::vmm) Vec<Refusal>);
 
 impl fmt::Display for Refusals {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
