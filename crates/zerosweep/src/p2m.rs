@@ -526,6 +526,23 @@ mod tests {
         assert_eq!(letters(&p2m), b"rp.p");
         p2m.set_page(Gfn::new(513), ram(7));
         assert_eq!(letters(&p2m), b"rb.p");
+        for state in SuperpageState::ALL {
+            assert_eq!(SuperpageState::from_letter(state.letter()), Some(state));
+            assert_eq!(state.is_whole(), b"Wr".contains(&state.letter()));
+        }
+        assert_eq!(SuperpageState::from_letter(b'?'), None);
+    }
+
+    #[test]
+    fn a_page_has_the_frame_of_its_superpage_or_its_own() {
+        let mut p2m = P2m::new(1024).unwrap();
+        p2m.set_whole(Superpage::new(0), ram(512));
+        p2m.set_whole(Superpage::new(1), Entry::Pod);
+        p2m.split(Superpage::new(1)).unwrap();
+        p2m.set_page(Gfn::new(513), ram(7));
+        let frame = |n| p2m.frame(Gfn::new(n));
+        assert_eq!([frame(0), frame(511), frame(513)], [512, 1023, 7].map(|n| Some(Mfn::new(n))));
+        assert_eq!([frame(512), frame(1024)], [None, None]);
     }
 
     #[test]
