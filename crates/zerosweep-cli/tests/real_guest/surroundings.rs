@@ -140,7 +140,8 @@ fn options_in_a_file_count() {
         let mut guest = Guest::run(&place, "vm", place.command(words));
         if let Some(status) = status {
             assert_eq!(guest.end(), status);
-            assert!(guest.errors.has(kind), "{}", guest.errors.tail(5));
+            let said = || guest.errors.has(kind).then_some(());
+            wait_until("it says why", PATIENCE, said);
             continue;
         }
         let found = guest.agent().status().unwrap();
