@@ -135,7 +135,7 @@ fn run_arch(
     }
     arch.get_emulator()?;
     let programs = programs(scenarios, arch)?;
-    let steps = steps(scenarios, &programs, &|need| arch.has(need))?;
+    let in_host = steps(scenarios, &programs, &|need| arch.has(need))?;
     let image = arch.has_kvm().then(GuestImage::find).transpose()?;
     for &qemu in qemus {
         let system = System::pack(packages, qemu, arch, &programs.files(), image.as_ref())?;
@@ -144,10 +144,11 @@ fn run_arch(
             let cells = if series == THIS {
                 let root = qemu.root(packages, arch)?;
                 let host = Host { qemu: qemu.version.to_owned(), ..this_host()? };
+                let steps = steps(scenarios, &programs, &is_here)?;
                 run_here(&host, scenarios, &programs, &steps, Some(&root))?
             } else {
                 match HostKernel::get(packages, series, arch) {
-                    Ok(kernel) => run_on(&kernel, qemu, arch, &system, &steps, scenarios)?,
+                    Ok(kernel) => run_on(&kernel, qemu, arch, &system, &in_host, scenarios)?,
                     Err(error) => {
                         println!("Linux {series} is not available: {error:#}");
                         done.all_passed = false;
@@ -232,6 +233,8 @@ fn run_on(
             break;
         }
     }
+    // A scenario has not passed when only some of its steps were run.
+    said.extend(pending.iter().map(|step| Said::cut_off(&step.name)));
     println!("Linux {}, QEMU {} ({} s):", kernel.version, qemu.version, began.elapsed().as_secs());
     let host = Host {
         arch: arch.name().to_owned(),
@@ -274,8 +277,7 @@ fn here(scenarios: &[&Scenario]) -> Result<bool> {
         bail!("this machine cannot show everything:{}", all.concat());
     }
     let programs = programs(scenarios, Arch::X86_64)?;
-    let has = |need: Need| need.missing().is_none();
-    let steps = steps(scenarios, &programs, &has)?;
+    let steps = steps(scenarios, &programs, &is_here)?;
     let host = this_host()?;
     let cells = run_here(&host, scenarios, &programs, &steps, None)?;
     let passed = cells.iter().all(|cell| cell.outcome.passed);
@@ -285,6 +287,11 @@ fn here(scenarios: &[&Scenario]) -> Result<bool> {
     record.write_to(&file)?;
     println!("the figures are in {}: `cargo xtask hosts --add` takes them", file.display());
     Ok(passed)
+}
+
+/// Whether this machine has it.
+fn is_here(need: Need) -> bool {
+    need.missing().is_none()
 }
 
 /// This machine, with its own QEMU.

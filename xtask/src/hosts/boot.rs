@@ -33,6 +33,13 @@ pub(crate) struct Said {
 /// The status of a step in which the host ended, or stood still.
 pub(crate) const CUT_OFF: i32 = -1;
 
+impl Said {
+    /// A step that was not run, or not to its end.
+    pub(crate) fn cut_off(step: &str) -> Self {
+        Self { step: step.to_owned(), status: CUT_OFF, seconds: 0.0, text: String::new() }
+    }
+}
+
 /// Boots a kernel, and returns what the steps said, as far as they came. The last may be
 /// [`CUT_OFF`]. `limit` gives the longest time for a step.
 ///
@@ -161,7 +168,7 @@ fn parse(text: &str) -> Vec<Said> {
     }
     if let Some((step, _, text)) = open {
         // The host ended, or was ended, meanwhile.
-        steps.push(Said { step, status: CUT_OFF, seconds: 0.0, text });
+        steps.push(Said { text, ..Said::cut_off(&step) });
     }
     steps
 }

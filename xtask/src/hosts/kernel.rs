@@ -175,7 +175,7 @@ fn version_of(package: &str) -> &str {
 }
 
 /// The numbers of a version, for comparing.
-fn numbers(version: &str) -> Vec<u32> {
+pub(crate) fn numbers(version: &str) -> Vec<u32> {
     version.split(|c: char| !c.is_ascii_digit()).filter_map(|part| part.parse().ok()).collect()
 }
 

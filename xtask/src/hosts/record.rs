@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
+use super::kernel::numbers;
 use super::scenario::SCENARIOS;
 use crate::cargo::workspace;
 
@@ -183,10 +184,6 @@ fn with_table(page: &str, table: &str) -> Result<String> {
 fn series(kernel: &str) -> String {
     let mut parts = kernel.split('.');
     [parts.next(), parts.next()].into_iter().flatten().collect::<Vec<_>>().join(".")
-}
-
-fn numbers(kernel: &str) -> Vec<u32> {
-    kernel.split(|c: char| !c.is_ascii_digit()).filter_map(|part| part.parse().ok()).collect()
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use serde_json::Value;
 use zerosweep_lab::image::{GuestImage, cache_dir};
 
 use super::arch::Arch;
-use super::boot::Said;
+use super::boot::{CUT_OFF, Said};
 use super::record::Outcome;
 use super::system::PROGRAMS;
 use crate::cargo::workspace;
@@ -412,7 +412,7 @@ fn tests_outcome(said: &[&Said]) -> (bool, String) {
         } else if said.status != 0 {
             let why = match said.status {
                 137 => "takes too long".to_owned(),
-                -1 => "the host ended meanwhile".to_owned(),
+                CUT_OFF => "the host ended before".to_owned(),
                 status => format!("exit status {status}"),
             };
             failed.push(format!("{} ({why})", said.step));
@@ -468,5 +468,7 @@ mod unit_tests {
         let outcome = linux.outcome(&steps).unwrap();
         assert!(!outcome.passed);
         assert_eq!(outcome.detail, "4 passed, not: a::b, linux:c (takes too long)");
+        let outcome = linux.outcome(&[said("linux:a", 0, good), Said::cut_off("linux:b")]).unwrap();
+        assert!(!outcome.passed, "{}", outcome.detail);
     }
 }

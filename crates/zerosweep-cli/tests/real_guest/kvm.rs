@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use zerosweep_linux::KernelVersion;
 
@@ -45,13 +45,13 @@ fn agree(guest: &Guest, step: &str) {
         let (engine, kernel, nested) = last;
         // A kernel that keeps empty page tables has some of the engine's superpages in pieces.
         let same = kernel == Some(engine) || !drops_tables && kernel.is_some_and(|k| k <= engine);
-        (same && nested + MISSING >= kernel.unwrap_or(engine)).then_some(())
+        same && nested + MISSING >= kernel.unwrap_or(engine)
     };
-    let end = std::time::Instant::now() + SETTLING;
-    let mut done = agreed().is_some();
-    while !done && std::time::Instant::now() < end {
+    let end = Instant::now() + SETTLING;
+    let mut done = agreed();
+    while !done && Instant::now() < end {
         std::thread::sleep(Duration::from_millis(500));
-        done = agreed().is_some();
+        done = agreed();
     }
     let (engine, kernel, nested) = last;
     let total = guest.status().pages.total * 4096 / MEBIBYTE;
