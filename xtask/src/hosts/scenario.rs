@@ -419,7 +419,7 @@ fn tests_outcome(said: &[&Said]) -> (bool, String) {
         }
     }
     if failed.is_empty() {
-        (true, format!("{passed} tests"))
+        (true, format!("{passed} {}", if passed == 1 { "test" } else { "tests" }))
     } else {
         (false, format!("{passed} passed, not: {}", failed.join(", ")))
     }
@@ -462,6 +462,8 @@ mod unit_tests {
         let bad = "failures:\n    a::b\n\ntest result: FAILED. 1 passed; 1 failed; 0 ignored";
         let outcome = linux.outcome(&[said("linux:a", 0, good), said("linux:b", 0, good)]).unwrap();
         assert_eq!((outcome.passed, outcome.detail.as_str()), (true, "6 tests"));
+        let one = "test result: ok. 1 passed; 0 failed; 0 ignored";
+        assert_eq!(linux.outcome(&[said("linux:a", 0, one)]).unwrap().detail, "1 test");
         let bad = format!("\n{bad}");
         let steps =
             [said("linux:a", 0, good), said("linux:b", 101, &bad), said("linux:c", 137, "")];
