@@ -44,12 +44,26 @@ pub(crate) fn userfaultfd() -> Result<(), String> {
 /// # Errors
 /// Why not.
 pub(crate) fn kvm() -> Result<(), String> {
-    match OpenOptions::new().read(true).write(true).open("/dev/kvm") {
+    device("/dev/kvm")
+}
+
+/// Whether the kernel serves the queues of network devices, and QEMU can make an interface.
+///
+/// # Errors
+/// Why not.
+pub(crate) fn vhost_net() -> Result<(), String> {
+    device("/dev/vhost-net")?;
+    device("/dev/net/tun")
+}
+
+/// Whether a device can be used.
+fn device(path: &str) -> Result<(), String> {
+    match OpenOptions::new().read(true).write(true).open(path) {
         Ok(_) => Ok(()),
         Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => {
-            Err("/dev/kvm is not allowed to this user".to_owned())
+            Err(format!("{path} is not allowed to this user"))
         }
-        Err(e) => Err(format!("/dev/kvm: {e}")),
+        Err(e) => Err(format!("{path}: {e}")),
     }
 }
 

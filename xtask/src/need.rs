@@ -28,6 +28,7 @@ pub(crate) enum Need {
     IoUring,
     Kvm,
     HardwareKvm,
+    VhostNet,
     MemoryCgroup,
     Root,
     Aarch64,
@@ -60,7 +61,7 @@ struct Entry {
     hint: &'static str,
 }
 
-const TABLE: [Entry; 14] = [
+const TABLE: [Entry; 15] = [
     Entry {
         need: Need::Libvirt,
         names: &["libvirt"],
@@ -146,6 +147,13 @@ const TABLE: [Entry; 14] = [
         get: Get::Machine,
         hint: "a machine with nested page tables; or `cargo xtask hosts --scenario kvm`, which \
                emulates one",
+    },
+    Entry {
+        need: Need::VhostNet,
+        names: &["vhost-net"],
+        check: machine::vhost_net,
+        get: Get::Machine,
+        hint: "`modprobe vhost_net tun`; or `cargo xtask hosts --scenario kvm`",
     },
     Entry {
         need: Need::MemoryCgroup,

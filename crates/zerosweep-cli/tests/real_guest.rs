@@ -1,8 +1,9 @@
 //! A real Linux guest under an unmodified QEMU, on populate-on-demand memory.
 //!
 //! The guest is a Debian kernel with `zerosweep-guest` as `/init`, on QEMU's software CPU (TCG), so
-//! no KVM is needed; with `ZEROSWEEP_TEST_ACCEL=kvm` in the environment, all guests use it. What is needed: QEMU, a guest image (`cargo xtask setup`), userfaultfd in
-//! kernel mode, and the release builds of program and agent:
+//! no KVM is needed; with `ZEROSWEEP_TEST_ACCEL=kvm` in the environment, all guests use it. What is
+//! needed: QEMU, a guest image (`cargo xtask setup`), userfaultfd in kernel mode, and the release
+//! builds of program and agent:
 //!
 //! ```text
 //! cargo build --release -p zerosweep-cli -p zerosweep-agent
@@ -30,6 +31,7 @@
 //! | `stops` | tool and clients that are stopped for a while |
 //! | `stress` | ballooning, churn, sweeps and consolidation all at once; longer by a variable |
 //! | `surroundings` | command lines, names and sockets that stand in the way |
+//! | `vhost` | a network device that the host's kernel serves |
 //! | `harness` | guests that end with their test, markers, control sockets, memory held |
 //!
 //! One at a time: the machine has few CPUs, and times are measured.
@@ -81,3 +83,5 @@ mod stops;
 mod stress;
 #[path = "real_guest/surroundings.rs"]
 mod surroundings;
+#[path = "real_guest/vhost.rs"]
+mod vhost;

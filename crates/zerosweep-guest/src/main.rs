@@ -41,6 +41,7 @@ mod failure;
 mod meminfo;
 mod memory;
 mod modules;
+mod net;
 mod options;
 mod pattern;
 mod scrub;

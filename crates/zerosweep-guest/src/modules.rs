@@ -19,6 +19,9 @@ pub(crate) const BUS: [&str; 6] = [
     "virtio_mmio",
 ];
 
+/// The network driver, and what it needs on some kernels.
+pub(crate) const NET: [&str; 3] = ["failover", "net_failover", "virtio_net"];
+
 /// The balloon driver.
 pub(crate) const BALLOON: &str = "virtio_balloon";
 

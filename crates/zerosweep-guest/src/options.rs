@@ -13,6 +13,7 @@
 //! | `zs.balloon=0` | the balloon driver is never loaded | 1 |
 //! | `zs.touch=SIZE` | further memory to fill and verify once the balloon has settled | 0 |
 //! | `zs.stir=SIZE` | files that an idle guest writes, deletes and verifies again and again | 0 |
+//! | `zs.net=1` | network interfaces are switched on, and TCP port 7 sends back what it gets | 0 |
 //! | `zs.end=poweroff\|reboot\|idle` | what happens at the end | poweroff |
 
 use std::time::Duration;
@@ -71,6 +72,8 @@ pub(crate) struct Options {
     pub(crate) touch_bytes: u64,
     /// Bytes of files that an idle guest writes in each round.
     pub(crate) stir_bytes: u64,
+    /// Whether the network is used.
+    pub(crate) net: bool,
     /// What happens at the end.
     pub(crate) end: End,
 }
@@ -89,6 +92,7 @@ impl Default for Options {
             balloon: Driver::Loaded,
             touch_bytes: 0,
             stir_bytes: 0,
+            net: false,
             end: End::PowerOff,
         }
     }
@@ -126,6 +130,7 @@ impl Options {
             }
             "touch" => self.touch_bytes = size(value)?,
             "stir" => self.stir_bytes = size(value)?,
+            "net" => self.net = flag(value)?,
             "end" => self.end = end(value)?,
             _ => return Err("unknown setting".to_owned()),
         }
@@ -192,7 +197,7 @@ mod tests {
     fn every_word_is_read() {
         let line = "quiet zs.fill=96M zs.seed=0x10 zs.rewrite=1 zs.churn=1G zs.clump=4M \
                     zs.scrub=1 zs.settle=2.5 zs.first=30 zs.balloon=0 zs.touch=512K \
-                    zs.stir=64M zs.end=idle panic=-1";
+                    zs.stir=64M zs.net=1 zs.end=idle panic=-1";
         let expected = Options {
             fill_bytes: 96 << 20,
             seed: 16,
@@ -205,6 +210,7 @@ mod tests {
             balloon: Driver::LeftOut,
             touch_bytes: 512 << 10,
             stir_bytes: 64 << 20,
+            net: true,
             end: End::Idle,
         };
         assert_eq!(Options::parse(line), Ok(expected));
@@ -219,6 +225,7 @@ mod tests {
             "zs.fill=17179869184G",
             "zs.fill=1T",
             "zs.scrub=yes",
+            "zs.net=eth0",
             "zs.settle=-1",
             "zs.settle=inf",
             "zs.end=halt",

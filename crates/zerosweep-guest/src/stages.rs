@@ -13,6 +13,7 @@ use crate::failure::Failure;
 use crate::meminfo::MemInfo;
 use crate::memory::{self, Region};
 use crate::modules::{self, Loaded};
+use crate::net;
 use crate::options::{Check, Driver, End, Options};
 use crate::scrub;
 use crate::system;
@@ -72,6 +73,9 @@ fn cpus() -> usize {
 /// Everything between boot and end; the regions that are still held.
 fn live(options: &Options) -> Result<Vec<Region>, Failure> {
     load_bus()?;
+    if options.net {
+        net::start()?;
+    }
     let filled = fill("filled", "fill", options.fill_bytes, options.seed, 0)?;
     let first_touched = filled.page_count();
     let churn = churn(options)?;

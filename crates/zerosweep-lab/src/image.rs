@@ -136,7 +136,7 @@ const ADVICE: &str =
     "build it with `zerosweep guest-image` (in the source tree: `cargo xtask setup`)";
 
 /// Changes when images are packed in another way.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 
 /// What an image was made from.
 #[derive(Debug, Serialize, Deserialize)]

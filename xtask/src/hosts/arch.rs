@@ -131,7 +131,9 @@ impl Arch {
     pub(crate) fn has(self, need: Need) -> bool {
         match need {
             Need::Userfaultfd | Need::IoUring | Need::Root | Need::MemoryCgroup => true,
-            Need::Qemu | Need::GuestImage | Need::Kvm | Need::HardwareKvm => self.has_kvm(),
+            Need::Qemu | Need::GuestImage | Need::Kvm | Need::HardwareKvm | Need::VhostNet => {
+                self.has_kvm()
+            }
             _ => false,
         }
     }

@@ -117,10 +117,10 @@ pub(crate) const SCENARIOS: [Scenario; 7] = [
     },
     Scenario {
         name: "kvm",
-        about: "scrubbing guests, two CPUs, churn, too little memory, resets, under KVM",
+        about: "scrubbing guests, two CPUs, churn, too little memory, resets, vhost-net, under KVM",
         work: Work::RealGuest(
             Accelerator::Kvm,
-            &["boots::", "churn::", "exhaustion::", "kvm::", "resets::"],
+            &["boots::", "churn::", "exhaustion::", "kvm::", "resets::", "vhost::"],
         ),
         limit: seconds(900),
     },

@@ -38,8 +38,9 @@ use rustix::process::Signal;
 use zerosweep_client::error::Failure;
 use zerosweep_client::output::eprint_line;
 use zerosweep_client::runtime::{self, Claim};
+use zerosweep_client::size::Size;
 use zerosweep_lab::files;
-use zerosweep_wire::runtime as wire;
+use zerosweep_wire::{OnExhaustion, runtime as wire};
 
 use self::ending::{Ending, Step};
 use self::last_words::Meaning;
@@ -125,6 +126,9 @@ fn live(
         let status = ended?;
         match last_words::meaning(&words, &plan).filter(|_| status.code() == Some(1)) {
             None if vmm.was_managed() || ending.was_told() || plan.only_asks => {
+                if !ending.was_told() {
+                    killed(&plan, status).inspect(|reason| console.warn(reason));
+                }
                 return Ok(status);
             }
             None => return never_managed(&plan, status, &words, console),
@@ -234,6 +238,22 @@ fn never_managed(
         console.warn(&format!("{what} found guest memory, and it printed nothing"));
     }
     Ok(status)
+}
+
+/// Who may have killed a VMM that nobody here killed.
+fn killed(plan: &Plan, status: ExitStatus) -> Option<String> {
+    let config = &plan.config;
+    let is_asked_for = config.on_exhaustion == OnExhaustion::Kill;
+    (is_asked_for && status.signal() == Some(Signal::KILL.as_raw())).then(|| {
+        format!(
+            "the VMM of guest {} was killed. `--on-exhaustion kill` does that to a guest that wants \
+             more than its target of {} and has no page of zeros to give: start it with a larger \
+             --target, or with --on-exhaustion stall or borrow. The host's kernel kills too, when \
+             the host's memory runs out: `dmesg` says so",
+            config.name,
+            Size(config.target_bytes)
+        )
+    })
 }
 
 /// Does the next step for a VMM that got a signal to end and has not ended.

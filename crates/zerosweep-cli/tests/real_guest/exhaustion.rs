@@ -15,14 +15,44 @@ const RAISED_BYTES: u64 = 600 << 20;
 /// The longest time that QEMU is frozen. After two seconds a main thread that waits for a lock
 /// counts as hanging; the rest is for slow machines.
 const QMP_BOUND: Duration = Duration::from_secs(25);
+/// A virtual CPU of KVM with asynchronous page faults, which zerosweep leaves out otherwise: workers
+/// of the host's kernel wait for memory, and the guest runs other tasks meanwhile.
+const ASYNCHRONOUS: [&str; 2] = ["-cpu", "host,-svm,-vmx,kvm-asyncpf=on,kvm-asyncpf-int=on"];
+
+/// A guest that wants more than it may hold.
+fn above_its_target(place: &Place, on_exhaustion: &str, qemu: &[&str]) -> Guest {
+    let run = ["--target", "300M", "--on-exhaustion", on_exhaustion];
+    let kvm = !qemu.is_empty();
+    let guest =
+        Guest::managed(place, &Spec { run: &run, append: APPEND, qemu, kvm, ..Spec::default() });
+    guest.marker("boot ");
+    guest
+}
+
+/// Whether a worker of the kernel waits for a page of a guest's.
+fn a_worker_waits() -> bool {
+    let processes = std::fs::read_dir("/proc").unwrap();
+    let stacks =
+        processes.map(|entry| std::fs::read_to_string(entry.unwrap().path().join("stack")));
+    stacks.flatten().any(|stack| stack.contains("async_pf_execute"))
+}
 
 #[test]
 #[ignore = "needs QEMU, a guest image and userfaultfd: cargo xtask test sets them up"]
 fn a_guest_above_its_target_stalls_until_the_target_rises() {
+    stalls_until_the_target_rises(&[]);
+    assert!(!a_worker_waits());
+}
+
+#[test]
+#[ignore = "needs QEMU, a guest image, userfaultfd, root, KVM on hardware"]
+fn a_guest_with_asynchronous_page_faults_stalls_until_the_target_rises() {
+    stalls_until_the_target_rises(&ASYNCHRONOUS);
+}
+
+fn stalls_until_the_target_rises(qemu: &[&str]) {
     let place = Place::new();
-    let run = ["--target", "300M", "--on-exhaustion", "stall"];
-    let guest = Guest::managed(&place, &Spec { run: &run, append: APPEND, ..Spec::default() });
-    guest.marker("boot ");
+    let guest = above_its_target(&place, "stall", qemu);
     let mut agent = guest.agent();
     // It comes to stay like this: above no target, without damage, and everyone answers. Before, a
     // sweep may still find zeros for it.
@@ -48,6 +78,7 @@ fn a_guest_above_its_target_stalls_until_the_target_rises() {
         std::thread::sleep(Duration::from_millis(200));
     }
     println!("\n  stalled: slowest answer of QEMU {:.0} ms", slowest.as_secs_f64() * 1e3);
+    assert_eq!(a_worker_waits(), !qemu.is_empty(), "who waits");
     assert!(slowest < Duration::from_secs(5), "QEMU answered after {slowest:?}");
     assert!(
         guest.errors.has("waits for memory"),
@@ -174,10 +205,18 @@ fn stalled(guest: &Guest) -> Agent {
 #[test]
 #[ignore = "needs QEMU, a guest image and userfaultfd: cargo xtask test sets them up"]
 fn a_guest_above_its_target_borrows_and_says_so() {
+    borrows_and_says_so(&[]);
+}
+
+#[test]
+#[ignore = "needs QEMU, a guest image, userfaultfd, KVM on hardware"]
+fn a_guest_with_asynchronous_page_faults_borrows_and_says_so() {
+    borrows_and_says_so(&ASYNCHRONOUS);
+}
+
+fn borrows_and_says_so(qemu: &[&str]) {
     let place = Place::new();
-    let run = ["--target", "300M", "--on-exhaustion", "borrow"];
-    let guest = Guest::managed(&place, &Spec { run: &run, append: APPEND, ..Spec::default() });
-    guest.marker("boot ");
+    let guest = above_its_target(&place, "borrow", qemu);
     // As above; zerosweep has sent its own target before.
     guest.qmp().balloon(RAISED_BYTES).unwrap();
     let began = Instant::now();
@@ -200,4 +239,26 @@ fn a_guest_above_its_target_borrows_and_says_so() {
     });
     let audited = place.output(["audit", "vm"]);
     assert_eq!(audited.status.code(), Some(0));
+}
+
+#[test]
+#[ignore = "needs QEMU, a guest image, userfaultfd"]
+fn a_guest_above_its_target_is_ended_where_that_is_asked_for() {
+    is_ended(&[]);
+}
+
+#[test]
+#[ignore = "needs QEMU, a guest image, userfaultfd, KVM on hardware"]
+fn a_guest_with_asynchronous_page_faults_is_ended_where_that_is_asked_for() {
+    is_ended(&ASYNCHRONOUS);
+}
+
+fn is_ended(qemu: &[&str]) {
+    let place = Place::new();
+    let mut guest = above_its_target(&place, "kill", qemu);
+    wait_until("the guest is ended", PATIENCE, || guest.processes().is_empty().then_some(()));
+    assert_eq!(guest.end(), 137, "as a shell says it: 128 and SIGKILL");
+    assert!(!guest.console.has("filled "), "it has all that it wanted");
+    assert!(guest.errors.has("`--on-exhaustion kill` does that"), "{}", guest.errors.tail(5));
+    assert_eq!(place.left_behind(), [""; 0]);
 }

@@ -5,8 +5,11 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use zerosweep_linux::KernelVersion;
+use zerosweep_wire::State;
 
-use super::harness::{Guest, MEBIBYTE, Place, Spec, stderr, value, wait_until};
+use super::harness::{
+    GUEST_BYTES, Guest, MEBIBYTE, PAGE_BYTES, Place, Spec, stderr, value, wait_until,
+};
 
 /// KVM's own figures, summed over all of its guests.
 const FIGURES: &str = "/sys/kernel/debug/kvm";
@@ -16,6 +19,8 @@ const MISSING: u64 = 2;
 /// KVM maps a superpage when the guest touches it, and the guest touches all of its memory only now
 /// and then.
 const SETTLING: Duration = Duration::from_secs(120);
+/// The balloon may miss its target by this number of pages.
+const FEW_PAGES: u64 = 16;
 const TARGET_BYTES: u64 = 768 * MEBIBYTE;
 /// The guest writes files, deletes most of them, and then balloons; its pattern stays in use.
 const APPEND: &str = "zs.fill=200M zs.churn=800M zs.clump=1M zs.first=60 zs.settle=80 zs.end=idle";
@@ -111,4 +116,50 @@ fn nested_page_tables_have_the_superpages_that_the_engine_counts() {
     guest.marker("balloon settled");
     println!("  plain QEMU, balloon: KVM {} superpages; {}", figure("pages_2m"), costs());
     assert_eq!(value(&guest.marker("verified files="), "bad"), 0.0);
+}
+
+/// Ten times down and up again, with files that are written and looked at meanwhile.
+#[test]
+#[ignore = "needs QEMU, a guest image, userfaultfd, KVM on hardware"]
+fn ten_balloon_cycles_lose_nothing() {
+    const CYCLES: usize = 10;
+    println!();
+    let place = Place::new();
+    let append = "init_on_free=1 zs.fill=96M zs.stir=64M zs.clump=256K zs.first=60 zs.settle=80 \
+                  zs.end=idle";
+    let spec = Spec { run: &["--target", "600M"], append, kvm: true, ..Spec::default() };
+    let guest = Guest::managed(&place, &spec);
+    guest.marker("done ok");
+    for cycle in 1..=CYCLES {
+        for (target, mebibytes) in [("300M", 300), ("600M", 600)] {
+            let output = place.output(["set-target", "vm", target, "--no-wait"]);
+            assert!(output.status.success(), "{}", stderr(&output));
+            let wanted = (GUEST_BYTES - mebibytes * MEBIBYTE) / PAGE_BYTES;
+            wait_until("the balloon is there", Duration::from_secs(120), || {
+                let out = guest.status().pages.ballooned_out;
+                (out.abs_diff(wanted) <= FEW_PAGES).then_some(())
+            });
+        }
+        let alive = guest.marker_from(guest.console.len(), "alive ");
+        assert_eq!(value(&alive, "bad"), 0.0, "cycle {cycle}");
+    }
+    let stirred = guest.console.lines(0).into_iter().filter(|line| line.text.contains("stirred "));
+    let (done, not): (Vec<_>, Vec<_>) =
+        stirred.partition(|line| !line.text.contains("not stirred"));
+    assert!(done.iter().all(|line| value(line, "bad") == 0.0), "files are damaged");
+    let status = guest.status();
+    println!(
+        "  {CYCLES} cycles: {} times files were right ({} times no room), peak {} of {} pages, {} \\
+         superpages in the guest; {}",
+        done.len(),
+        not.len(),
+        status.counters.engine.peak_total,
+        status.pages.target,
+        status.superpages.in_guest,
+        costs()
+    );
+    if done.len() < CYCLES || status.borrowed_pages != 0 || status.state != State::Managing {
+        guest.fail("it works within its target, and nothing is borrowed");
+    }
+    assert!(place.output(["audit", "vm"]).status.success());
 }

@@ -13,8 +13,8 @@ use super::initramfs::Module;
 use crate::unpack;
 
 /// The modules that a guest needs for its balloon, which is on PCI (QEMU) or has registers of its own
-/// (`virtio_mmio`: small VMMs).
-pub(super) const MODULES: [&str; 7] = [
+/// (`virtio_mmio`: small VMMs), and for a network.
+pub(super) const MODULES: [&str; 10] = [
     "virtio_ring",
     "virtio",
     "virtio_pci_modern_dev",
@@ -22,7 +22,13 @@ pub(super) const MODULES: [&str; 7] = [
     "virtio_pci",
     "virtio_mmio",
     "virtio_balloon",
+    "failover",
+    "net_failover",
+    "virtio_net",
 ];
+
+/// Where a kernel has them.
+const DIRECTORIES: [&str; 3] = ["drivers/virtio", "drivers/net", "net/core"];
 
 /// Without these there is no balloon; the others are parts that some kernels do not have.
 const NEEDED: [&str; 2] = ["virtio_pci", "virtio_balloon"];
@@ -70,7 +76,7 @@ impl Kernel {
     pub fn from_debs(packages: &[impl AsRef<Path>]) -> Result<Self> {
         let first = packages.first().context("no kernel package given")?.as_ref();
         let name = first.file_stem().and_then(OsStr::to_str).context("a package without a name")?;
-        let kept = cache_dir().join("kernel").join(name);
+        let kept = kept(name);
         if kept.is_dir() {
             return Self::from_directory(&kept);
         }
@@ -175,15 +181,21 @@ impl Kernel {
     }
 
     fn module_file(&self, name: &str) -> Option<PathBuf> {
-        let virtio = self.modules.join("kernel/drivers/virtio");
-        ["ko", "ko.xz", "ko.zst", "ko.gz"]
-            .iter()
-            .map(|suffix| virtio.join(format!("{name}.{suffix}")))
-            .find(|path| path.is_file())
+        let kernel = self.modules.join("kernel");
+        let suffixes = ["ko", "ko.xz", "ko.zst", "ko.gz"];
+        let files = suffixes.map(|suffix| format!("{name}.{suffix}"));
+        let directories = DIRECTORIES.map(|directory| kernel.join(directory));
+        let paths = directories.iter().flat_map(|below| files.iter().map(|file| below.join(file)));
+        paths.into_iter().find(|path| path.is_file())
     }
 }
 
-/// Unpacks the kernel, its virtio modules and the list of what is built in.
+/// Where an unpacked package is kept. Those in `kernel` have no network modules.
+fn kept(name: &str) -> PathBuf {
+    cache_dir().join("kernels").join(name)
+}
+
+/// Unpacks the kernel, the modules of its guests and the list of what is built in.
 fn unpack(package: &Path, directory: &Path) -> Result<()> {
     let mut archive = Command::new("dpkg-deb")
         .arg("--fsys-tarfile")
@@ -199,7 +211,9 @@ fn unpack(package: &Path, directory: &Path) -> Result<()> {
     let tar = Command::new("tar")
         .args(["--extract", "--no-same-owner", "--wildcards", "--directory"])
         .arg(directory)
-        .args(["*/vmlinuz-*", "*/kernel/drivers/virtio/*", "*/modules.builtin"])
+        .args(["*/vmlinuz-*", "*/modules.builtin", "*/kernel/drivers/virtio/*"])
+        .args(["*/drivers/net/virtio_net.*", "*/drivers/net/net_failover.*"])
+        .arg("*/net/core/failover.*")
         .stdin(members)
         .stderr(Stdio::null())
         .status()
@@ -289,7 +303,7 @@ mod tests {
         let package = root.join(format!("broken-{}.deb", std::process::id()));
         fs::write(&package, b"no package").unwrap();
         assert!(Kernel::from_deb(&package).is_err());
-        let kept = cache_dir().join("kernel").join(package.file_stem().unwrap());
+        let kept = kept(package.file_stem().unwrap().to_str().unwrap());
         assert!(!kept.exists());
         fs::remove_dir_all(&root).unwrap();
     }
