@@ -64,9 +64,9 @@ pub(crate) fn said_by(program: &str, arguments: &[&str]) -> Result<String> {
 
 /// Starts cargo and does not wait for it: a build that is needed later. Its output is shown when
 /// the build is repeated.
-pub(crate) fn start(arguments: &[&str]) -> Result<Child> {
-    eprintln!("\n=== {} &", shown(arguments, &[]));
-    let mut command = command(arguments, &[]);
+pub(crate) fn start(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Child> {
+    eprintln!("\n=== {} &", shown(arguments, variables));
+    let mut command = command(arguments, variables);
     command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().context("starting cargo")
 }
 

@@ -76,10 +76,22 @@ pub(crate) fn run(real_guests: RealGuests) -> Result<bool> {
         .into_iter()
         .flat_map(Job::one_by_one)
         .partition(|job| job.tests[0].starts_with(TIMED));
-    // Much of the tests' time is spent waiting: the build for real guests goes on meanwhile.
+    // Much of the tests' time is spent waiting: the build for real guests goes on meanwhile, and
+    // then that for another architecture.
     let is_needed = !(timed.is_empty() && guests.is_empty());
-    let release = is_needed.then(|| start(&BUILD)).transpose()?;
-    side_by_side(PROGRAMS, others, &mut summary, &[])?;
+    std::thread::scope(|scope| -> Result<()> {
+        let builds = scope.spawn(|| -> Result<()> {
+            if is_needed {
+                start(&BUILD, &[])?.wait()?;
+            }
+            if let Some(mut build) = emulated::start_build(&missing)? {
+                build.wait()?;
+            }
+            Ok(())
+        });
+        side_by_side(PROGRAMS, others, &mut summary, &[])?;
+        builds.join().expect("a build does not panic")
+    })?;
     let real_guest = programs.iter().find(|program| program.is(REAL_GUEST));
     let lacks = |need| missing.iter().any(|missing| missing.need == need);
     // Where KVM has no processor's help, a host is booted that has.
@@ -111,8 +123,7 @@ pub(crate) fn run(real_guests: RealGuests) -> Result<bool> {
         }
         None => {}
     }
-    if let Some(mut build) = release {
-        build.wait()?;
+    if is_needed {
         let built = summary.building("what was left of the release build", || {
             Ok((cargo(&BUILD, &[])? == Outcome::Passed).then_some(()))
         })?;

@@ -3,11 +3,12 @@
 
 use std::env;
 use std::path::Path;
+use std::process::Child;
 use std::time::Instant;
 
 use anyhow::Result;
 
-use super::program::{On, Program, build};
+use super::program::{self, On, Program, build};
 use super::summary::Summary;
 use super::{Job, PROGRAMS, side_by_side};
 use crate::aarch64;
@@ -62,6 +63,13 @@ const VARIABLES: [(&str, &str); 3] = [
     ("CC", aarch64::LINKER),
 ];
 
+/// Starts the build of what [`run_some`] runs, if that can be run.
+pub(super) fn start_build(missing: &[Missing]) -> Result<Option<Child>> {
+    let is_missing = missing.iter().any(|missing| missing.need == Need::Aarch64);
+    let start = || program::start_build(&[&CHECKED[..], &SOME].concat(), On::Emulator);
+    (!is_missing).then(start).transpose()
+}
+
 /// Runs some of the tests whose programs for this machine are `programs`. Where something is
 /// missing, the summary says that they are left out.
 pub(super) fn run_some(
@@ -79,7 +87,7 @@ pub(super) fn run_some(
         summary.left_out(&needs(), tests);
         return Ok(());
     }
-    run(&SOME, Some(PART), summary)
+    run("what was left of the build for aarch64", &SOME, Some(PART), summary)
 }
 
 /// Runs all of them, and nothing else. Returns whether none failed.
@@ -92,15 +100,19 @@ pub(crate) fn run_all() -> Result<bool> {
         anyhow::bail!("{missing}");
     }
     let mut summary = Summary::default();
-    run(&ALL, None, &mut summary)?;
+    run("build of tests for aarch64", &ALL, None, &mut summary)?;
     println!("{}", summary.shown(began.elapsed(), &[]));
     Ok(summary.passed())
 }
 
-fn run(selected: &[&str], part: Option<(&str, &str)>, summary: &mut Summary) -> Result<()> {
+fn run(
+    building: &'static str,
+    selected: &[&str],
+    part: Option<(&str, &str)>,
+    summary: &mut Summary,
+) -> Result<()> {
     let arguments = [&CHECKED[..], selected].concat();
-    let built =
-        summary.building("build of tests for aarch64", || build(&arguments, On::Emulator))?;
+    let built = summary.building(building, || build(&arguments, On::Emulator))?;
     let programs = built.unwrap_or_default();
     let mut jobs = Vec::new();
     for program in programs.iter().filter(|program| !program.is(NOT)) {

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -60,9 +60,7 @@ pub(crate) struct Ran {
 
 /// Builds the test programs that `arguments` of `cargo test` select; nothing if that fails.
 pub(crate) fn build(arguments: &[&str], on: On) -> Result<Option<Vec<Program>>> {
-    let more = ["--no-run", "--message-format", "json-render-diagnostics"];
-    let (target, variables) = on.cargo();
-    let arguments = [&["test"], arguments, target, &more].concat();
+    let (arguments, variables) = build_command(arguments, on);
     let (outcome, messages) = cargo::output(&arguments, variables)?;
     if outcome == Outcome::Failed {
         return Ok(None);
@@ -70,6 +68,22 @@ pub(crate) fn build(arguments: &[&str], on: On) -> Result<Option<Vec<Program>>> 
     let messages = messages.lines().map(serde_json::from_str::<Value>);
     let programs = messages.filter_map(|message| Program::from(&message.ok()?, on));
     Ok(Some(programs.collect()))
+}
+
+/// Starts the same build, and does not wait for it.
+pub(crate) fn start_build(arguments: &[&str], on: On) -> Result<Child> {
+    let (arguments, variables) = build_command(arguments, on);
+    cargo::start(&arguments, variables)
+}
+
+/// Arguments and variables of cargo.
+fn build_command<'a>(
+    arguments: &[&'a str],
+    on: On,
+) -> (Vec<&'a str>, &'static [(&'static str, &'static str)]) {
+    let more = ["--no-run", "--message-format", "json-render-diagnostics"];
+    let (target, variables) = on.cargo();
+    ([&["test"], arguments, target, &more].concat(), variables)
 }
 
 impl Program {
