@@ -101,5 +101,5 @@ pub use policy::{Gate, Policy, UnknownPolicy};
 pub use pool::FramePool;
 pub use session::{
     BuildError, Consolidation, DecreaseError, DiscardError, Fault, FaultError, FillError, Offline,
-    Progress, Session, TargetError,
+    Progress, Reconciliation, Session, TargetError,
 };

@@ -18,6 +18,7 @@ mod evacuate;
 mod fault;
 mod mapping;
 mod offline;
+mod reconcile;
 mod refill;
 mod retain;
 mod sweep;
@@ -31,6 +32,7 @@ pub use consolidate::Consolidation;
 pub use decrease::{DecreaseError, DiscardError};
 pub use fault::{Fault, FaultError};
 pub use offline::Offline;
+pub use reconcile::Reconciliation;
 pub use target::{FillError, TargetError};
 
 use crate::domain::{Domain, Life};

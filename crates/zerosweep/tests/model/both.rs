@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use zerosweep::{
     BuildError, Config, Consolidation, Domain, Entry, Fault, FaultError, Gfn, Host, InvalidTouch,
-    Mfn, Order, Progress, Quantities, RamState, Session, TargetError,
+    Mfn, Order, Progress, Quantities, RamState, Reconciliation, Session, TargetError,
 };
 use zerosweep_sim::{Failure, Kept, SoftwareGuest, SoftwareMachine, TouchError};
 
@@ -260,10 +260,37 @@ impl Both {
                 }
                 self.consolidation = work;
             }
+            Step::Reconcile(ballooned, steps) => self.reconcile(ballooned, steps),
             Step::Upkeep(idle) => while self.session().upkeep(1, idle) == Progress::More {},
             Step::Fail(after, count, how) => {
                 self.in_pieces = how == Failure::Pieces;
                 self.guest.machine.fail(after, count, how);
+            }
+        }
+    }
+
+    fn reconcile(&mut self, ballooned: u64, steps: u64) {
+        let given_back = |both: &Self| {
+            let quantities = both.guest.domain.quantities();
+            quantities.max - quantities.guest()
+        };
+        let pages: Vec<_> = (0..self.pages()).map(Gfn::new).collect();
+        let before: Vec<_> = pages.iter().map(|&gfn| self.guest.domain.p2m().get(gfn).0).collect();
+        let was = given_back(self);
+        let mut work = Reconciliation::new(ballooned);
+        while self.session().reconcile(&mut work, steps) == Progress::More {}
+        let (is, wanted) = (given_back(self), ballooned.min(self.pages()));
+        assert!(was.min(wanted) <= is && is <= was.max(wanted), "{was}, {is}, wanted {wanted}");
+        assert!(self.increases() || is <= was, "no promise is dropped where that could do harm");
+        let p2m = self.guest.domain.p2m();
+        for (gfn, before) in pages.into_iter().zip(before) {
+            let (slot, after) = (&mut self.model[gfn.raw() as usize], p2m.get(gfn).0);
+            match (*slot, before, after) {
+                (Page::In(0), Entry::Pod, Entry::Invalid) => *slot = Page::Out,
+                (Page::Out, _, Entry::Pod | Entry::Ram { .. }) => *slot = Page::In(0),
+                // Maintenance may follow, which takes zeros back.
+                (_, Entry::Ram { .. }, _) => assert_ne!(after, Entry::Invalid, "{gfn}"),
+                _ => {}
             }
         }
     }

@@ -33,6 +33,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => prop_oneof![Just(u64::MAX), 1..4_u64].prop_map(Step::Sweep),
         3 => prop_oneof![Just(u64::MAX), 1..6_u64].prop_map(Step::Consolidate),
         4 => any::<bool>().prop_map(Step::Upkeep),
+        2 => (0..MOST_PAGES, 1..9_u64).prop_map(|(pages, steps)| Step::Reconcile(pages, steps)),
         2 => (0..12_u64, 1..4_u64, how).prop_map(|(after, count, how)| Step::Fail(after, count, how)),
     ]
 }

@@ -31,6 +31,8 @@ pub(crate) enum Step {
     /// A part of a consolidation, or all of it.
     Consolidate(u64),
     Upkeep(bool),
+    /// The balloon says how many pages it has; in steps of this many superpages.
+    Reconcile(u64, u64),
     /// The machine's next calls work, up to the first number. Then the second number of calls fail.
     Fail(u64, u64, Failure),
 }

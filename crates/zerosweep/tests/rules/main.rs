@@ -21,4 +21,5 @@ mod r17_offline;
 mod r18_teardown;
 mod r19_audit;
 mod r20_events;
+mod r21_reconcile;
 mod support;
