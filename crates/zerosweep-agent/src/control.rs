@@ -9,7 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
 
-use zerosweep_linux::{Progress, SetTargetError};
+use zerosweep_linux::{GuestMemory, Progress, SetTargetError};
 use zerosweep_wire::{
     AgentConfig, Answer, ErrorBody, ErrorKind, Hello, Operation, PROTOCOL, Request, Response,
 };
@@ -122,6 +122,18 @@ fn check_vcpus(
     Ok(())
 }
 
+/// Returns how many pages the balloon has if it left the guest this much.
+fn check_actual(memory: &GuestMemory, actual_bytes: u64) -> Result<u64, Answer> {
+    let max_bytes = memory.quantities().max * zerosweep::PAGE_BYTES;
+    let ballooned = max_bytes.checked_sub(actual_bytes).ok_or_else(|| {
+        let message = format!(
+            "the balloon cannot have left the guest {actual_bytes} bytes of its {max_bytes}"
+        );
+        refuse(ErrorKind::BadValue, message)
+    })?;
+    Ok(ballooned / zerosweep::PAGE_BYTES)
+}
+
 fn perform(operation: &Operation, config: &AgentConfig) -> Answer {
     let memory = match state::guest() {
         Some(Ok(memory)) => memory,
@@ -147,14 +159,19 @@ fn perform(operation: &Operation, config: &AgentConfig) -> Answer {
             }
         }
         Operation::Ballooned { actual_bytes } => {
-            let max_bytes = memory.quantities().max * zerosweep::PAGE_BYTES;
-            if *actual_bytes > max_bytes {
-                let message = format!(
-                    "the balloon cannot have left the guest {actual_bytes} bytes of its {max_bytes}"
-                );
-                return refuse(ErrorKind::BadValue, message);
+            if let Err(refusal) = check_actual(memory, *actual_bytes) {
+                return refusal;
             }
             qmp_tap::ballooned(memory, *actual_bytes);
+        }
+        Operation::Reconcile { actual_bytes } => {
+            let ballooned = match check_actual(memory, *actual_bytes) {
+                Ok(ballooned) => ballooned,
+                Err(refusal) => return refusal,
+            };
+            if let Err(lifted) = memory.reconcile(ballooned) {
+                return refuse(ErrorKind::NotManaging, lifted.to_string());
+            }
         }
         Operation::Vcpus { thread_ids } => {
             let is_ours = zerosweep_linux::sys::raw::is_thread_of_ours;

@@ -294,3 +294,20 @@ pub(crate) unsafe extern "C" fn mlockall(flags: c_int) -> c_int {
     // SAFETY: the caller's argument, unchanged.
     unsafe { libc::syscall(libc::SYS_mlockall, flags) as c_int }
 }
+
+/// `munlockall(2)`: refused while memory is managed. QEMU calls it for nothing but to find out
+/// whether this host can be the destination of a postcopy migration, which puts pages into guest RAM
+/// with a userfaultfd of its own. It gives that migration up before the source has given anything
+/// up.
+///
+/// # Safety
+/// As the system call.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn munlockall() -> c_int {
+    if !state::is_inert() {
+        sys::set_errno(libc::EPERM);
+        return -1;
+    }
+    // SAFETY: a system call without arguments.
+    unsafe { libc::syscall(libc::SYS_munlockall) as c_int }
+}

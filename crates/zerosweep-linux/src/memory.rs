@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use zerosweep::{AuditError, DecreaseError, Gfn, Order, Quantities, TargetError};
+use zerosweep::{AuditError, DecreaseError, Gfn, Order, Quantities, Reconciliation, TargetError};
 
 use crate::addr::{HostAddr, PAGE_BYTES};
 use crate::domain::SharedDomain;
@@ -27,6 +27,8 @@ const WORK_STEP: u64 = 4;
 const TARGET_TIME: Duration = Duration::from_secs(5);
 /// Runs that the cache is filled with at a time.
 const FILL_STEPS: u64 = 1024;
+/// Superpages that are reconciled under the lock at a time.
+const RECONCILE_STEP: u64 = 8;
 /// Runs that are returned at a time at the end.
 const TEARDOWN_STEPS: u64 = 64;
 /// How long [`GuestMemory::stop`] tries to get frames back that are in use.
@@ -215,6 +217,20 @@ impl GuestMemory {
     /// [R13]: zerosweep::rules#r13
     pub fn consolidate(&self, first: u64, time: Duration) -> Result<Progress, ConsolidateError> {
         consolidation::consolidate(&self.domain, first, time)
+    }
+
+    /// Makes the engine count as many pages given back as the guest's balloon has (rule [R21]).
+    ///
+    /// # Errors
+    /// [`Lifted`].
+    ///
+    /// [R21]: zerosweep::rules#r21
+    pub fn reconcile(&self, ballooned: u64) -> Result<(), Lifted> {
+        let mut work = Reconciliation::new(ballooned);
+        let mut step =
+            || operation::run(&self.domain, |session| session.reconcile(&mut work, RECONCILE_STEP));
+        while step()? == zerosweep::Progress::More {}
+        Ok(())
     }
 
     /// Recounts everything (rule [R19]). Faults wait meanwhile: see [`zerosweep::Domain::audit`].

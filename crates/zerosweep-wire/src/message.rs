@@ -89,6 +89,15 @@ pub enum Operation {
         /// What the VMM says, in bytes.
         actual_bytes: u64,
     },
+    /// Say how much of its memory the guest's balloon has left it, when neither that nor
+    /// [`Pages::ballooned_out`](crate::Pages::ballooned_out) changes any more: the engine then counts
+    /// as many pages given back as the balloon has (rule [R21]).
+    ///
+    /// [R21]: https://github.com/zerosweep/zerosweep/blob/main/docs/rules.md#r21
+    Reconcile {
+        /// What the VMM says, in bytes.
+        actual_bytes: u64,
+    },
     /// Say which threads of the VMM run virtual CPUs: only these may stall (rule [R15]).
     ///
     /// [R15]: https://github.com/zerosweep/zerosweep/blob/main/docs/rules.md#r15

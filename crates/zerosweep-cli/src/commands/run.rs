@@ -20,6 +20,7 @@
 mod absence;
 mod alarms;
 mod balloon;
+mod drift;
 mod ending;
 mod last_words;
 pub(crate) mod plan;

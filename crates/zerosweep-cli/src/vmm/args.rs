@@ -19,6 +19,8 @@ mod drives;
 mod memory;
 mod refusal;
 
+use serde_json::Value;
+
 use self::cpu::Cpu;
 use self::drives::Drives;
 use self::memory::Memory;
@@ -134,7 +136,9 @@ impl Reader {
             "mem-prealloc" => return Err(Refusal::Preallocated("-mem-prealloc".into())),
             "overcommit" => locked(option, "mem-lock")?,
             "realtime" => locked(option, "mlock")?,
-            "incoming" => return Err(Refusal::Incoming),
+            "incoming" if is_rdma(value) => {
+                return Err(Refusal::Pins(format!("-incoming {value}")));
+            }
             "daemonize" => return Err(Refusal::Daemonize),
             "nographic" | "curses" => self.uses_terminal = true,
             "display" => self.uses_terminal |= value.starts_with("curses"),
@@ -255,6 +259,13 @@ fn global(value: &str) -> Result<(), Refusal> {
     } else {
         Ok(())
     }
+}
+
+/// Whether a migration arrives by RDMA, whose device writes to guest RAM: `rdma:HOST:PORT`, or a
+/// channel in JSON (QEMU 8.2).
+fn is_rdma(source: &str) -> bool {
+    let channel: Value = serde_json::from_str(source).unwrap_or_default();
+    source.starts_with("rdma:") || channel["addr"]["transport"] == "rdma"
 }
 
 fn locked(option: &VmmOption, key: &str) -> Result<(), Refusal> {

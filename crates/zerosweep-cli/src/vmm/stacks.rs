@@ -39,8 +39,7 @@ type Without = &'static [&'static str];
 const LINES: &[(&str, Without, Expect)] = &[
     ("libvirt-9.0", &[], Managed { mib: 2048, balloon: true, qmp: "fd=30" }),
     ("libvirt-11", &[], Managed { mib: 2048, balloon: true, qmp: "fd=30" }),
-    ("libvirt-11-restore", &[], Refused(&["-incoming: "])),
-    ("libvirt-11-restore", &["incoming"], Managed { mib: 2048, balloon: false, qmp: "fd=30" }),
+    ("libvirt-11-restore", &[], Managed { mib: 2048, balloon: false, qmp: "fd=30" }),
     ("libvirt-11-hotplug", &[], Refused(&["-m maxmem=8388608k (memory hotplug)"])),
     ("kubevirt-1", &[], Managed { mib: 1024, balloon: true, qmp: "fd=16" }),
     (

@@ -45,7 +45,7 @@ fn an_option_that_is_not_known_does_not_swallow_the_next() {
 #[test]
 fn nothing_that_must_be_refused_hides_behind_an_option_that_is_not_known() {
     for option in WITHOUT_ARGUMENT {
-        for hidden in ["-daemonize", "-mem-prealloc", "-incoming defer", "-mem-path /x"] {
+        for hidden in ["-daemonize", "-mem-prealloc", "-incoming rdma:h:1", "-mem-path /x"] {
             let name = hidden.split(' ').next().unwrap();
             refused(&format!("-m 512 {option} {hidden}"), &[name]);
         }

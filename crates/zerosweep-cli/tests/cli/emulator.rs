@@ -87,7 +87,7 @@ fn what_cannot_be_managed_is_refused_with_the_reason() {
     let place = Place::new();
     let memfd = r#"{"qom-type":"memory-backend-memfd","id":"pc.ram","size":1073741824}"#;
     for (arguments, reason) in [
-        (["-m", "1024", "-incoming", "defer"], "-incoming"),
+        (["-m", "1024", "-incoming", "rdma:host:1"], "-incoming"),
         (["-m", "1024", "-object", memfd], "memory-backend-memfd"),
     ] {
         let output = output(&place, &arguments);

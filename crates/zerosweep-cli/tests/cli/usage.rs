@@ -74,7 +74,7 @@ fn guests_that_cannot_be_managed() {
         ),
         ("-overcommit mem-lock=on", ["mem-lock=on", "locked pages"]),
         ("-realtime mlock=on", ["mlock=on", "locked pages"]),
-        ("-incoming tcp:0:1", ["-incoming", "migration"]),
+        ("-incoming rdma:h:1", ["-incoming", "pinned pages"]),
         ("-device vfio-pci,host=1", ["vfio-pci", "pinned pages"]),
         ("-device vhost-user-blk-pci", ["vhost-user-blk-pci", "another process"]),
         ("-netdev vhost-user,id=n", ["vhost-user", "another process"]),

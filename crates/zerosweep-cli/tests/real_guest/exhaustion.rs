@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use zerosweep_wire::State;
 
-use super::harness::{Agent, Guest, MEBIBYTE, PATIENCE, Place, Spec, stderr, wait_until};
+use super::harness::{
+    Agent, Guest, MEBIBYTE, PATIENCE, Place, Spec, stderr, wait_until, wants_kvm,
+};
 
 /// More than the target, none of it zero.
 const APPEND: &str = "init_on_free=1 zs.fill=400M zs.end=idle";
@@ -15,6 +17,8 @@ const RAISED_BYTES: u64 = 600 << 20;
 /// The longest time that QEMU is frozen. After two seconds a main thread that waits for a lock
 /// counts as hanging; the rest is for slow machines.
 const QMP_BOUND: Duration = Duration::from_secs(25);
+/// The same on hosts that are emulated themselves: the faults of 64 MiB took 38 s there.
+const QMP_BOUND_EMULATED: Duration = Duration::from_secs(100);
 /// A virtual CPU of KVM with asynchronous page faults, which zerosweep leaves out otherwise: workers
 /// of the host's kernel wait for memory, and the guest runs other tasks meanwhile.
 const ASYNCHRONOUS: [&str; 2] = ["-cpu", "host,-svm,-vmx,kvm-asyncpf=on,kvm-asyncpf-int=on"];
@@ -179,11 +183,8 @@ fn qemu_itself_never_waits_for_memory_for_good() {
             began.elapsed().as_secs_f64() * 1e3,
             after.borrowed_pages.saturating_sub(before.borrowed_pages)
         );
-        assert!(
-            began.elapsed() < QMP_BOUND,
-            "{command}: QEMU was frozen for {:?}",
-            began.elapsed()
-        );
+        let bound = if wants_kvm() { QMP_BOUND_EMULATED } else { QMP_BOUND };
+        assert!(began.elapsed() < bound, "{command}: QEMU was frozen for {:?}", began.elapsed());
         if *command == "stop" {
             guest.qmp().execute("cont", &json!({})).unwrap();
         }

@@ -145,9 +145,11 @@ impl<H: Host> Session<H> {
                     domain.p2m.set_page(gfn, Entry::Pod);
                     domain.entries += 1;
                 }
-                (Short::Promised(_), Entry::Invalid, Some(Entry::Ram { state, .. }))
-                    if state == RamState::Mapped =>
-                {
+                (
+                    Short::Promised(_),
+                    Entry::Invalid,
+                    Some(Entry::Ram { state: RamState::Mapped, .. }),
+                ) => {
                     self.retake_page(gfn);
                 }
                 _ => {}

@@ -51,6 +51,17 @@ pub(super) fn actual(files: &GuestFiles) -> Result<u64, QmpError> {
     Qmp::connect(&files.qmp, QMP_TIMEOUT)?.balloon_actual()
 }
 
+/// The same while the guest runs. `None`: it is paused, or has not arrived yet.
+pub(super) fn actual_of_running(files: &GuestFiles) -> Result<Option<u64>, QmpError> {
+    let mut qmp = Qmp::connect(&files.qmp, QMP_TIMEOUT)?;
+    if qmp.is_running()? { qmp.balloon_actual().map(Some) } else { Ok(None) }
+}
+
+/// Asks the balloon for `bytes`, once more.
+pub(super) fn ask(files: &GuestFiles, bytes: u64) -> Result<(), QmpError> {
+    Qmp::connect(&files.qmp, QMP_TIMEOUT)?.set_balloon(bytes)
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     /// vCPU threads and the check of guest RAM are still to be sent.
@@ -208,7 +219,8 @@ impl<'a> Balloon<'a> {
     }
 
     fn follow(&mut self, target_bytes: u64) -> Result<(), QmpError> {
-        let actual_bytes = actual(self.files)?;
+        let mut qmp = Qmp::connect(&self.files.qmp, QMP_TIMEOUT)?;
+        let actual_bytes = qmp.balloon_actual()?;
         let max_bytes = self.config.max_mem_bytes;
         if actual_bytes != self.actual_bytes {
             if self.actual_bytes == max_bytes && actual_bytes > target_bytes {
@@ -225,6 +237,11 @@ impl<'a> Balloon<'a> {
                     (Size(actual_bytes).rounded(), self.started.elapsed().as_secs_f64());
                 self.console.note(&format!("guest {name} is down to {size} after {seconds:.1} s"));
             }
+            return Ok(());
+        }
+        if !qmp.is_running()? {
+            self.moved = Instant::now();
+            self.console.waiting(&format!("guest {name}: paused"));
             return Ok(());
         }
         self.tell_when_slow(target_bytes);

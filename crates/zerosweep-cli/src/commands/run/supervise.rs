@@ -23,6 +23,7 @@ use super::Event;
 use super::absence::Absence;
 use super::alarms::Alarms;
 use super::balloon::{self, Balloon, BalloonMode, Delivery};
+use super::drift::{self, Drift, Finding};
 use crate::console::Console;
 
 /// Longest wait for one answer of the agent.
@@ -220,7 +221,9 @@ impl<P: Process> Supervisor<P> {
         let mut alarms = Alarms::default();
         let mut balloon = Balloon::new(&self.config, &self.files, &self.console, self.wait_balloon);
         let (mut target_bytes, mut request_bytes) = (self.config.target_bytes, None);
+        let mut drift = Drift::default();
         let mut next_look = Instant::now();
+        let mut next_drift = next_look;
         let mut is_private = false;
         while self.vmm.is_running() {
             if Instant::now() >= next_look {
@@ -232,6 +235,10 @@ impl<P: Process> Supervisor<P> {
                     alarms.look(&status).iter().for_each(|line| self.console.warn(line));
                     if balloon.runs_unasked(&status) {
                         self.lift_first_target(&mut link);
+                    }
+                    if balloon.is_done() && Instant::now() >= next_drift {
+                        next_drift = Instant::now() + drift::INTERVAL;
+                        self.see_to_drift(&mut drift, &status, &mut link);
                     }
                 }
             }
@@ -246,6 +253,40 @@ impl<P: Process> Supervisor<P> {
                 continue;
             }
             std::thread::sleep(BALLOON_INTERVAL);
+        }
+    }
+
+    /// Sees to a balloon that is not where it should be. Without an answer, or with a refusal, it is
+    /// looked at again the next time: there may be no balloon device at the moment.
+    fn see_to_drift(&self, drift: &mut Drift, status: &Status, link: &mut AgentLink) {
+        let Ok(Some(actual_bytes)) = balloon::actual_of_running(&self.files) else { return };
+        let mode = BalloonMode::of(&self.config);
+        let (name, actual) = (&self.config.name, Size(actual_bytes).rounded());
+        let target = Size(status.target_bytes).rounded();
+        let above =
+            format!("guest {name}: its balloon has left it {actual}, its target is {target}");
+        match drift.look(mode, actual_bytes, status, Instant::now()) {
+            Finding::Nothing => {}
+            Finding::Reconcile => {
+                if link.link.request(Operation::Reconcile { actual_bytes }).is_ok() {
+                    self.console.verbose(&format!(
+                        "guest {name}: its balloon and the engine counted different pages"
+                    ));
+                }
+            }
+            Finding::Above => {
+                self.console.warn(&format!(
+                    "{above}. The guest was reset, loaded a snapshot, or took memory back \
+                     (deflate-on-oom), or another program asked its balloon. It is asked for \
+                     {target} again; `zerosweep set-target {name} {actual}` lets it keep what it has"
+                ));
+                let _ = balloon::ask(&self.files, status.target_bytes);
+            }
+            Finding::DoesNotFollow => self.console.warn(&format!(
+                "{above}. It was asked several times and does not follow; it is not asked again. It \
+                 stalls when it touches more than {target}: raise the target with `zerosweep \
+                 set-target {name} SIZE`, or give the guest less to do"
+            )),
         }
     }
 

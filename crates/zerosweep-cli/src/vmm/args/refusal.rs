@@ -24,12 +24,6 @@ pub(crate) enum Refusal {
     /// RAM locked in memory.
     #[error("{0} locks guest RAM; locked pages cannot be moved. Leave the option out")]
     Locked(String),
-    /// A migration's destination.
-    #[error(
-        "-incoming: the destination of a migration is not managed yet; start the guest here, \
-             or run it without zerosweep"
-    )]
-    Incoming,
     /// A migration's source that sends guest RAM without copying it.
     #[error(
         "{0}: a migration with zero-copy-send sends guest pages by reference, which a move of the \

@@ -188,9 +188,19 @@ fn confidential_guests_are_refused() {
 
 #[test]
 fn what_zerosweep_run_cannot_follow_is_refused() {
-    assert_eq!(run("-incoming defer"), Err(Refusal::Incoming));
     assert_eq!(run("-daemonize"), Err(Refusal::Daemonize));
     assert!(matches!(run("-readconfig q.cfg"), Err(Refusal::Unread { .. })));
+}
+
+#[test]
+fn a_guest_that_arrives_is_managed_unless_a_device_writes_to_its_memory() {
+    for uri in ["defer", "tcp:0:4444", "fd:7", "exec:cat file", "unix:/run/m", "file:/var/m"] {
+        assert!(run(&format!("-incoming {}", uri.replace(' ', "_"))).is_ok(), "{uri}");
+    }
+    for uri in ["rdma:host:4444", r#"{"addr":{"transport":"rdma","host":"h","port":"4"}}"#] {
+        let refused = run(&format!("-incoming {uri}")).unwrap_err();
+        assert!(matches!(refused, Refusal::Pins(_)), "{uri}: {refused:?}");
+    }
 }
 
 #[test]

@@ -40,7 +40,7 @@ fn program() -> PathBuf {
 
 /// Whether all guests are to run under KVM: `ZEROSWEEP_TEST_ACCEL=kvm`, for hosts that have it on
 /// the processor.
-fn wants_kvm() -> bool {
+pub(crate) fn wants_kvm() -> bool {
     match std::env::var("ZEROSWEEP_TEST_ACCEL").as_deref() {
         Err(_) | Ok("tcg") => false,
         Ok("kvm") => true,

@@ -13,7 +13,7 @@ mod guest;
 use std::time::{Duration, Instant};
 
 pub(crate) use control::Agent;
-pub(crate) use guest::{Guest, Place, Spec, processes_of, qemu_command, stderr, stdout};
+pub(crate) use guest::{Guest, Place, Spec, processes_of, qemu_command, stderr, stdout, wants_kvm};
 use zerosweep_lab::real_guest::Line;
 
 /// What the guest is told that it has: `-m 2048`.
