@@ -265,7 +265,8 @@ impl Guest {
         }
     }
 
-    fn try_status(&self) -> std::io::Result<Status> {
+    /// The same, if there is an agent.
+    pub(crate) fn try_status(&self) -> std::io::Result<Status> {
         Agent::connect(&self.socket)?.status()
     }
 
