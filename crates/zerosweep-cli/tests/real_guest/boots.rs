@@ -102,7 +102,7 @@ fn check(variant: &str, cpus: u64, append: &str) {
     let place = Place::new();
     let account = Arc::new(Account::Cgroup(MemoryCgroup::create().unwrap()));
     let sampler = Sampler::start(&account, GUEST_BYTES);
-    let append = format!("zs.fill={fill_mib}M zs.settle=80 zs.end=idle {append}");
+    let append = format!("zs.fill={fill_mib}M zs.settle=240 zs.end=idle {append}");
     let cpus = cpus.to_string();
     let qemu = ["-smp", &cpus];
     let spec = Spec { qemu: &qemu, append: &append, cgroup: account.cgroup(), ..Spec::default() };

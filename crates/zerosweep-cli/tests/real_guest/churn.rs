@@ -43,7 +43,7 @@ fn check(variant: &str, append: &str, least: f64) {
 fn inflate(variant: &str, append: &str, managed: Option<(&Place, f64)>) -> Duration {
     let place = Place::new();
     let account = Arc::new(Account::Cgroup(MemoryCgroup::create().unwrap()));
-    let append = format!("zs.churn=1200M zs.first=60 zs.settle=80 {append}");
+    let append = format!("zs.churn=1200M zs.first=60 zs.settle=240 {append}");
     let run = ["--target", "2G"];
     let spec = Spec { run: &run, append: &append, cgroup: account.cgroup(), ..Spec::default() };
     let guest = match managed {
@@ -152,7 +152,7 @@ fn optimum(live: &[(bool, u64)]) -> u64 {
 #[ignore = "needs QEMU, a guest image and userfaultfd: cargo xtask test sets them up"]
 fn no_byte_is_lost_through_deflating_re_use_and_reset() {
     let place = Place::new();
-    let append = "zs.churn=900M zs.clump=1M zs.first=60 zs.settle=80 zs.touch=500M zs.end=idle";
+    let append = "zs.churn=900M zs.clump=1M zs.first=60 zs.settle=240 zs.touch=500M zs.end=idle";
     let spec = Spec { run: &["--target", "2G"], append, reboots: true, ..Spec::default() };
     let guest = Guest::managed(&place, &spec);
     let set_target = |size: &str| {

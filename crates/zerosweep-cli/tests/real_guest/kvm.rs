@@ -23,7 +23,7 @@ const SETTLING: Duration = Duration::from_secs(120);
 const FEW_PAGES: u64 = 16;
 const TARGET_BYTES: u64 = 768 * MEBIBYTE;
 /// The guest writes files, deletes most of them, and then balloons; its pattern stays in use.
-const APPEND: &str = "zs.fill=200M zs.churn=800M zs.clump=1M zs.first=60 zs.settle=80 zs.end=idle";
+const APPEND: &str = "zs.fill=200M zs.churn=800M zs.clump=1M zs.first=60 zs.settle=240 zs.end=idle";
 
 fn figure(name: &str) -> u64 {
     let path = Path::new(FIGURES).join(name);
@@ -125,7 +125,7 @@ fn ten_balloon_cycles_lose_nothing() {
     const CYCLES: usize = 10;
     println!();
     let place = Place::new();
-    let append = "init_on_free=1 zs.fill=64M zs.stir=48M zs.clump=256K zs.first=60 zs.settle=80 \
+    let append = "init_on_free=1 zs.fill=64M zs.stir=48M zs.clump=256K zs.first=60 zs.settle=240 \
                   zs.end=idle";
     let spec = Spec { run: &["--target", "800M"], append, kvm: true, ..Spec::default() };
     let guest = Guest::managed(&place, &spec);

@@ -33,7 +33,7 @@ fn microvm() {
 #[track_caller]
 fn boots_and_balloons(machine: &str, append: &str) {
     let place = Place::new();
-    let append = format!("zs.fill=64M zs.settle=80 zs.end=idle {append}");
+    let append = format!("zs.fill=64M zs.settle=240 zs.end=idle {append}");
     let spec = Spec { qemu: &["-M", machine], append: &append, ..Spec::default() };
     let mut guest = Guest::managed(&place, &spec);
     let settled = guest.marker("balloon settled");

@@ -14,7 +14,7 @@ const TARGET_BYTES: u64 = 400 << 20;
 #[ignore = "needs QEMU, a guest image and userfaultfd: cargo xtask test sets them up"]
 fn a_guest_that_is_reset_while_it_balloons_boots_within_its_target() {
     let place = Place::new();
-    let append = "zs.fill=96M zs.first=30 zs.settle=80 zs.end=idle";
+    let append = "zs.fill=96M zs.first=30 zs.settle=240 zs.end=idle";
     let run = ["--target", "400M"];
     let spec = Spec { run: &run, append, reboots: true, ..Spec::default() };
     let guest = Guest::managed(&place, &spec);

@@ -17,7 +17,7 @@ const ROUND_BYTES: usize = 8 << 20;
 /// The longest wait for the network.
 const SILENCE: Duration = Duration::from_secs(60);
 const APPEND: &str = "init_on_free=1 zs.net=1 zs.fill=64M zs.scrub=1 zs.stir=64M zs.clump=256K \
-                      zs.first=60 zs.settle=80 zs.end=idle";
+                      zs.first=60 zs.settle=240 zs.end=idle";
 
 /// All that the guest sends back is right, while it boots, scrubs, balloons, and stirs its memory.
 #[test]

@@ -32,6 +32,8 @@ enum Stage {
     Superpages,
     /// Pages of broken superpages.
     Pages,
+    /// What is left: pages of one superpage that is broken for it.
+    Rest,
     Done,
 }
 
@@ -54,8 +56,8 @@ enum Short {
 
 impl<H: Host> Session<H> {
     /// Makes the engine count as many pages given back as the balloon has, in about `steps` steps
-    /// of a superpage. Superpages are not broken for it: at the end the two may differ by less than
-    /// 512 pages, or by more if not enough is promised, or given back. Where a touch of a page that
+    /// of a superpage. At most one promise of a superpage is broken for it. At the end the two differ
+    /// only if not enough is promised, or given back. Where a touch of a page that
     /// was given back is refused ([`InvalidTouch::Refuse`]), no promise is dropped.
     pub fn reconcile(&mut self, reconciliation: &mut Reconciliation, steps: u64) -> Progress {
         for _ in 0..steps {
@@ -68,16 +70,25 @@ impl<H: Host> Session<H> {
                 break;
             }
             if seen == superpages {
-                let next = if stage == Stage::Superpages { Stage::Pages } else { Stage::Done };
-                (reconciliation.stage, reconciliation.seen) = (next, 0);
+                reconciliation.stage = match stage {
+                    Stage::Superpages => Stage::Pages,
+                    Stage::Pages => Stage::Rest,
+                    Stage::Rest | Stage::Done => Stage::Done,
+                };
+                reconciliation.seen = 0;
                 continue;
             }
             let superpage = Superpage::new(superpages - 1 - seen);
             let ballooned = reconciliation.ballooned;
+            if stage == Stage::Rest {
+                self.prepare_tables();
+            }
             // What another operation works on is left alone.
             let _ = self.claimed(superpage, |session| match stage {
                 Stage::Superpages => session.reconcile_superpage(superpage, ballooned),
-                Stage::Pages | Stage::Done => session.reconcile_pages(superpage, ballooned),
+                Stage::Pages => session.reconcile_pages(superpage, ballooned),
+                Stage::Rest => session.reconcile_rest(superpage, ballooned),
+                Stage::Done => {}
             });
             reconciliation.seen += 1;
         }
@@ -85,7 +96,7 @@ impl<H: Host> Session<H> {
         self.upkeep_inline();
         match reconciliation.stage {
             Stage::Done => Progress::Done,
-            Stage::Superpages | Stage::Pages => Progress::More,
+            Stage::Superpages | Stage::Pages | Stage::Rest => Progress::More,
         }
     }
 
@@ -121,6 +132,21 @@ impl<H: Host> Session<H> {
                 domain.entries += SUPERPAGE_PAGES;
             }
             _ => {}
+        }
+    }
+
+    /// Breaks a claimed superpage that is wholly promised, or wholly given back, and drops or makes
+    /// as many promises in it as are missing. Without table memory nothing is done.
+    fn reconcile_rest(&mut self, superpage: Superpage, ballooned: u64) {
+        let short = self.short(ballooned);
+        let domain = self.host.domain();
+        let is_wanted = matches!(
+            (short, domain.p2m.whole(superpage)),
+            (Some(Short::GivenBack(_)), Some(Entry::Pod))
+                | (Some(Short::Promised(_)), Some(Entry::Invalid))
+        );
+        if is_wanted && domain.p2m.split(superpage).is_ok() {
+            self.reconcile_pages(superpage, ballooned);
         }
     }
 

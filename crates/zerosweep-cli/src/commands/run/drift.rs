@@ -12,8 +12,8 @@ use super::balloon::BalloonMode;
 
 /// Between two looks at the balloon.
 pub(super) const INTERVAL: Duration = Duration::from_secs(5);
-/// What is no difference, in pages: the engine breaks no superpage for it.
-const SLACK_PAGES: u64 = 512;
+/// What is no difference, in pages.
+const SLACK_PAGES: u64 = 16;
 /// How long a guest has to follow before it is asked once more.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Requests in a row that a guest may not follow before it is left alone.
