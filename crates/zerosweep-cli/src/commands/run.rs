@@ -9,6 +9,7 @@
 //! ending     a VMM that does not end at SIGTERM is killed
 //! supervise  a thread: the agent comes up, the guest balloons, trouble is reported
 //! balloon    QMP: vCPU threads, RAM check, ballooning to the target
+//! drift      a balloon that moves without being asked
 //! absence    why an agent does not answer
 //! alarms     figures that a person should know
 //! ```

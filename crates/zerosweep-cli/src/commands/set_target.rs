@@ -22,6 +22,9 @@ use crate::console::{Console, Terminal, Verbosity};
 /// Between two looks at the guest.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
+/// A balloon that has not moved for so long may be that of a guest that is paused.
+const REST: Duration = Duration::from_millis(500);
+
 /// Sets the target.
 pub(super) fn execute(arguments: &TargetArguments) -> Result<ExitCode, Failure> {
     let (name, size) = (arguments.guest.name.as_str(), arguments.size);
@@ -50,7 +53,8 @@ struct Following<'a> {
 }
 
 impl Following<'_> {
-    /// Waits until it is there, or has not moved for `patience`.
+    /// Waits until it is there, or has not moved for `patience`. Does not wait for a guest that is
+    /// paused.
     fn wait(&mut self, patience: Duration) -> Result<Status, Failure> {
         let name = self.name;
         let console = Console::new(Verbosity::Normal, Terminal::Ours);
@@ -63,6 +67,15 @@ impl Following<'_> {
             }
             if left < nearest {
                 (nearest, moved) = (left, Instant::now());
+            }
+            // QEMU that does not answer this says nothing of the guest.
+            if moved.elapsed() >= REST && self.qmp.is_running().is_ok_and(|runs| !runs) {
+                console.clear();
+                console.warn(&format!(
+                    "guest {name} is paused: it has {} to go, and follows when it goes on",
+                    pages(left)
+                ));
+                return Ok(status);
             }
             if moved.elapsed() >= patience {
                 console.clear();

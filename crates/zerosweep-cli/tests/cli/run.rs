@@ -1,9 +1,10 @@
 //! `zerosweep run` with fake VMMs: exit status, signals, supervision, nothing left behind.
 
-use std::io::Read as _;
-use std::os::unix::net::UnixListener;
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::support::{self, FakeAgent, FakeQmp, Place, status, stderr, stdout, wait_until};
@@ -376,6 +377,42 @@ fn a_guest_is_ballooned_to_its_target() {
     assert!(said.contains("guest vm is down to 256M"), "{said}");
     assert!(!said.contains("warning"), "{said}");
     assert!(place.left_behind().is_empty(), "{:?}", place.left_behind());
+}
+
+/// It has no chance to give anything back.
+#[test]
+fn a_guest_that_is_paused_is_not_waited_for() {
+    let place = Place::new();
+    let (child, agent, qmp) = managed(&place, &["--wait-balloon", "0.5"], State::Managing, false);
+    qmp.paused.store(true, Ordering::SeqCst);
+    agent.status.lock().unwrap().pages.owed = 5;
+    let set = place.command(&["set-target", "vm", "128M"]).output().unwrap();
+    assert_eq!(set.status.code(), Some(0), "{}", stderr(&set));
+    assert!(stderr(&set).contains("guest vm is paused: it has 20K to go"), "{}", stderr(&set));
+    std::thread::sleep(Duration::from_millis(1500));
+    signal(&child, Signal::TERM);
+    let (_, said) = end(child);
+    assert!(!said.contains("nothing was given back"), "{said}");
+}
+
+/// Once it is there: a guest whose balloon leaves it more is asked again, and the engine is told
+/// what the balloon has.
+#[test]
+fn a_balloon_that_moves_by_itself_is_seen() {
+    let place = Place::new();
+    let (child, agent, qmp) = managed(&place, &[], State::Managing, true);
+    let asked = |what: &str| qmp.asked.lock().unwrap().iter().filter(|l| l.contains(what)).count();
+    wait_until("the balloon is asked", || asked("\"value\":268435456") == 1);
+    // Somebody else has it, or a driver was loaded again.
+    let other = r#"{"execute": "balloon", "arguments": {"value": 805306368}, "id": 0}"#;
+    let mut stream = UnixStream::connect(place.runtime().join("vm.qmp")).unwrap();
+    stream.write_all(format!("{other}\n").as_bytes()).unwrap();
+    wait_until("it is asked again", || asked("\"value\":268435456") == 2);
+    let reconciled = Operation::Reconcile { actual_bytes: 805_306_368 };
+    assert!(agent.asked.lock().unwrap().contains(&reconciled));
+    signal(&child, Signal::TERM);
+    let (_, said) = end(child);
+    assert!(said.contains("its balloon has left it 768M, its target is 256M"), "{said}");
 }
 
 #[test]

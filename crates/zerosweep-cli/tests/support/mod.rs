@@ -237,6 +237,8 @@ fn answer(operation: &Operation, status: &Status) -> Answer {
 /// A QEMU with one guest, whose balloon follows at once when `balloons`.
 pub struct FakeQmp {
     pub asked: Arc<Mutex<Vec<String>>>,
+    /// Whether the guest is paused.
+    pub paused: Arc<AtomicBool>,
     _server: Server,
 }
 
@@ -245,6 +247,8 @@ impl FakeQmp {
         let actual = Arc::new(AtomicU64::new(ram_bytes));
         let asked = Arc::new(Mutex::new(Vec::new()));
         let kept = Arc::clone(&asked);
+        let paused = Arc::new(AtomicBool::new(false));
+        let is_paused = Arc::clone(&paused);
         let server = Server::new(path, move |mut stream| {
             let _ = send(&mut stream, r#"{"QMP": {"version": {}, "capabilities": []}}"#);
             let reader = BufReader::new(stream.try_clone().unwrap());
@@ -264,7 +268,9 @@ impl FakeQmp {
                         }
                         serde_json::json!({})
                     }
-                    "query-status" => serde_json::json!({"running": true}),
+                    "query-status" => {
+                        serde_json::json!({"running": !is_paused.load(Ordering::SeqCst)})
+                    }
                     "query-balloon" => serde_json::json!({"actual": actual.load(Ordering::SeqCst)}),
                     _ => serde_json::json!({}),
                 };
@@ -274,7 +280,7 @@ impl FakeQmp {
                 }
             }
         });
-        Self { asked, _server: server }
+        Self { asked, paused, _server: server }
     }
 }
 
