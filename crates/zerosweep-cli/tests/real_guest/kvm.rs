@@ -4,11 +4,10 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use zerosweep_linux::KernelVersion;
 use zerosweep_wire::State;
 
 use super::harness::{
-    GUEST_BYTES, Guest, MEBIBYTE, PAGE_BYTES, Place, Spec, stderr, value, wait_until,
+    GUEST_BYTES, Guest, MEBIBYTE, PAGE_BYTES, Place, Spec, kernel_agrees, stderr, value, wait_until,
 };
 
 /// KVM's own figures, summed over all of its guests.
@@ -42,15 +41,12 @@ fn costs() -> String {
 /// The engine, the kernel and KVM agree about the guest's superpages.
 #[track_caller]
 fn agree(guest: &Guest, step: &str) {
-    let drops_tables = KernelVersion::running() >= Some(KernelVersion::WITH_TABLE_RECLAIM);
     let mut last = (0, None, 0);
     let mut agreed = || {
         let superpages = guest.status().superpages;
         last = (superpages.in_guest, superpages.in_guest_by_kernel, figure("pages_2m"));
         let (engine, kernel, nested) = last;
-        // A kernel that keeps empty page tables has some of the engine's superpages in pieces.
-        let same = kernel == Some(engine) || !drops_tables && kernel.is_some_and(|k| k <= engine);
-        same && nested + MISSING >= kernel.unwrap_or(engine)
+        kernel_agrees(&superpages) && nested + MISSING >= kernel.unwrap_or(engine)
     };
     let end = Instant::now() + SETTLING;
     let mut done = agreed();

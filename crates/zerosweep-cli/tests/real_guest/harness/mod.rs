@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 pub(crate) use control::Agent;
 pub(crate) use guest::{Guest, Place, Spec, processes_of, qemu_command, stderr, stdout, wants_kvm};
 use zerosweep_lab::real_guest::Line;
+use zerosweep_linux::KernelVersion;
+use zerosweep_wire::Superpages;
 
 /// What the guest is told that it has: `-m 2048`.
 pub(crate) const GUEST_BYTES: u64 = 2 << 30;
@@ -38,6 +40,15 @@ pub(crate) fn wait_until<T>(what: &str, limit: Duration, mut done: impl FnMut() 
         assert!(Instant::now() < deadline, "waited {limit:?} in vain until {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// Whether the kernel counts as many superpages as the engine. One that keeps empty page tables has
+/// a few of the engine's superpages in pieces.
+pub(crate) fn kernel_agrees(superpages: &Superpages) -> bool {
+    let (engine, kernel) = (superpages.in_guest, superpages.in_guest_by_kernel);
+    let keeps_tables = KernelVersion::running() < Some(KernelVersion::WITH_TABLE_RECLAIM);
+    let few = if keeps_tables { engine / 20 } else { 0 };
+    kernel.is_some_and(|kernel| kernel <= engine && engine <= kernel + few)
 }
 
 /// The value of `KEY=NUMBER` in a marker.
