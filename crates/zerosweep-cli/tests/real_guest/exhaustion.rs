@@ -45,7 +45,6 @@ fn a_worker_waits() -> bool {
 #[ignore = "needs QEMU, a guest image and userfaultfd: cargo xtask test sets them up"]
 fn a_guest_above_its_target_stalls_until_the_target_rises() {
     stalls_until_the_target_rises(&[]);
-    assert!(!a_worker_waits());
 }
 
 #[test]
@@ -62,6 +61,8 @@ fn stalls_until_the_target_rises(qemu: &[&str]) {
     // sweep may still find zeros for it.
     let (began, mut stalled_at) = (Instant::now(), None);
     let mut slowest = Duration::ZERO;
+    // What waits in the end may be the virtual CPU itself: KVM leaves some faults to it.
+    let mut workers = false;
     while stalled_at.is_none_or(|at: Instant| at.elapsed() < Duration::from_secs(4)) {
         if began.elapsed() > PATIENCE {
             guest.fail("it does not stall for good");
@@ -79,10 +80,11 @@ fn stalls_until_the_target_rises(qemu: &[&str]) {
             0 => stalled_at = None,
             _ => stalled_at = stalled_at.or(Some(Instant::now())),
         }
+        workers |= a_worker_waits();
         std::thread::sleep(Duration::from_millis(200));
     }
     println!("\n  stalled: slowest answer of QEMU {:.0} ms", slowest.as_secs_f64() * 1e3);
-    assert_eq!(a_worker_waits(), !qemu.is_empty(), "who waits");
+    assert_eq!(workers, !qemu.is_empty(), "who waits");
     assert!(slowest < Duration::from_secs(5), "QEMU answered after {slowest:?}");
     assert!(
         guest.errors.has("waits for memory"),
