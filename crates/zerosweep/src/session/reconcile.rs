@@ -1,10 +1,10 @@
 //! What the guest's balloon says, against what the engine counts (rule [R21]).
 //!
-//! Pages may go and come back without a word: a guest that is loaded from a file has a full balloon
-//! and gave nothing back here; one that is reset has an empty one. Which pages those were, nobody
-//! says. How many pages the balloon has is known, so promises are dropped or made until the engine
-//! counts as many. Pages with content are never touched, and a guest that touches a page whose
-//! promise was dropped takes it back ([R3]).
+//! Pages may go and come back, and nobody reports it: a guest that is loaded from a file has a full
+//! balloon and gave nothing back here; one that is reset has an empty one. How many pages the balloon
+//! has is known, and not which. So promises are dropped or made until the engine counts as many.
+//! Pages with content are never touched, and a guest that touches a page whose promise was dropped
+//! takes it back ([R3]).
 //!
 //! [R3]: crate::rules#r3
 //! [R21]: crate::rules#r21

@@ -55,7 +55,7 @@ fn r21_a_page_whose_promise_was_dropped_is_taken_back_by_a_touch() {
 }
 
 #[test]
-fn r21_a_guest_that_took_everything_back_without_a_word_is_promised_it_again() {
+fn r21_a_guest_that_took_everything_back_silently_is_promised_it_again() {
     for policy in Policy::ALL {
         let mut guest = guest(8 * 512, 4 * 512, policy);
         fill(&mut guest, 0..512, 7);
