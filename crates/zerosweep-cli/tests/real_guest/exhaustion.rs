@@ -84,7 +84,8 @@ fn stalls_until_the_target_rises(qemu: &[&str]) {
         std::thread::sleep(Duration::from_millis(200));
     }
     println!("\n  stalled: slowest answer of QEMU {:.0} ms", slowest.as_secs_f64() * 1e3);
-    assert_eq!(workers, !qemu.is_empty(), "who waits");
+    // Without the property, KVM halts a virtual CPU for as long as a worker of its own waits.
+    assert!(workers || qemu.is_empty(), "no worker was seen to wait");
     assert!(slowest < Duration::from_secs(5), "QEMU answered after {slowest:?}");
     assert!(
         guest.errors.has("waits for memory"),

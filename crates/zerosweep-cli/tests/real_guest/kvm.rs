@@ -123,11 +123,11 @@ fn ten_balloon_cycles_lose_nothing() {
     let place = Place::new();
     let append = "init_on_free=1 zs.fill=64M zs.stir=48M zs.clump=256K zs.first=60 zs.settle=240 \
                   zs.end=idle";
-    let spec = Spec { run: &["--target", "800M"], append, kvm: true, ..Spec::default() };
+    let spec = Spec { run: &["--target", "600M"], append, kvm: true, ..Spec::default() };
     let guest = Guest::managed(&place, &spec);
     guest.marker("done ok");
     for cycle in 1..=CYCLES {
-        for (target, mebibytes) in [("450M", 450), ("800M", 800)] {
+        for (target, mebibytes) in [("450M", 450), ("600M", 600)] {
             let output = place.output(["set-target", "vm", target, "--no-wait"]);
             assert!(output.status.success(), "{}", stderr(&output));
             let wanted = (GUEST_BYTES - mebibytes * MEBIBYTE) / PAGE_BYTES;
