@@ -57,8 +57,10 @@ enum Short {
 impl<H: Host> Session<H> {
     /// Makes the engine count as many pages given back as the balloon has, in about `steps` steps
     /// of a superpage. At most one promise of a superpage is broken for it. At the end the two differ
-    /// only if not enough is promised, or given back. Where a touch of a page that
-    /// was given back is refused ([`InvalidTouch::Refuse`]), no promise is dropped.
+    /// only if not enough is promised, or given back. Where a touch of a page that was given back is
+    /// refused ([`InvalidTouch::Refuse`]), no promise is dropped.
+    ///
+    /// All gfns count as pages of the guest: not for a domain with gaps that were never promised.
     pub fn reconcile(&mut self, reconciliation: &mut Reconciliation, steps: u64) -> Progress {
         for _ in 0..steps {
             if !self.is_alive() || self.short(reconciliation.ballooned).is_none() {
