@@ -21,6 +21,8 @@ use crate::console::Console;
 
 /// Longest wait for one answer of QEMU.
 const QMP_TIMEOUT: Duration = Duration::from_secs(2);
+/// A balloon that has not moved for so long may be that of a guest that is paused.
+const REST: Duration = Duration::from_millis(900);
 /// How long QMP may fail before that is reported: QEMU may still be opening disks.
 const QUIET: Duration = Duration::from_secs(10);
 
@@ -95,6 +97,7 @@ pub(super) struct Balloon<'a> {
     actual_bytes: u64,
     /// When `actual_bytes` changed.
     moved: Instant,
+    is_paused: bool,
     ram_checked: bool,
     told_slow: bool,
     failing_since: Option<Instant>,
@@ -118,11 +121,17 @@ impl<'a> Balloon<'a> {
             started: now,
             actual_bytes: config.max_mem_bytes,
             moved: now,
+            is_paused: false,
             ram_checked: false,
             told_slow: false,
             failing_since: None,
             told_failing: false,
         }
+    }
+
+    /// Whether the guest is known not to run.
+    pub(super) fn is_paused(&self) -> bool {
+        self.is_paused
     }
 
     /// Whether there is nothing more to do.
@@ -239,7 +248,8 @@ impl<'a> Balloon<'a> {
             }
             return Ok(());
         }
-        if !qmp.is_running()? {
+        self.is_paused = self.moved.elapsed() >= REST.min(self.wait) && !qmp.is_running()?;
+        if self.is_paused {
             self.moved = Instant::now();
             self.console.waiting(&format!("guest {name}: paused"));
             return Ok(());

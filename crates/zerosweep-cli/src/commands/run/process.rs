@@ -23,6 +23,9 @@ use super::plan::Plan;
 use super::supervise::Process;
 use super::words::Words;
 
+/// Signals that end a VMM.
+const ENDING: [Signal; 5] = [Signal::HUP, Signal::INT, Signal::QUIT, Signal::TERM, Signal::KILL];
+
 /// A VMM that was started: a program, or a script with a VMM behind it.
 #[derive(Debug)]
 pub(super) struct Vmm {
@@ -37,6 +40,8 @@ pub(super) struct Vmm {
     pub(super) words: Words,
     /// A guest in it was managed.
     managed: AtomicBool,
+    /// Whether it was sent a signal that ends it.
+    ending: AtomicBool,
 }
 
 impl Vmm {
@@ -53,7 +58,8 @@ impl Vmm {
         let words = Words::pass_on(errors).map_err(cannot)?;
         let (behind, unheard) = (OnceLock::new(), Mutex::new(None));
         let managed = AtomicBool::new(false);
-        Ok(Self { child: Mutex::new(child), behind, unheard, pid, words, managed })
+        let ending = AtomicBool::new(false);
+        Ok(Self { child: Mutex::new(child), behind, unheard, pid, words, managed, ending })
     }
 
     /// Whether a guest in it was ever managed.
@@ -88,7 +94,14 @@ impl Process for Vmm {
         Some(self.pid)
     }
 
+    fn is_ending(&self) -> bool {
+        self.ending.load(Ordering::Relaxed)
+    }
+
     fn signal(&self, signal: Signal) {
+        if ENDING.contains(&signal) {
+            self.ending.store(true, Ordering::Relaxed);
+        }
         let mut child = self.lock();
         // Not waited for yet, so the number is still its own.
         let has_ended = !matches!(child.try_wait(), Ok(None));

@@ -48,6 +48,11 @@ pub(crate) trait Process: Send + Sync + 'static {
     /// Its process number, where that is known.
     fn pid(&self) -> Option<u32>;
 
+    /// Whether it was sent a signal that ends it. QEMU that ends while it answers a request may hang.
+    fn is_ending(&self) -> bool {
+        false
+    }
+
     /// A guest is managed: the agent is in this process.
     fn found(&self, _agent: u32) {}
 
@@ -236,11 +241,15 @@ impl<P: Process> Supervisor<P> {
                     if balloon.runs_unasked(&status) {
                         self.lift_first_target(&mut link);
                     }
-                    if balloon.is_done() && Instant::now() >= next_drift {
+                    if balloon.is_done() && !self.vmm.is_ending() && Instant::now() >= next_drift {
                         next_drift = Instant::now() + drift::INTERVAL;
                         self.see_to_drift(&mut drift, &status, &mut link);
                     }
                 }
+            }
+            if self.vmm.is_ending() {
+                std::thread::sleep(BALLOON_INTERVAL);
+                continue;
             }
             if !balloon.is_done() {
                 balloon.step(target_bytes, |threads| self.tell_vcpus(&mut link, threads));
@@ -252,7 +261,7 @@ impl<P: Process> Supervisor<P> {
                 std::thread::sleep(LOOK_INTERVAL);
                 continue;
             }
-            std::thread::sleep(BALLOON_INTERVAL);
+            std::thread::sleep(if balloon.is_paused() { LOOK_INTERVAL } else { BALLOON_INTERVAL });
         }
     }
 
