@@ -287,17 +287,19 @@ fn the_target_follows_virsh() {
 
     // Down: never below what the guest has left, and no further than asked for.
     libvirt.virsh_ok(&["setmem", name, "400M"]);
-    let status = libvirt.wait_until("the target is 400 MiB", || {
+    libvirt.wait_until("the target is 400 MiB", || {
         let status = libvirt.status(name);
         let actual_bytes = libvirt.actual_bytes(name);
         assert!(status.target_bytes >= actual_bytes, "{} < {actual_bytes}", status.target_bytes);
         assert_eq!(status.stalled_threads, 0);
-        (status.target_bytes == 400 * MIB).then_some(status)
+        (status.target_bytes == 400 * MIB).then_some(())
     });
-    let (had_bytes, actual_bytes) = agrees(&status);
-    assert_eq!(actual_bytes, 400 * MIB);
-    // Of what its balloon gave the guest in between, the engine learns at the first touch.
-    assert!(had_bytes <= actual_bytes && had_bytes > 300 * MIB, "{had_bytes} of {actual_bytes}");
+    // Which pages its balloon gave the guest in between, nobody says; how many, the companion sees.
+    libvirt.wait_until("the engine counts what the balloon has", || {
+        let (had_bytes, actual_bytes) = agrees(&libvirt.status(name));
+        let difference = had_bytes.abs_diff(actual_bytes);
+        (actual_bytes == 400 * MIB && difference <= 16 * PAGE_BYTES).then_some(())
+    });
     libvirt.check_bytes(name);
     libvirt.wait_until("it holds no more than that", || {
         (libvirt.status(name).pages.total * PAGE_BYTES <= 400 * MIB).then_some(())
