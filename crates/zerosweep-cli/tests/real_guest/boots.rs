@@ -10,18 +10,14 @@ use zerosweep_linux::KernelVersion;
 use zerosweep_wire::{State, Status};
 
 use super::harness::{
-    GUEST_BYTES, Guest, MEBIBYTE, PAGE_BYTES, Place, Spec, kernel_agrees, mib, stderr, stdout,
-    value, wait_until,
+    FEW_PAGES, GUEST_BYTES, Guest, MEBIBYTE, PAGE_BYTES, Place, Spec, TOLERANCE, kernel_agrees,
+    mib, stderr, stdout, value, wait_until,
 };
 
 const TARGET_BYTES: u64 = 300 << 20;
-/// The most that a guest may hold, in targets: the cgroup's account is not exact.
-const TOLERANCE: f64 = 1.02;
 /// The same on kernels that keep empty page tables (before 6.14). A guest with two CPUs was seen to
 /// hold 306.2 MiB there for moments, with a target of 300; why is not known.
 const TOLERANCE_BEFORE_TABLE_RECLAIM: f64 = 1.03;
-/// The balloon may miss its target by this number of pages.
-const FEW_PAGES: u64 = 16;
 
 #[test]
 #[ignore = "needs QEMU, a guest image, userfaultfd and a memory cgroup"]

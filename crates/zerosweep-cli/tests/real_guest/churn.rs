@@ -9,13 +9,11 @@ use zerosweep_lab::real_guest::{Account, MemoryCgroup, Sampler};
 use zerosweep_wire::Map;
 
 use super::harness::{
-    GUEST_BYTES, Guest, PAGE_BYTES, PATIENCE, Place, Spec, kernel_agrees, mib, stderr, value,
-    wait_until,
+    GUEST_BYTES, Guest, PAGE_BYTES, PATIENCE, Place, Spec, TOLERANCE, kernel_agrees, mib, stderr,
+    value, wait_until,
 };
 
 const TARGET_BYTES: u64 = 768 << 20;
-/// Above the target by no more than this: what the account of the cgroup may be off.
-const TOLERANCE: f64 = 1.02;
 
 #[test]
 #[ignore = "needs QEMU, a guest image, userfaultfd and a memory cgroup"]

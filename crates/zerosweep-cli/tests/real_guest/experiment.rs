@@ -7,12 +7,10 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal};
 use serde_json::Value;
 
-use super::harness::{PATIENCE, Place, mib, processes_of, stderr, wait_until};
+use super::harness::{PATIENCE, Place, TOLERANCE, mib, processes_of, stderr, wait_until};
 
 const MAX_BYTES: u64 = 1 << 30;
 const TARGET_BYTES: u64 = 400 << 20;
-/// The most that a guest may hold, in targets: the cgroup's account is not exact.
-const TOLERANCE: f64 = 1.02;
 
 /// `experiment --machine qemu` in a process group of its own.
 fn start(place: &Place, more: &[&str]) -> Child {

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use zerosweep_wire::State;
 
 use super::harness::{
-    GUEST_BYTES, Guest, MEBIBYTE, PAGE_BYTES, Place, Spec, kernel_agrees, stderr, value, wait_until,
+    FEW_PAGES, GUEST_BYTES, Guest, MEBIBYTE, PAGE_BYTES, Place, Spec, kernel_agrees, stderr, value,
+    wait_until,
 };
 
 /// KVM's own figures, summed over all of its guests.
@@ -18,8 +19,6 @@ const MISSING: u64 = 2;
 /// KVM maps a superpage when the guest touches it, and the guest touches all of its memory only now
 /// and then.
 const SETTLING: Duration = Duration::from_secs(120);
-/// The balloon may miss its target by this number of pages.
-const FEW_PAGES: u64 = 16;
 const TARGET_BYTES: u64 = 768 * MEBIBYTE;
 /// The guest writes files, deletes most of them, and then balloons; its pattern stays in use.
 const APPEND: &str = "zs.fill=200M zs.churn=800M zs.clump=1M zs.first=60 zs.settle=240 zs.end=idle";

@@ -11,15 +11,13 @@ use zerosweep_lab::real_guest::{Account, MemoryCgroup, Sampler};
 use zerosweep_wire::State;
 
 use super::harness::{
-    GUEST_BYTES, Guest, PAGE_BYTES, Place, Spec, mib, stderr, stdout, value, wait_until,
+    GUEST_BYTES, Guest, PAGE_BYTES, Place, Spec, TOLERANCE, mib, stderr, stdout, value, wait_until,
 };
 
 const APPEND: &str = "init_on_free=1 zs.fill=64M zs.stir=16M zs.end=idle";
 const TARGET_BYTES: u64 = 300 << 20;
 /// The balloon's own figure may be a moment old.
 const SLACK_BYTES: u64 = 16 * PAGE_BYTES;
-/// The most that a guest may hold, in targets: the cgroup's account is not exact.
-const TOLERANCE: f64 = 1.02;
 const MIGRATION: Duration = Duration::from_secs(120);
 
 /// A guest that was stopped before it was sent goes on elsewhere, with every byte: from zerosweep to

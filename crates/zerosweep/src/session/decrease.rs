@@ -301,7 +301,7 @@ impl<H: Host> Session<H> {
     }
 
     /// Makes a run within one PoD entry invalid. Returns its pages, 0 without table memory.
-    fn drop_pod(&mut self, gfn: Gfn, pages: u64) -> u64 {
+    pub(super) fn drop_pod(&mut self, gfn: Gfn, pages: u64) -> u64 {
         let domain = self.host.domain();
         let superpage = gfn.superpage();
         let order = if pages == SUPERPAGE_PAGES { Order::SUPERPAGE } else { Order::PAGE };

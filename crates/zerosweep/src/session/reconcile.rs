@@ -11,7 +11,6 @@
 
 use super::{Progress, Session};
 use crate::domain::InvalidTouch;
-use crate::event::Event;
 use crate::frame::{Order, SUPERPAGE_PAGES, Superpage};
 use crate::machine::Host;
 use crate::p2m::{Entry, RamState};
@@ -122,12 +121,9 @@ impl<H: Host> Session<H> {
         if !domain.p2m.is_full_superpage(superpage) {
             return;
         }
-        let order = Order::SUPERPAGE;
         match (short, domain.p2m.whole(superpage)) {
             (Some(Short::GivenBack(pages)), Some(Entry::Pod)) if pages >= SUPERPAGE_PAGES => {
-                domain.p2m.set_whole(superpage, Entry::Invalid);
-                domain.entries -= SUPERPAGE_PAGES;
-                self.host.event(Event::Remove { gfn: superpage.first(), order });
+                self.drop_pod(superpage.first(), SUPERPAGE_PAGES);
             }
             (Some(Short::Promised(pages)), Some(Entry::Invalid)) if pages >= SUPERPAGE_PAGES => {
                 domain.p2m.set_whole(superpage, Entry::Pod);
@@ -156,18 +152,15 @@ impl<H: Host> Session<H> {
     /// those back to the guest that are out and have a frame.
     fn reconcile_pages(&mut self, superpage: Superpage, ballooned: u64) {
         let whole = self.domain().p2m.whole(superpage);
-        let order = Order::PAGE;
         for gfn in (0..SUPERPAGE_PAGES as usize).map(|index| superpage.page(index)) {
             let Some(short) = self.short(ballooned) else { return };
             let domain = self.host.domain();
-            if !domain.p2m.contains(gfn, order) {
+            if !domain.p2m.contains(gfn, Order::PAGE) {
                 return;
             }
             match (short, domain.p2m.get(gfn).0, whole) {
                 (Short::GivenBack(_), Entry::Pod, None) => {
-                    domain.p2m.set_page(gfn, Entry::Invalid);
-                    domain.entries -= 1;
-                    self.host.event(Event::Remove { gfn, order });
+                    self.drop_pod(gfn, 1);
                 }
                 (Short::Promised(_), Entry::Invalid, None) => {
                     domain.p2m.set_page(gfn, Entry::Pod);

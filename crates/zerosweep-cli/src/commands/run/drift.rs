@@ -6,6 +6,7 @@
 
 use std::time::{Duration, Instant};
 
+use zerosweep_client::size::PAGE_BYTES;
 use zerosweep_wire::Status;
 
 use super::balloon::BalloonMode;
@@ -18,7 +19,6 @@ const SLACK_PAGES: u64 = 16;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Requests in a row that a guest may not follow before it is left alone.
 const REQUESTS: u32 = 3;
-const PAGE_BYTES: u64 = 4096;
 
 /// What there is to do about the balloon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -22,6 +22,10 @@ use zerosweep_wire::Superpages;
 pub(crate) const GUEST_BYTES: u64 = 2 << 30;
 pub(crate) const MEBIBYTE: u64 = 1 << 20;
 pub(crate) const PAGE_BYTES: u64 = 4096;
+/// The balloon may miss its target by this number of pages.
+pub(crate) const FEW_PAGES: u64 = 16;
+/// The most that a guest may hold, in targets: the cgroup's account is not exact.
+pub(crate) const TOLERANCE: f64 = 1.02;
 
 /// The longest time for a step of a guest's life. On an idle machine a step takes some seconds.
 /// While three other guests used every core, a boot took 46.
