@@ -518,6 +518,8 @@ typedef struct zs_statistics {
     uint64_t peak_total;
     // Times that the guest was about to run out of frames.
     uint64_t low_forecasts;
+    // Pages without frames that the host's own reads saw as zeros.
+    uint64_t pages_shown;
 } zs_statistics;
 
 // The entry of a page.

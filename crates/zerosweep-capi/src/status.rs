@@ -185,7 +185,7 @@ impl From<FaultError> for zs_status {
         match error {
             FaultError::Unmapped => Self::Unmapped,
             FaultError::Special => Self::Special,
-            FaultError::Map => Self::MapFailed,
+            FaultError::Map | FaultError::Unkept => Self::MapFailed,
             FaultError::TableMemory => Self::OutOfMemory,
             FaultError::Dying => Self::Dying,
         }

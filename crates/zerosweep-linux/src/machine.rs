@@ -16,6 +16,7 @@
 //! | `moves` | moves there and back, on the gate |
 //! | `backing` | memory behind slots, ahead of the guest or during a fault |
 //! | `mapping`, `content` | what the engine asks for |
+//! | `zeros` | what the host's own reads see where there is no frame |
 //! | `misplaced` | pages that are not where the engine thinks they are |
 //! | `engine` | the engine's trait |
 //!
@@ -32,6 +33,7 @@ use self::scratch::ScratchPages;
 use self::slots::Slots;
 use crate::addr::{PAGE_BYTES, SUPERPAGE_BYTES};
 use crate::error::{SpanError, SysError};
+use crate::kernel_version::KernelVersion;
 use crate::sys::pagemap::Pagemap;
 use crate::sys::region::{Region, Span};
 use crate::sys::uffd::Uffd;
@@ -49,6 +51,7 @@ pub(crate) mod moves;
 pub(crate) mod readers;
 mod scratch;
 mod slots;
+mod zeros;
 
 /// Whether parked superpages keep their memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,10 +93,17 @@ pub struct LinuxMachine {
     /// Held while superslots get memory ahead of the guest. No fault needs it.
     prefaulting: Mutex<()>,
     counters: MachineCounters,
+    /// Whether the kernel drops page tables that are empty.
+    drops_tables: bool,
+    /// Pages that were written before they were protected, and have no frame yet.
+    written: AtomicU64,
     gate: MoveGate,
     readers: Readers,
     #[cfg(test)]
     pub(crate) hold: hold::Hold,
+    /// Between zeros that are shown and their protection.
+    #[cfg(test)]
+    pub(crate) hold_shown: hold::Hold,
 }
 
 impl LinuxMachine {
@@ -122,10 +132,15 @@ impl LinuxMachine {
             prefaulted: AtomicU64::new(0),
             prefaulting: Mutex::new(()),
             counters: MachineCounters::default(),
+            drops_tables: KernelVersion::running()
+                .is_some_and(|version| version >= KernelVersion::WITH_TABLE_RECLAIM),
+            written: AtomicU64::new(0),
             gate: MoveGate::default(),
             readers: Readers::new(),
             #[cfg(test)]
             hold: hold::Hold::default(),
+            #[cfg(test)]
+            hold_shown: hold::Hold::default(),
         }
     }
 

@@ -17,6 +17,7 @@ mod moves;
 mod panics;
 #[path = "../tests/memory/pin.rs"]
 mod pin;
+mod reads;
 
 /// What takes longer hangs, on a busy machine too.
 const LIMIT: Duration = Duration::from_secs(120);

@@ -251,6 +251,7 @@ const METRICS: &[Metric] = &[
                 ("retaken", "pages_retaken"),
                 ("stolen", "pages_stolen"),
                 ("consolidated", "pages_consolidated"),
+                ("shown", "pages_shown"),
             ],
         ),
     ),

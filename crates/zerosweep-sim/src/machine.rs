@@ -1,10 +1,10 @@
 //! An arena of frames, and a table of what is mapped where.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use zerosweep::{
     Allocated, Content, FramePool, Gfn, Machine, MapError, Mapped, Mfn, Order, OutOfFrames,
-    PAGE_BYTES, QUICK_CHECK_WORDS, SUPERPAGE_PAGES, Superframe, Unmapped,
+    PAGE_BYTES, QUICK_CHECK_WORDS, SUPERPAGE_PAGES, Shown, Superframe, Unmapped,
 };
 
 /// Words of 8 bytes in a page.
@@ -92,6 +92,10 @@ pub struct SoftwareMachine {
     failures: Failures,
     /// Frames that are broken: nobody may use them any more.
     retired: BTreeSet<u64>,
+    /// What the guest will write to pages in the moment after they are shown as zeros: word, value.
+    early_writes: BTreeMap<u64, (usize, u64)>,
+    /// What it wrote so, and no frame has yet.
+    written: BTreeMap<u64, (usize, u64)>,
     /// What is looked at before each call.
     kept: Vec<Kept>,
     counters: MachineCounters,
@@ -115,6 +119,8 @@ impl SoftwareMachine {
             poison: false,
             failures: Failures::default(),
             retired: BTreeSet::new(),
+            early_writes: BTreeMap::new(),
+            written: BTreeMap::new(),
             kept: Vec::new(),
             counters: MachineCounters::default(),
         }
@@ -125,6 +131,20 @@ impl SoftwareMachine {
     pub fn with_poison(mut self) -> Self {
         self.poison = true;
         self
+    }
+
+    /// Plans that the guest writes `value` to `word` of page `gfn` in the moment after that page is
+    /// shown as zeros and before it is protected.
+    pub fn write_when_shown(&mut self, gfn: Gfn, word: usize, value: u64) {
+        self.early_writes.insert(gfn.raw(), (word, value));
+    }
+
+    /// Forgets writes that were planned, or that got no frame. Returns whether there were any.
+    pub fn forget_early_writes(&mut self) -> bool {
+        let any = !(self.early_writes.is_empty() && self.written.is_empty());
+        self.early_writes.clear();
+        self.written.clear();
+        any
     }
 
     /// Returns what the machine was asked to do so far.
@@ -354,6 +374,9 @@ impl Machine for SoftwareMachine {
             };
             assert!(empty, "INV-1: something is mapped at {gfn:?} already");
             *slot = Slot::Whole(mfn.raw());
+            let lost = gfn.raw()..gfn.raw() + SUPERPAGE_PAGES;
+            assert_eq!(self.written.range(lost).next(), None, "INV-6: lost at {gfn:?}");
+            let slot = self.slot(gfn);
             if failure == Some(Failure::Pieces) {
                 pages_of(slot);
                 return Ok(Mapped::Pieces);
@@ -362,6 +385,9 @@ impl Machine for SoftwareMachine {
             let page = &mut pages_of(slot)[gfn.index_in_superpage()];
             assert!(page.is_none(), "INV-1: something is mapped at {gfn:?} already");
             *page = Some(mfn.raw());
+            if let Some((word, value)) = self.written.remove(&gfn.raw()) {
+                self.set_word(mfn, word, value);
+            }
         }
         Ok(Mapped::Whole)
     }
@@ -414,6 +440,25 @@ impl Machine for SoftwareMachine {
         self.assert_still(mfn, pages);
         self.counters.zero_checks += 1;
         zerosweep_scan::first_nonzero(self.words(mfn, pages)).map(|word| word as u32)
+    }
+
+    fn show_zeros(&mut self, gfn: Gfn, pages: u64) -> Shown {
+        self.assert_kept();
+        if self.refuses() {
+            return Shown::Unsupported;
+        }
+        let run = gfn.raw()..gfn.raw() + pages;
+        for page in run.clone() {
+            assert_eq!(self.translate(Gfn::new(page)), None, "INV-6: page {page} has a frame");
+        }
+        let early: Vec<_> = run.filter_map(|page| self.early_writes.remove_entry(&page)).collect();
+        let shown = if early.is_empty() { Shown::Zeros } else { Shown::Written };
+        self.written.extend(early);
+        shown
+    }
+
+    fn is_written(&mut self, gfn: Gfn) -> bool {
+        self.written.contains_key(&gfn.raw())
     }
 
     fn park(&mut self, superframe: Superframe) {

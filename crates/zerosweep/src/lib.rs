@@ -93,7 +93,7 @@ pub use frame::{
 };
 pub use machine::{
     Allocated, Content, Exclusive, Host, Machine, MapError, Mapped, OutOfFrames, QUICK_CHECK_WORDS,
-    Unmapped,
+    Shown, Unmapped,
 };
 pub use p2m::{Entry, P2m, RamState, SuperpageState, Tally};
 pub use page_bits::PageBits;

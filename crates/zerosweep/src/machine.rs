@@ -57,6 +57,19 @@ pub enum Unmapped {
     Busy,
 }
 
+/// What became of pages without frames that were to be read as zeros ([`Machine::show_zeros`]).
+#[must_use = "what was written has to be kept"]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shown {
+    /// They are read as zeros. A write is a touch, as before.
+    Zeros,
+    /// Somebody wrote to one or more of them before they were protected, and they hold what was
+    /// written. [`Machine::is_written`] tells which. The others are read as zeros.
+    Written,
+    /// The machine does not do this here. Nothing was changed.
+    Unsupported,
+}
+
 /// The first 16 words of each page: what a quick check looks at.
 pub const QUICK_CHECK_WORDS: u32 = 16;
 
@@ -114,6 +127,22 @@ pub trait Machine {
 
     /// Fills a mapped page that the guest has given back with zeros. Returns what was in it.
     fn scrub(&mut self, gfn: Gfn, mfn: Mfn) -> Content;
+
+    /// Lets `pages` pages from `gfn` on, in one superpage and without frames, be read as zeros, so
+    /// that the host's own reads populate nothing (rule [R22]).
+    ///
+    /// [R22]: crate::rules#r22
+    fn show_zeros(&mut self, gfn: Gfn, pages: u64) -> Shown {
+        let _ = (gfn, pages);
+        Shown::Unsupported
+    }
+
+    /// After [`Shown::Written`]: whether `gfn` holds what was written. The next [`Machine::map`]
+    /// of a page there keeps it: it is the content of the frame then.
+    fn is_written(&mut self, gfn: Gfn) -> bool {
+        let _ = gfn;
+        false
+    }
 
     /// Tells that a superframe of zeros went to the cache. The engine does not touch it until it is
     /// mapped again. The machine may free the memory behind it, or make it one huge page again.

@@ -147,6 +147,7 @@ impl From<FaultError> for Refusal {
             FaultError::Map => "map",
             FaultError::TableMemory => "table_memory",
             FaultError::Dying => "dying",
+            FaultError::Unkept => "unkept",
         })
     }
 }

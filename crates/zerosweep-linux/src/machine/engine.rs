@@ -1,7 +1,7 @@
 //! The engine's interface to the machine.
 
 use zerosweep::{
-    Allocated, Content, Gfn, Machine, MapError, Mapped, Mfn, Order, OutOfFrames, Superframe,
+    Allocated, Content, Gfn, Machine, MapError, Mapped, Mfn, Order, OutOfFrames, Shown, Superframe,
     Unmapped,
 };
 
@@ -105,6 +105,14 @@ impl Machine for MachineRef<'_> {
 
     fn clear(&mut self, mfn: Mfn, order: Order) {
         self.called().clear_run(mfn, order);
+    }
+
+    fn show_zeros(&mut self, gfn: Gfn, pages: u64) -> Shown {
+        self.called().show_zeros(gfn, pages)
+    }
+
+    fn is_written(&mut self, gfn: Gfn) -> bool {
+        self.machine.is_written(gfn)
     }
 
     fn park(&mut self, superframe: Superframe) {

@@ -55,6 +55,9 @@ impl LinuxMachine {
             return Err(MapError);
         };
         let _moving = self.enter().ok_or(MapError)?;
+        if self.keep_written(range, mfn) {
+            return Ok(Mapped::Whole);
+        }
         range.discard().map_err(|_| MapError)?;
         if self.slots.is_present(mfn) {
             self.break_up_at_home(index);
@@ -134,7 +137,7 @@ impl LinuxMachine {
         debug_assert!(freed, "INV-1: {mfn:?} was given back twice");
     }
 
-    fn free_page_memory(&self, mfn: Mfn, backing: Backing) {
+    pub(super) fn free_page_memory(&self, mfn: Mfn, backing: Backing) {
         let Ok(slot) = self.slot(mfn, Order::PAGE) else { return };
         if backing == Backing::Whole {
             // Dropping a part of a huge page frees nothing: moving one page out splits it first.

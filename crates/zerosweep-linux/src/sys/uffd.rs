@@ -280,7 +280,18 @@ impl Uffd {
     /// # Errors
     /// `ENOENT` when it is not registered for it, `EAGAIN` while mappings change: ask again.
     pub fn protect(&self, span: Span<'_>) -> SysResult<()> {
-        let mode = abi::WRITEPROTECT_MODE_WP;
+        self.set_protection(span, abi::WRITEPROTECT_MODE_WP)
+    }
+
+    /// Allows writes to `span` again, and wakes threads that wait for it.
+    ///
+    /// # Errors
+    /// As [`Self::protect`].
+    pub fn unprotect(&self, span: Span<'_>) -> SysResult<()> {
+        self.set_protection(span, 0)
+    }
+
+    fn set_protection(&self, span: Span<'_>, mode: u64) -> SysResult<()> {
         let mut argument = abi::UffdioWriteprotect { range: range(span), mode };
         self.request("ioctl(UFFDIO_WRITEPROTECT)", abi::UFFDIO_WRITEPROTECT, &mut argument)
     }

@@ -154,6 +154,27 @@ fn while_a_range_is_refilled() {
 
 #[test]
 #[ignore = "needs userfaultfd in kernel mode"]
+fn while_zeros_are_shown() {
+    // Pages without a frame on both sides of each that has one.
+    let prepare = || {
+        let guest = Guest::under(Policy::None, vec![3, 5, 300], 0..512);
+        for page in (0..512).filter(|page| ![3, 5, 300].contains(page)) {
+            assert_eq!(guest.memory.inflate(Gfn::new(page), Order::PAGE), Ok(1));
+        }
+        guest
+    };
+    lifted_at_each_call("read", prepare, |memory| {
+        let read = || domain_read(memory, 9);
+        let _ = operation::track(&memory.domain, read);
+    });
+}
+
+fn domain_read(memory: &GuestMemory, page: u64) {
+    let _ = memory.domain.session().fault_reading(Gfn::new(page));
+}
+
+#[test]
+#[ignore = "needs userfaultfd in kernel mode"]
 fn while_pages_are_given_back() {
     let live = || (0..1024).filter(|page| !(200..280).contains(page)).collect();
     let prepare = || Guest::new(live(), 200..280);

@@ -197,10 +197,15 @@ impl FaultThread {
             return Outcome::Done;
         };
         let gfn = Gfn::new(offset / PAGE_BYTES);
-        let mut answer = if self.must_not_wait(pending) {
-            domain.session().fault_borrowing(gfn)
+        let read = if self.is_read_by_host(fault) {
+            domain.session().fault_reading(gfn)
         } else {
-            domain.session().fault(gfn)
+            Ok(None)
+        };
+        let mut answer = match read.transpose() {
+            Some(answer) => answer,
+            None if self.must_not_wait(pending) => domain.session().fault_borrowing(gfn),
+            None => domain.session().fault(gfn),
         };
         if answer == Ok(Answer::Exhausted) && self.is_main_thread_stuck() {
             answer = domain.session().fault_borrowing(gfn);
@@ -220,6 +225,7 @@ impl FaultThread {
             }
             Err(FaultError::Map) => Outcome::MapFailed,
             Err(FaultError::Dying) => Outcome::Done,
+            Err(FaultError::Unkept) => Outcome::Fatal("no frame for a page that the guest wrote"),
             Err(FaultError::TableMemory) => Outcome::Fatal("no memory for the engine's own tables"),
             Err(FaultError::Unmapped | FaultError::Special) => {
                 Outcome::Fatal("a fault outside the guest's memory")
@@ -247,11 +253,19 @@ impl FaultThread {
             OnExhaustion::Borrow => true,
             OnExhaustion::Kill => false,
             OnExhaustion::Stall => {
-                let thread = pending.fault.thread_id;
-                let is_device = !self.service.is_vcpu(thread) && raw::is_thread_of_ours(thread);
-                is_device || pending.repeats >= FLOOD
+                self.is_vmms(pending.fault.thread_id) || pending.repeats >= FLOOD
             }
         }
+    }
+
+    /// Returns whether the VMM reads a hole: it saves, dumps or sends its guest, or is a device.
+    fn is_read_by_host(&self, fault: &Fault) -> bool {
+        fault.kind == FaultKind::Missing && !fault.write && self.is_vmms(fault.thread_id)
+    }
+
+    /// Returns whether a thread is one of the VMM's that is no virtual CPU.
+    fn is_vmms(&self, thread: u32) -> bool {
+        !self.service.is_vcpu(thread) && raw::is_thread_of_ours(thread)
     }
 
     /// Returns whether a stall would hang the VMM.

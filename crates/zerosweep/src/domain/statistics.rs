@@ -103,6 +103,8 @@ counters! {
     peak_total,
     /// Times that the guest was about to run out of frames.
     low_forecasts,
+    /// Pages without frames that the host's own reads saw as zeros.
+    pages_shown,
 }
 
 impl Statistics {

@@ -53,6 +53,9 @@ pub enum FaultError {
     TableMemory,
     /// The domain is being taken down.
     Dying,
+    /// The guest wrote to a page that was shown as zeros, and there is no frame to keep it
+    /// ([`Session::fault_reading`]).
+    Unkept,
 }
 
 impl fmt::Display for FaultError {
@@ -63,6 +66,7 @@ impl fmt::Display for FaultError {
             Self::Map => "the frame could not be mapped",
             Self::TableMemory => "no memory for the engine's own tables",
             Self::Dying => "the domain is being taken down",
+            Self::Unkept => "no frame for what the guest wrote while the host was reading",
         })
     }
 }
@@ -271,6 +275,15 @@ impl<H: Host> Session<H> {
         Ok(())
     }
 
+    /// Breaks the entry of a superpage without frames, if it is whole.
+    pub(super) fn break_promise(&mut self, gfn: Gfn) -> Result<(), FaultError> {
+        let p2m = &mut self.host.domain().p2m;
+        if p2m.whole(gfn.superpage()) == Some(Entry::Pod) {
+            return self.splinter(gfn);
+        }
+        p2m.split(gfn.superpage()).map_err(|_| FaultError::TableMemory)
+    }
+
     /// A touch of an invalid page: one more page is promised and populated at once, by the host
     /// while the target allows, else from the cache. `None`: it changed, look again.
     fn increase(&mut self, gfn: Gfn, beyond: Beyond) -> Result<Option<Fault>, FaultError> {
@@ -319,14 +332,29 @@ impl<H: Host> Session<H> {
             return Ok(None);
         }
         domain.p2m.split(gfn.superpage()).map_err(|_| FaultError::TableMemory)?;
+        self.populate_single_from_cache(gfn)
+    }
+
+    /// Populates one page of a claimed, broken superpage from the cache, one that was given back
+    /// too; `None` if it has none.
+    pub(super) fn populate_single_from_cache(
+        &mut self,
+        gfn: Gfn,
+    ) -> Result<Option<Fault>, FaultError> {
+        let domain = self.host.domain();
+        let was_given_back = domain.p2m.get(gfn).0 == Entry::Invalid;
         let Some(run) = domain.cache.take_single() else { return Ok(None) };
         let mfn = run.mfn();
-        domain.p2m.set_page(gfn, Entry::Pod);
-        domain.entries += 1;
+        if was_given_back {
+            domain.p2m.set_page(gfn, Entry::Pod);
+            domain.entries += 1;
+        }
         if let Err(error) = self.map_from_cache(gfn, run) {
-            let domain = self.host.domain();
-            domain.p2m.set_page(gfn, Entry::Invalid);
-            domain.entries -= 1;
+            if was_given_back {
+                let domain = self.host.domain();
+                domain.p2m.set_page(gfn, Entry::Invalid);
+                domain.entries -= 1;
+            }
             return Err(error);
         }
         self.host.event(Event::Populate { gfn, mfn, order: Order::PAGE, fault: gfn });
@@ -504,21 +532,15 @@ impl<H: Host> Session<H> {
             .unwrap_or(Some(Fault::InTransit))
     }
 
-    fn borrow_claimed_page(&mut self, gfn: Gfn) -> Option<Fault> {
-        let superpage = gfn.superpage();
+    pub(super) fn borrow_claimed_page(&mut self, gfn: Gfn) -> Option<Fault> {
         let domain = self.host.domain();
         let was = domain.p2m.get(gfn).0;
-        let splinters = was == Entry::Pod && domain.p2m.whole(superpage).is_some();
         let populated = match was {
             // Its frame is still there, and its own.
             Entry::Invalid if domain.p2m.is_out(gfn) => None,
             Entry::Pod | Entry::Invalid => {
-                let split = if splinters {
-                    self.splinter(gfn)
-                } else {
-                    domain.p2m.split(superpage).map_err(|_| FaultError::TableMemory)
-                };
-                split.and_then(|()| self.populate_single_from_host(gfn, was)).ok().flatten()
+                let broken = self.break_promise(gfn);
+                broken.and_then(|()| self.populate_single_from_host(gfn, was)).ok().flatten()
             }
             _ => None,
         };

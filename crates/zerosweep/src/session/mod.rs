@@ -18,6 +18,7 @@ mod evacuate;
 mod fault;
 mod mapping;
 mod offline;
+mod read;
 mod reconcile;
 mod refill;
 mod retain;

@@ -200,6 +200,7 @@ impl Both {
         let pages = self.pages();
         match *step {
             Step::Read(page) => self.touch(page % pages, None, before),
+            Step::ReadByHost(page, write) => self.read_by_host(page % pages, write, before),
             Step::Write(page, value) => self.touch(page % pages, Some(value), before),
             Step::Scrub(page, count) => {
                 for page in page % pages..(page % pages + count).min(pages) {
@@ -298,6 +299,38 @@ impl Both {
                 (Page::Out, _, Entry::Pod | Entry::Ram { .. }) => *slot = Page::In(0),
                 (_, Entry::Ram { .. }, _) => assert_ne!(after, Entry::Invalid, "{gfn}"),
                 _ => {}
+            }
+        }
+    }
+
+    fn read_by_host(&mut self, page: u64, write: u64, before: &Before) {
+        let (gfn, at) = (Gfn::new(page), page as usize);
+        let quantities = self.guest.domain.quantities();
+        if write != 0 {
+            self.guest.machine.write_when_shown(gfn, offset(at) / 8, write);
+        }
+        let outcome = self.session().fault_reading(gfn);
+        let has_written = !self.guest.machine.forget_early_writes() && write != 0;
+        if has_written {
+            match self.model[at] {
+                Page::In(0) => {}
+                Page::Out => assert!(self.increases()),
+                other => panic!("{other:?} was shown as zeros"),
+            }
+            self.model[at] = Page::In(write);
+        } else {
+            assert_eq!(self.guest.domain.quantities(), quantities);
+        }
+        match outcome {
+            Ok(None) => {}
+            Ok(Some(fault)) => {
+                let (gfn, order) = (gfn.superpage().first(), Order::SUPERPAGE);
+                assert_eq!(fault, Fault::Present { gfn, order });
+                assert!(has_written || write == 0);
+            }
+            // The cap is lifted then, and the page is the kernel's.
+            Err(error) => {
+                assert!(error == FaultError::Unkept && self.failed(before), "{error}");
             }
         }
     }

@@ -16,6 +16,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         8 => page.clone().prop_map(Step::Read),
         16 => (page.clone(), 1..3_u64).prop_map(|(page, value)| Step::Write(page, value)),
+        2 => (page.clone(), 0..3_u64).prop_map(|(page, value)| Step::ReadByHost(page, value)),
         8 => run.clone().prop_map(|(page, count)| Step::Scrub(page, count)),
         2 => page.clone().prop_map(Step::Borrow),
         16 => at.clone().prop_map(|(page, order)| Step::Decrease(page, order)),

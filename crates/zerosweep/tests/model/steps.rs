@@ -8,6 +8,8 @@ use zerosweep_sim::Failure;
 pub(crate) enum Step {
     Read(u64),
     Write(u64, u64),
+    /// A thread of the host reads a page; just then the guest writes this to it, if it is not 0.
+    ReadByHost(u64, u64),
     /// Writes zeros to a number of pages from this one on.
     Scrub(u64, u64),
     /// Touches a page, and takes a frame beyond the target if there is no other.

@@ -22,4 +22,5 @@ mod r18_teardown;
 mod r19_audit;
 mod r20_events;
 mod r21_reconcile;
+mod r22_read;
 mod support;

@@ -1,0 +1,93 @@
+//! Pages without frames are read as zeros: the small zero page, protected.
+//!
+//! The kernel maps it unprotected. What the guest writes before it is protected gets a page of the
+//! kernel's own, which is found afterwards and becomes the memory of a frame.
+
+use std::sync::atomic::Ordering;
+
+use zerosweep::{Gfn, Mfn, Order, PAGE_BYTES, SUPERPAGE_PAGES, Shown};
+
+use super::LinuxMachine;
+use super::backoff::Backoff;
+use super::moves::ZeroPage;
+use crate::sys::raw::SysResult;
+use crate::sys::region::Span;
+use crate::sys::uffd::{MoveOutcome, Wake};
+
+impl LinuxMachine {
+    pub(super) fn show_zeros(&self, gfn: Gfn, pages: u64) -> Shown {
+        if pages == SUPERPAGE_PAGES && !self.drops_tables {
+            // The page table would stay, and the next superpage come in 512 pieces.
+            return Shown::Unsupported;
+        }
+        let span = self.guest.span(gfn.raw() * PAGE_BYTES, pages * PAGE_BYTES);
+        let (Ok(span), Some(_moving)) = (span, self.enter()) else { return Shown::Unsupported };
+        // Zero pages of an earlier read may be there.
+        if span.discard().is_err() {
+            return Shown::Unsupported;
+        }
+        let is_shown = self.map_zero_pages(span);
+        #[cfg(test)]
+        self.hold_shown.pass();
+        // What was mapped is protected even then.
+        let is_protected = until_done(|| self.uffd.protect(span)).is_ok();
+        if self.has_memory(span, ZeroPage::Ignored) {
+            Shown::Written
+        } else if is_shown && is_protected {
+            Shown::Zeros
+        } else {
+            Shown::Unsupported
+        }
+    }
+
+    fn map_zero_pages(&self, span: Span<'_>) -> bool {
+        let (mut done, mut backoff) = (0, Backoff::default());
+        while done < span.bytes() {
+            let Ok(rest) = span.part(done, span.bytes() - done) else { return false };
+            match self.uffd.map_zero_pages(rest, Wake::No) {
+                MoveOutcome::Done => return true,
+                MoveOutcome::Partial { bytes: 0 } => backoff.wait(),
+                MoveOutcome::Partial { bytes } => done += bytes,
+                _ => return false,
+            }
+        }
+        true
+    }
+
+    pub(super) fn is_written(&self, gfn: Gfn) -> bool {
+        let page = self.range(gfn, Order::PAGE);
+        let is_written = page.is_ok_and(|page| self.has_memory(page, ZeroPage::Ignored));
+        if is_written {
+            self.written.fetch_add(1, Ordering::Relaxed);
+        }
+        is_written
+    }
+
+    /// Makes what was written at `range` the memory of frame `mfn`, where it is. Returns false if
+    /// nothing was.
+    pub(super) fn keep_written(&self, range: Span<'_>, mfn: Mfn) -> bool {
+        if self.written.load(Ordering::Relaxed) == 0
+            || !self.has_memory(range, ZeroPage::Ignored)
+            || until_done(|| self.uffd.unprotect(range)).is_err()
+        {
+            return false;
+        }
+        if self.slots.is_present(mfn) {
+            self.free_page_memory(mfn, self.settled_backing(mfn.superframe()));
+        }
+        self.slots.set_present(mfn);
+        self.written.fetch_sub(1, Ordering::Relaxed);
+        true
+    }
+}
+
+/// The kernel puts a request off while mappings change.
+fn until_done(mut request: impl FnMut() -> SysResult<()>) -> SysResult<()> {
+    let mut backoff = Backoff::default();
+    loop {
+        match request() {
+            Err(error) if error.is(libc::EAGAIN) => backoff.wait(),
+            outcome => return outcome,
+        }
+    }
+}
