@@ -89,7 +89,7 @@ pub(crate) fn run(real_guests: RealGuests) -> Result<bool> {
             }
             Ok(())
         });
-        side_by_side(PROGRAMS, others, &mut summary, &[])?;
+        side_by_side(PROGRAMS, others, &mut summary, &[], || {})?;
         builds.join().expect("a build does not panic")
     })?;
     let real_guest = programs.iter().find(|program| program.is(REAL_GUEST));
@@ -103,15 +103,38 @@ pub(crate) fn run(real_guests: RealGuests) -> Result<bool> {
             && !lacks(Need::GuestImage)
     });
     let zerosweep = target().join("checked/zerosweep");
-    let in_host = std::thread::scope(|scope| -> Result<_> {
+    let is_built = is_needed
+        && summary
+            .building("what was left of the release build", || {
+                Ok((cargo(&BUILD, &[])? == Outcome::Passed).then_some(()))
+            })?
+            .is_some();
+    let release = target().join("release/zerosweep");
+    let variables = [(PROGRAM, release.as_path())];
+    let (timed, guests) = if is_built { (timed, guests) } else { (Vec::new(), Vec::new()) };
+    // Those that compare times have the machine to themselves.
+    side_by_side(1, timed, &mut summary, &variables, || {})?;
+    let mut ran_in_host = None;
+    std::thread::scope(|scope| -> Result<()> {
         let in_host = in_host.map(|program| scope.spawn(|| hosts::run_one(program, &zerosweep)));
         let documentation = [&["test"], &CHECKED[..], &["--workspace", "--doc"]].concat();
         summary.documentation(|| cargo(&documentation, &[]))?;
         emulated::run_some(&programs, &missing, &mut summary)?;
-        Ok(in_host.map(|host| host.join().expect("a host does not panic")))
+        side_by_side(GUESTS, guests, &mut summary, &variables, || {
+            ran_in_host = in_host.map(|host| host.join().expect("a host does not panic"));
+        })
     })?;
+    note_host(ran_in_host, &mut summary);
+    println!("{}", summary.shown(began.elapsed(), &missing));
+    let failed_to_install =
+        real_guests == RealGuests::Run && missing.iter().any(Missing::is_installable);
+    Ok(summary.passed() && !failed_to_install)
+}
+
+/// Puts what a guest in a host of its own did into the summary.
+fn note_host(ran: Option<Result<Ran>>, summary: &mut Summary) {
     let needs = Needs::from([Need::HardwareKvm]);
-    match in_host {
+    match ran {
         Some(Ok(ran)) => {
             let again = "cargo xtask hosts --kernel 6.12 --scenario guest";
             summary.ran(&needs, &ran, |_| again.to_owned());
@@ -123,22 +146,6 @@ pub(crate) fn run(real_guests: RealGuests) -> Result<bool> {
         }
         None => {}
     }
-    if is_needed {
-        let built = summary.building("what was left of the release build", || {
-            Ok((cargo(&BUILD, &[])? == Outcome::Passed).then_some(()))
-        })?;
-        if built.is_some() {
-            let program = target().join("release/zerosweep");
-            let variables = [(PROGRAM, program.as_path())];
-            // Those that compare times have the machine to themselves.
-            side_by_side(1, timed, &mut summary, &variables)?;
-            side_by_side(GUESTS, guests, &mut summary, &variables)?;
-        }
-    }
-    println!("{}", summary.shown(began.elapsed(), &missing));
-    let failed_to_install =
-        real_guests == RealGuests::Run && missing.iter().any(Missing::is_installable);
-    Ok(summary.passed() && !failed_to_install)
 }
 
 /// Returns everything that any test needs.
@@ -183,12 +190,13 @@ fn jobs<'a>(
     Ok(jobs)
 }
 
-/// Runs jobs, `lanes` of them at once.
+/// Runs jobs, `lanes` of them at once. One of the lanes does something else first.
 fn side_by_side(
     lanes: usize,
     jobs: Vec<Job<'_>>,
     summary: &mut Summary,
     variables: &[(&str, &Path)],
+    first: impl FnOnce(),
 ) -> Result<()> {
     let (jobs, summary) = (Mutex::new(jobs.into_iter()), Mutex::new(summary));
     let lane = || -> Result<()> {
@@ -201,8 +209,10 @@ fn side_by_side(
         }
     };
     std::thread::scope(|scope| {
-        let lanes: Vec<_> = (0..lanes).map(|_| scope.spawn(lane)).collect();
-        lanes.into_iter().try_for_each(|lane| lane.join().expect("a lane does not panic"))
+        let others: Vec<_> = (1..lanes).map(|_| scope.spawn(lane)).collect();
+        first();
+        lane()?;
+        others.into_iter().try_for_each(|lane| lane.join().expect("a lane does not panic"))
     })
 }
 

@@ -77,6 +77,8 @@ mod record;
 mod resets;
 #[path = "real_guest/serve.rs"]
 mod serve;
+#[path = "real_guest/snapshots.rs"]
+mod snapshots;
 #[path = "real_guest/stops.rs"]
 mod stops;
 #[path = "real_guest/stress.rs"]

@@ -444,15 +444,17 @@ impl Machine for SoftwareMachine {
 
     fn show_zeros(&mut self, gfn: Gfn, pages: u64) -> Shown {
         self.assert_kept();
-        if self.refuses() {
-            return Shown::Unsupported;
-        }
+        let is_refused = self.refuses();
         let run = gfn.raw()..gfn.raw() + pages;
         for page in run.clone() {
             assert_eq!(self.translate(Gfn::new(page)), None, "INV-6: page {page} has a frame");
         }
         let early: Vec<_> = run.filter_map(|page| self.early_writes.remove_entry(&page)).collect();
-        let shown = if early.is_empty() { Shown::Zeros } else { Shown::Written };
+        let shown = match (early.is_empty(), is_refused) {
+            (false, _) => Shown::Written,
+            (true, true) => Shown::Unsupported,
+            (true, false) => Shown::Zeros,
+        };
         self.written.extend(early);
         shown
     }

@@ -124,7 +124,7 @@ fn run(
     }
     let unset = VARIABLES.iter().filter(|(variable, _)| env::var_os(variable).is_none());
     let variables: Vec<_> = unset.map(|&(variable, value)| (variable, Path::new(value))).collect();
-    side_by_side(PROGRAMS, jobs, summary, &variables)
+    side_by_side(PROGRAMS, jobs, summary, &variables, || {})
 }
 
 fn needs() -> Needs {

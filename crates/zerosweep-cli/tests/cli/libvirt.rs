@@ -341,29 +341,19 @@ fn a_target_that_is_given_counts_before_libvirts_first_request() {
     libvirt.check_bytes(name);
 }
 
-/// `virsh save` and `restore`, as libvirt-guests does it when the host is shut down, of a domain that
-/// has 400 MiB.
+/// `virsh save` and `restore` of a domain that has 400 MiB, and `managedsave` and `start`, as
+/// libvirt-guests does it when the host is shut down.
 fn comes_back(libvirt: &Libvirt, name: &str) {
-    let before = libvirt.status(name);
     let file = libvirt.path("saved");
     let file = file.to_str().unwrap();
-    libvirt.virsh_ok(&["save", name, file]);
-    let gone = || processes_with("zerosweep", name).is_empty().then_some(());
-    libvirt.wait_until("QEMU is gone", gone);
-    libvirt.virsh_ok(&["restore", file]);
-    let status = libvirt.wait_until("the guest is back, with its balloon", || {
-        let status = libvirt.status(name);
-        let bytes = (status.pages.max - status.pages.ballooned_out) * PAGE_BYTES;
-        (bytes.abs_diff(400 * MIB) <= 16 * PAGE_BYTES).then_some(status)
-    });
-    println!(
-        "restored: peak {} pages, {} superpages before and {} after",
-        status.counters.engine.peak_total, before.superpages.in_guest, status.superpages.in_guest
-    );
-    assert_eq!((status.state, status.target_bytes), (State::Managing, 400 * MIB));
-    assert!(status.counters.engine.peak_total * PAGE_BYTES <= 400 * MIB, "{status:#?}");
-    assert_eq!(status.borrowed_pages, 0);
-    libvirt.check_bytes(name);
+    comes_back_by(libvirt, name, &["save", name, file], &["restore", file]);
+
+    // Only a domain that has a definition can be saved in libvirt's own place.
+    let definition = libvirt.path("definition.xml");
+    std::fs::write(&definition, libvirt.virsh_ok(&["dumpxml", "--inactive", name])).unwrap();
+    libvirt.virsh_ok(&["define", definition.to_str().unwrap()]);
+    comes_back_by(libvirt, name, &["managedsave", name], &["start", name]);
+    libvirt.virsh_ok(&["undefine", name]);
 
     // The target follows as before.
     libvirt.virsh_ok(&["setmem", name, "380M"]);
@@ -372,5 +362,30 @@ fn comes_back(libvirt: &Libvirt, name: &str) {
         let total = status.pages.total * PAGE_BYTES;
         (status.target_bytes == 380 * MIB && total <= 380 * MIB).then_some(())
     });
+    libvirt.check_bytes(name);
+}
+
+/// The domain is as it was after these two commands, within its target.
+fn comes_back_by(libvirt: &Libvirt, name: &str, save: &[&str], restore: &[&str]) {
+    let before = libvirt.status(name);
+    libvirt.virsh_ok(save);
+    let gone = || processes_with("zerosweep", name).is_empty().then_some(());
+    libvirt.wait_until("QEMU is gone", gone);
+    libvirt.virsh_ok(restore);
+    let status = libvirt.wait_until("the guest is back, with its balloon", || {
+        let status = libvirt.status(name);
+        let bytes = (status.pages.max - status.pages.ballooned_out) * PAGE_BYTES;
+        (bytes.abs_diff(400 * MIB) <= 16 * PAGE_BYTES).then_some(status)
+    });
+    println!(
+        "{}: peak {} pages, {} superpages before and {} after",
+        restore[0],
+        status.counters.engine.peak_total,
+        before.superpages.in_guest,
+        status.superpages.in_guest
+    );
+    assert_eq!((status.state, status.target_bytes), (State::Managing, 400 * MIB));
+    assert!(status.counters.engine.peak_total * PAGE_BYTES <= 400 * MIB, "{status:#?}");
+    assert_eq!(status.borrowed_pages, 0);
     libvirt.check_bytes(name);
 }

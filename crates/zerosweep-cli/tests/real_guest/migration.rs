@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use zerosweep_lab::real_guest::{Account, MemoryCgroup, Sampler};
+use zerosweep_linux::KernelVersion;
 use zerosweep_wire::State;
 
 use super::harness::{
@@ -81,13 +82,20 @@ fn migrate(place: &Place, guest: &Guest) -> PathBuf {
     let mib = answer["ram"]["transferred"].as_u64().unwrap() >> 20;
     println!("\n  {mib} MiB in {} ms", answer["total-time"]);
     if let Some(before) = before {
+        let ballooned = before.pages.ballooned_out;
         let (before, after) = (before.counters, guest.status().counters);
+        let faults = after.faults - before.faults;
         println!(
-            "  {} faults, {} superpages and {} singles taken back meanwhile",
-            after.faults - before.faults,
+            "  {faults} faults, {} pages read as zeros, {} superpages and {} singles taken back \
+             meanwhile",
+            after.engine.pages_shown - before.engine.pages_shown,
             after.engine.superpages_reclaimed - before.engine.superpages_reclaimed,
             after.engine.singles_reclaimed - before.engine.singles_reclaimed
         );
+        // R22: what the balloon has is read without frames.
+        if KernelVersion::running().unwrap() >= KernelVersion::WITH_TABLE_RECLAIM {
+            assert!(faults < ballooned / 64, "{faults} faults, {ballooned} pages are given back");
+        }
     }
     file
 }

@@ -136,7 +136,14 @@ impl Guest {
     fn reach(&self, gfn: Gfn, value: Option<u64>) -> Option<u64> {
         self.shared.cpu(|cpu| {
             let remembered = cpu.remembered[self.number].get(&gfn).copied();
-            let mfn: Mfn = remembered.or_else(|| Some(cpu.machine.translate(gfn)?.0))?;
+            let mfn: Option<Mfn> = remembered.or_else(|| Some(cpu.machine.translate(gfn)?.0));
+            let Some(mfn) = mfn else {
+                let is_open = cpu.open.as_ref().is_some_and(|open| open.contains(&gfn.raw()));
+                let value = value.filter(|_| is_open)?;
+                cpu.machine.write_when_shown(gfn, Self::word(gfn), value);
+                crate::seen::early_write();
+                return Some(value);
+            };
             cpu.remembered[self.number].insert(gfn, mfn);
             if let Some(value) = value {
                 cpu.machine.set_word(mfn, Self::word(gfn), value);

@@ -42,6 +42,17 @@ fn busy_frames_and_failing_calls_lose_nothing() {
     println!("{:#?}", seen::all());
 }
 
+/// A thread of the host reads all over the guest, and the guests write to what it is shown before
+/// that is protected.
+#[test]
+fn a_guest_that_is_read_out_keeps_the_books_and_the_bytes() {
+    for seed in seeds(400) {
+        let scheduler = RandomScheduler::new_from_seed(seed, 1);
+        run_program(Program::read_out(seed), scheduler);
+    }
+    println!("{:#?}", seen::all());
+}
+
 /// Schedules that once found a defect: sweeps that waited for each other's ranges for ever, and a
 /// frame that was looked up before a split that moved it.
 const FOUND: [u64; 3] = [579, 888, 13027];
@@ -118,6 +129,10 @@ fn schedule(program: &Arc<Program>) {
             }
         })
     });
+    let reader = (!program.reads.is_empty()).then(|| {
+        let (shared, program) = (Arc::clone(&shared), Arc::clone(program));
+        thread::spawn(move || program.reads.iter().for_each(|&page| shared.read_by_host(page)))
+    });
     let run = |(number, mut guest): (usize, Guest)| {
         let program = Arc::clone(program);
         thread::spawn(move || {
@@ -129,6 +144,9 @@ fn schedule(program: &Arc<Program>) {
     keeper.join().unwrap();
     if let Some(device) = device {
         device.join().unwrap();
+    }
+    if let Some(reader) = reader {
+        reader.join().unwrap();
     }
     let guests: Vec<Guest> = guests.into_iter().map(|guest| guest.join().unwrap()).collect();
     shared.settle();

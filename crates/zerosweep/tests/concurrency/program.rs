@@ -51,6 +51,8 @@ pub(crate) struct Program {
     pub(crate) keeper: Vec<Task>,
     /// Empty: everything works.
     pub(crate) hindrances: Vec<Hindrance>,
+    /// Pages that a thread of the host reads.
+    pub(crate) reads: Vec<u64>,
 }
 
 impl Program {
@@ -70,7 +72,7 @@ impl Program {
         }
         let tasks = 4 + draw.below(8);
         let keeper = (0..tasks).map(|_| task(&mut draw, changes)).collect();
-        Self { seed, target, boots, guests, keeper, hindrances: Vec::new() }
+        Self { seed, target, boots, guests, keeper, hindrances: Vec::new(), reads: Vec::new() }
     }
 
     /// The same, but frames are busy and calls of the machine fail.
@@ -79,6 +81,14 @@ impl Program {
         let count = 4 + draw.below(24);
         let hindrances = (0..count).map(|_| hindrance(&mut draw)).collect();
         Self { hindrances, ..Self::new(seed) }
+    }
+
+    /// The same as [`Program::new`], and the host reads meanwhile.
+    pub(crate) fn read_out(seed: u64) -> Self {
+        let mut draw = Draw(seed.wrapping_mul(0xa076_1d64_78bd_642f));
+        let count = 8 + draw.below(40);
+        let reads = (0..count).map(|_| draw.below(PAGES)).collect();
+        Self { reads, ..Self::new(seed) }
     }
 }
 

@@ -28,6 +28,8 @@ pub(crate) struct Seen {
     borrowed: u64,
     busy: u64,
     failed: u64,
+    shown: u64,
+    early_writes: u64,
 }
 
 pub(crate) fn add(s: &Statistics, failed: u64) {
@@ -49,7 +51,13 @@ pub(crate) fn add(s: &Statistics, failed: u64) {
         seen.borrowed += s.borrowed;
         seen.busy += s.busy;
         seen.failed += failed;
+        seen.shown += s.pages_shown;
     });
+}
+
+/// A guest wrote to what was shown to the host and not yet protected.
+pub(crate) fn early_write() {
+    SEEN.with_borrow_mut(|seen| seen.early_writes += 1);
 }
 
 /// A fault met another operation.

@@ -3,14 +3,15 @@
 //! scheduler may let others go on.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::{Mutex as Cell, MutexGuard as CellGuard};
 
 use shuttle::sync::{Mutex, MutexGuard};
 use shuttle::thread;
 use zerosweep::{
     Allocated, Config, Consolidation, Content, Domain, Fault, FaultError, Gfn, Host, InvalidTouch,
-    Machine, MapError, Mapped, Mfn, Order, OutOfFrames, Policy, Progress, Session, Superframe,
-    Superpage, Unmapped, Upkeep,
+    Machine, MapError, Mapped, Mfn, Order, OutOfFrames, Policy, Progress, SUPERPAGE_PAGES, Session,
+    Shown, Superframe, Superpage, Unmapped, Upkeep,
 };
 use zerosweep_sim::{Failure, Kept, SoftwareGuest, SoftwareMachine};
 
@@ -69,6 +70,8 @@ pub(crate) struct Cpu {
     pub(crate) remembered: [BTreeMap<Gfn, Mfn>; GUESTS],
     /// Words of pages that nobody is giving back, which a lift must not lose.
     pub(crate) kept: BTreeMap<Gfn, (usize, u64)>,
+    /// Pages that are shown as zeros and not yet protected.
+    pub(crate) open: Option<Range<u64>>,
 }
 
 impl Shared {
@@ -83,7 +86,8 @@ impl Shared {
             ..Config::new(PAGES, target, Policy::Zerosweep)
         };
         let SoftwareGuest { domain, machine, .. } = SoftwareGuest::on(machine, config).unwrap();
-        let cpu = Cpu { machine, remembered: Default::default(), kept: BTreeMap::new() };
+        let cpu =
+            Cpu { machine, remembered: Default::default(), kept: BTreeMap::new(), open: None };
         let books = Books { domain, allowed: target, borrowing: 0, unlocks: 0 };
         let cpu = Cpus { point: Mutex::new(()), cell: Cell::new(cpu) };
         Self { lock: Mutex::new(()), books: Cell::new(books), cpu, frames, is_hindered }
@@ -154,6 +158,22 @@ impl Shared {
         let fault = session.fault_borrowing(gfn);
         session.host().books().borrowing -= 1;
         fault
+    }
+
+    /// A thread of the host reads a page. What it finds is zero, or has a frame.
+    pub(crate) fn read_by_host(&self, page: u64) {
+        loop {
+            let mut session = self.session();
+            session.host().books().borrowing += SUPERPAGE_PAGES;
+            let fault = session.fault_reading(Gfn::new(page)).unwrap();
+            session.host().books().borrowing -= SUPERPAGE_PAGES;
+            drop(session);
+            match fault {
+                Some(Fault::InTransit) => self.rest(),
+                None | Some(Fault::Present { .. }) => return,
+                Some(fault) => panic!("{fault:?}"),
+            }
+        }
     }
 
     /// What a thread does that is told to come again.
@@ -333,6 +353,19 @@ impl Machine for Locked<'_> {
 
     fn copy(&mut self, from: Mfn, to: Mfn) {
         self.change(|m| m.copy(from, to));
+    }
+
+    fn show_zeros(&mut self, gfn: Gfn, pages: u64) -> Shown {
+        // As on Linux: the guests can write to the pages until these are protected.
+        self.0.cpu.with(|cpu| cpu.open = Some(gfn.raw()..gfn.raw() + pages));
+        self.0.cpu.with(|cpu| {
+            cpu.open = None;
+            cpu.machine.show_zeros(gfn, pages)
+        })
+    }
+
+    fn is_written(&mut self, gfn: Gfn) -> bool {
+        self.with(|m| m.is_written(gfn))
     }
 
     fn scrub(&mut self, gfn: Gfn, mfn: Mfn) -> Content {

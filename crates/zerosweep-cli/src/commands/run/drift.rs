@@ -29,7 +29,9 @@ pub(super) enum Finding {
     Reconcile,
     /// The guest has more than its target, and is asked again.
     Above,
-    /// The same; it was asked often enough.
+    /// The guest has less than its target, and is asked again.
+    Below,
+    /// The guest has more than its target, and was asked often enough.
     DoesNotFollow,
 }
 
@@ -74,7 +76,9 @@ impl Drift {
         if differs && self.reconciled.replace(seen) != Some(seen) {
             return Finding::Reconcile;
         }
-        if actual_bytes <= seen.target_bytes + SLACK_PAGES * PAGE_BYTES {
+        let slack = SLACK_PAGES * PAGE_BYTES;
+        let is_below = actual_bytes + slack < seen.target_bytes;
+        if !is_below && actual_bytes <= seen.target_bytes + slack {
             self.asked = None;
             return Finding::Nothing;
         }
@@ -91,7 +95,13 @@ impl Drift {
             _ => 0,
         };
         self.asked = Some((seen.target_bytes, now, times + 1));
-        if times < REQUESTS { Finding::Above } else { Finding::DoesNotFollow }
+        match (is_below, times < REQUESTS) {
+            (false, true) => Finding::Above,
+            (false, false) => Finding::DoesNotFollow,
+            (true, true) => Finding::Below,
+            // It does no harm.
+            (true, false) => Finding::Nothing,
+        }
     }
 }
 
@@ -156,6 +166,21 @@ mod tests {
         let other = status(given_back, 200 * MIB);
         assert_eq!(looks(&mut drift, 500 * MIB, &other, 905), Finding::Nothing);
         assert_eq!(looks(&mut drift, 500 * MIB, &other, 910), Finding::Above);
+    }
+
+    #[test]
+    fn a_guest_below_its_target_is_asked_again_and_not_for_ever() {
+        let mut drift = Drift::default();
+        let below = status((2 * GIB - 200 * MIB) / PAGE_BYTES, 300 * MIB);
+        let mut look = |seconds| looks(&mut drift, 200 * MIB, &below, seconds);
+        assert_eq!(
+            (look(0), look(5), look(10)),
+            (Finding::Nothing, Finding::Below, Finding::Nothing)
+        );
+        assert_eq!(
+            (look(66), look(127), look(188)),
+            (Finding::Below, Finding::Below, Finding::Nothing)
+        );
     }
 
     #[test]

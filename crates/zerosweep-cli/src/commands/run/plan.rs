@@ -31,6 +31,11 @@ const OTHER_VMMS: [&str; 5] = ["cloud-hypervisor", "crosvm", "firecracker", "kvm
 /// back.
 const FIRST_TARGET: Size = Size(64 << 20);
 
+/// A Linux guest describes each page of 4 KiB with 64 bytes, from the moment on that it boots.
+const DESCRIBED_BY_ONE: u64 = 64;
+/// What a distribution's kernel and its initramfs take besides.
+const KERNEL_BYTES: u64 = 60 << 20;
+
 /// The id of the balloon device that is added.
 pub(super) const BALLOON: &str = "zerosweep-balloon";
 
@@ -165,13 +170,14 @@ impl Plan {
         all.extend(additions(&analysis, max_mem, &files));
         let terminal = if analysis.uses_terminal { Terminal::Shared } else { Terminal::Ours };
         let program_name = program_name.clone();
-        let notes = analysis.without_bus.map(|machine| {
+        let without_bus = analysis.without_bus.map(|machine| {
             format!(
                 "the machine {machine} has no bus for a balloon device: the guest is not asked to \
                  give memory back, and has what zero pages it leaves"
             )
         });
-        let notes = notes.into_iter().collect();
+        let too_little = wanted.target.and_then(|target| too_little_to_boot(target, max_mem));
+        let notes = without_bus.into_iter().chain(too_little).collect();
         Ok(Self {
             program,
             program_name,
@@ -277,6 +283,20 @@ fn check_target(target: Size, max_mem: Size) -> Result<(), Failure> {
     Ok(())
 }
 
+/// What to tell of a target in which a Linux guest does not boot.
+fn too_little_to_boot(target: Size, max_mem: Size) -> Option<String> {
+    let descriptors = max_mem.0 / DESCRIBED_BY_ONE;
+    let needed = Size((descriptors + KERNEL_BYTES).next_multiple_of(1 << 20));
+    (target < needed && target < max_mem).then(|| {
+        format!(
+            "--target {target} may be too little to boot in: a Linux guest of {max_mem} needs \
+             some {needed}, {} of it to describe its pages. If it waits for memory, raise its \
+             target",
+            Size(descriptors)
+        )
+    })
+}
+
 fn guest_name(given: Option<&str>, analysis: &Analysis) -> String {
     let valid = |name: &&str| zerosweep_wire::runtime::check_name(name).is_ok();
     given
@@ -324,7 +344,19 @@ fn additions(analysis: &Analysis, max_mem: Size, files: &GuestFiles) -> Vec<OsSt
 mod tests {
     use super::*;
 
+    const MIB: u64 = 1 << 20;
     const GIB: u64 = 1 << 30;
+
+    #[test]
+    fn a_target_in_which_no_linux_boots_is_told() {
+        let note = |target: u64, max: u64| too_little_to_boot(Size(target), Size(max));
+        let said = note(80 * MIB, 2 * GIB).unwrap();
+        assert!(said.contains("--target 80M") && said.contains("a Linux guest of 2G"), "{said}");
+        assert!(said.contains("some 92M, 32M of it"), "{said}");
+        assert_eq!(note(92 * MIB, 2 * GIB), None);
+        // A small guest that has all of its memory is its owner's business.
+        assert_eq!(note(32 * MIB, 32 * MIB), None);
+    }
 
     fn analysis(ram: Ram, name: Option<&str>, missing_balloon: Option<&'static str>) -> Analysis {
         let name = name.map(str::to_owned);

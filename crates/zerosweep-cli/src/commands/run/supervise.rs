@@ -272,7 +272,7 @@ impl<P: Process> Supervisor<P> {
         let mode = BalloonMode::of(&self.config);
         let (name, actual) = (&self.config.name, Size(actual_bytes).rounded());
         let target = Size(status.target_bytes).rounded();
-        let above =
+        let seen =
             format!("guest {name}: its balloon has left it {actual}, its target is {target}");
         match drift.look(mode, actual_bytes, status, Instant::now()) {
             Finding::Nothing => {}
@@ -285,14 +285,21 @@ impl<P: Process> Supervisor<P> {
             }
             Finding::Above => {
                 self.console.warn(&format!(
-                    "{above}. The guest was reset, loaded a snapshot, or took memory back \
+                    "{seen}. The guest was reset, loaded a snapshot, or took memory back \
                      (deflate-on-oom), or another program asked its balloon. It is asked for \
                      {target} again; `zerosweep set-target {name} {actual}` lets it keep what it has"
                 ));
                 let _ = balloon::ask(&self.files, status.target_bytes);
             }
+            Finding::Below => {
+                self.console.note(&format!(
+                    "{seen}. The guest loaded a snapshot, or another program asked its balloon. It \
+                     is asked for {target} again"
+                ));
+                let _ = balloon::ask(&self.files, status.target_bytes);
+            }
             Finding::DoesNotFollow => self.console.warn(&format!(
-                "{above}. It was asked several times and does not follow; it is not asked again. It \
+                "{seen}. It was asked several times and does not follow; it is not asked again. It \
                  stalls when it touches more than {target}: raise the target with `zerosweep \
                  set-target {name} SIZE`, or give the guest less to do"
             )),
