@@ -145,7 +145,9 @@ fn run_arch(
             let cells = if series == THIS {
                 let root = qemu.root(packages, arch)?;
                 let host = Host { qemu: qemu.version.to_owned(), ..this_host()? };
-                let steps = steps(scenarios, &programs, &is_here)?;
+                // A browser is not in that root.
+                let has = |need| need != Need::Chromium && is_here(need);
+                let steps = steps(scenarios, &programs, &has)?;
                 run_here(&host, scenarios, &programs, &steps, Some(&root))?
             } else {
                 match HostKernel::get(packages, series, arch) {

@@ -153,7 +153,7 @@ impl Packages {
         Ok(address.with_context(|| format!("apt knows no package {package}"))?.to_owned())
     }
 
-    /// Unpacks packages and all that they depend on to `root`, unless it is there: enough to run
+    /// Unpacks packages and all that they depend on to `root`, unless they are there: enough to run
     /// their programs in it. `suites` are Debian's; packages come from the last that has them.
     pub(crate) fn root(
         &self,
@@ -163,7 +163,8 @@ impl Packages {
         packages: &[&str],
     ) -> Result<PathBuf> {
         let path = self.at("roots").join(root);
-        if path.join("usr/bin").is_dir() {
+        let contents = packages.join("\n");
+        if fs::read_to_string(path.join(CONTENTS)).is_ok_and(|there| there == contents) {
             return Ok(path);
         }
         if machine::program("mmdebstrap").is_none() {
@@ -200,6 +201,8 @@ impl Packages {
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "mmdebstrap failed:\n{}", said.trim_end());
         complete(&partial)?;
+        fs::write(partial.join(CONTENTS), contents)?;
+        remove(&path)?;
         fs::rename(&partial, &path)?;
         Ok(path)
     }
@@ -229,8 +232,11 @@ fn address_beside(address: &str, other: &str, package: &str) -> Result<String> {
     Ok(at.replace("/linux-signed-amd64/", "/linux/").replace("/linux-signed-arm64/", "/linux/"))
 }
 
+/// The file of a root that names the packages that were wanted there.
+const CONTENTS: &str = ".packages";
+
 /// Adds what the scripts of packages would have made: the directories that newer releases have
-/// below `usr` only, and a shell.
+/// below `usr` only, a shell, and users.
 fn complete(root: &Path) -> Result<()> {
     for name in ["bin", "sbin", "lib", "lib64"] {
         if !root.join(name).exists() {
@@ -243,6 +249,9 @@ fn complete(root: &Path) -> Result<()> {
     if !root.join("bin/sh").exists() {
         symlink("busybox", root.join("bin/sh"))?;
     }
+    let users = "root:x:0:0::/root:/bin/sh\nnobody:x:65534:65534::/nonexistent:/bin/false\n";
+    fs::write(root.join("etc/passwd"), users)?;
+    fs::write(root.join("etc/group"), "root:x:0:\nnogroup:x:65534:\n")?;
     Ok(())
 }
 

@@ -78,7 +78,7 @@ impl Qemu {
         let name = format!("qemu-{}-{}", self.version, arch.debian());
         let package = arch.qemu_package();
         let mut wanted = vec![package, "qemu-system-common", "qemu-system-data"];
-        wanted.extend(["busybox-static", "coreutils", "dash", "libgcc-s1", "util-linux"]);
+        wanted.extend(["busybox-static", "coreutils", "dash", "libgcc-s1", "mount", "util-linux"]);
         if arch == Arch::X86_64 {
             wanted.push("seabios");
         }

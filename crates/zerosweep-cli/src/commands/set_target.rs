@@ -22,7 +22,11 @@ use crate::console::{Console, Terminal, Verbosity};
 /// Between two looks at the guest.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
-/// A balloon that has not moved for so long may be that of a guest that is paused.
+/// What is no difference between a balloon and its target, in pages.
+const SLACK_PAGES: u64 = 16;
+
+/// A balloon that has not moved for so long may be that of a guest that is paused, or be where it
+/// should be without the engine's knowing.
 const REST: Duration = Duration::from_millis(500);
 
 /// Sets the target.
@@ -59,6 +63,7 @@ impl Following<'_> {
         let name = self.name;
         let console = Console::new(Verbosity::Normal, Terminal::Ours);
         let (mut first, mut nearest, mut moved) = (0, u64::MAX, Instant::now());
+        let mut is_reconciled = false;
         loop {
             let status = ask(self.client, name, Operation::Status)?;
             let left = self.left(&status)?;
@@ -77,6 +82,10 @@ impl Following<'_> {
                 ));
                 return Ok(status);
             }
+            if moved.elapsed() >= REST && !std::mem::replace(&mut is_reconciled, true) {
+                self.reconcile();
+                continue;
+            }
             if moved.elapsed() >= patience {
                 console.clear();
                 return Err(Failure::work(self.does_not_follow(&status, left, patience)));
@@ -84,6 +93,17 @@ impl Following<'_> {
             first = left.max(first);
             console.moving(&format!("guest {name}: {} to go", pages(left)), first - left, first);
             std::thread::sleep(LOOK_INTERVAL);
+        }
+    }
+
+    /// A balloon that is where it should be, while the engine counts otherwise: the guest has loaded
+    /// a snapshot, say. The engine then counts what the balloon has. An agent that cannot is waited
+    /// for as ever.
+    fn reconcile(&mut self) {
+        if let Ok(actual_bytes) = self.qmp.balloon_actual()
+            && actual_bytes.abs_diff(self.size.0) <= SLACK_PAGES * PAGE_BYTES
+        {
+            let _ = ask(self.client, self.name, Operation::Reconcile { actual_bytes });
         }
     }
 

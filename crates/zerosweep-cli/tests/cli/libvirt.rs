@@ -350,7 +350,7 @@ fn comes_back(libvirt: &Libvirt, name: &str) {
 
     // Only a domain that has a definition can be saved in libvirt's own place.
     let definition = libvirt.path("definition.xml");
-    std::fs::write(&definition, libvirt.virsh_ok(&["dumpxml", "--inactive", name])).unwrap();
+    fs::write(&definition, libvirt.virsh_ok(&["dumpxml", "--inactive", name])).unwrap();
     libvirt.virsh_ok(&["define", definition.to_str().unwrap()]);
     comes_back_by(libvirt, name, &["managedsave", name], &["start", name]);
     libvirt.virsh_ok(&["undefine", name]);

@@ -106,7 +106,8 @@ fn is_well(guest: &Guest) {
 #[track_caller]
 fn settles(place: &Place, guest: &Guest, target_mib: u64) {
     let status = wait_until("the balloon is where its target is", LIMIT, || {
-        let (status, actual) = (guest.status(), guest.qmp().balloon_actual().ok()?);
+        let status = guest.try_status().ok()?;
+        let actual = guest.qmp().balloon_actual().ok()?;
         let had = status.pages.ballooned_out * PAGE_BYTES;
         let is_there = actual.abs_diff(target_mib * MIB) <= SLACK_BYTES;
         let is_counted = (GUEST_BYTES - actual).abs_diff(had) <= SLACK_BYTES;

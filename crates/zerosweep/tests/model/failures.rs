@@ -38,6 +38,7 @@ fn operations() -> Vec<Step> {
         Write(41, 1),
         Write(1060, 1),
         Read(13),
+        ReadByHost(1000, 1),
         Scrub(508, 8),
         Borrow(20),
         Decrease(40, 0),
@@ -57,6 +58,7 @@ fn operations() -> Vec<Step> {
         Sweep(u64::MAX),
         Consolidate(u64::MAX),
         Upkeep(true),
+        Reconcile(300, 4),
     ]
 }
 
