@@ -34,6 +34,7 @@ fn every_error_says_what_is_wrong() {
         (Box::new(FaultError::Map), "could not be mapped"),
         (Box::new(FaultError::TableMemory), "no memory for the engine's"),
         (Box::new(FaultError::Dying), "being taken down"),
+        (Box::new(FaultError::Unkept), "no frame for what the guest wrote"),
         (
             Box::new(TargetError::OutOfRange { target: 9, max: 8 }),
             "invalid target: 9 pages (must be 1 to 8)",

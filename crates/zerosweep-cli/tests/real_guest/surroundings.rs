@@ -162,7 +162,8 @@ fn a_vmm_that_gives_up_its_rights_is_managed() {
     // From QEMU 9 on.
     let help = std::process::Command::new("qemu-system-x86_64").arg("-help").output().unwrap();
     let help = String::from_utf8(help.stdout).unwrap();
-    if help.lines().any(|line| line.starts_with("-run-with") && line.contains("user=")) {
+    let (_, run_with) = help.split_once("\n-run-with ").unwrap_or_default();
+    if run_with.lines().take(2).any(|line| line.contains("user=")) {
         ways.push(vec!["-run-with", "user=nobody"]);
     }
     if !help.contains("\n-runas ") {
