@@ -13,12 +13,13 @@ use super::arch::Arch;
 use super::boot::{CUT_OFF, Said};
 use super::record::Outcome;
 use super::system::PROGRAMS;
-use crate::cargo::workspace;
+use crate::cargo::{target, workspace};
 use crate::need::Need;
 use crate::tests::PROGRAM;
 use crate::tests::program::{Program, counts, failures};
 
-/// Makes `$1` the root, with the directories `$2` and `$3` in it, and becomes the command behind.
+/// Makes `$1` the root, with the directories `$2`, `$3` and `$4` in it, and becomes the command
+/// behind.
 const ENTER: &str = r#"
 set -e
 mount --bind "$1" "$1"
@@ -28,11 +29,12 @@ mount --rbind /sys sys
 mount --rbind /dev dev
 mount -t tmpfs tmpfs run
 mount -t tmpfs tmpfs tmp
-mkdir -p ".$2" ".$3"
-mount --bind "$2" ".$2"
-mount --bind "$3" ".$3"
 root=$1
-shift 3
+for directory in "$2" "$3" "$4"; do
+    mkdir -p ".$directory"
+    mount --bind "$directory" ".$directory"
+done
+shift 4
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin
 exec chroot "$root" "$@"
 "#;
@@ -274,7 +276,9 @@ impl Step {
         command.arg("--signal=KILL").arg(self.limit.as_secs().to_string());
         if let Some(root) = root {
             command.args(["unshare", "--mount", "--pid", "--fork", "--kill-child"]);
-            command.args(["sh", "-c", ENTER, "sh"]).arg(root).args([workspace(), &cache_dir()]);
+            command.args(["sh", "-c", ENTER, "sh"]).arg(root);
+            // Programs may be built somewhere else.
+            command.args([workspace(), &cache_dir(), &target()]);
         }
         let output = command
             .arg(file)
