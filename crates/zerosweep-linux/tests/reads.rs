@@ -106,7 +106,7 @@ fn no_byte_is_lost_while_a_running_guest_is_read_out() {
             })
             .collect();
         as_guest(&memory, |memory| {
-            for round in 0..60_u64 {
+            for round in 0..30_u64 {
                 // Pages all over, in every superpage, and back to the balloon again.
                 let pages = (0..1500).map(|n| (n * 37 + round * 1409) % PAGES);
                 pages.clone().for_each(|page| store(memory, page, value(page)));

@@ -12,7 +12,7 @@ use zerosweep_sim::{NewGuestError, SoftwareGuest, SoftwareMachine, TouchError};
 
 #[test]
 fn every_error_says_what_is_wrong() {
-    let said: [(Box<dyn Error>, &str); 27] = [
+    let said: [(Box<dyn Error>, &str); 28] = [
         (Box::new(ConfigError::MaxPages(0)), "invalid guest memory: 0 pages"),
         (
             Box::new(ConfigError::Target { target: 9, max: 8 }),

@@ -36,7 +36,7 @@ impl LinuxMachine {
         }
         let _moving = self.enter().ok_or(MapError)?;
         // The range is PoD: zero pages, or nothing. The move needs it empty.
-        range.discard().map_err(|_| MapError)?;
+        self.empty(range)?;
         self.move_all(range, slot).map_err(|_| MapError)?;
         if backing != Backing::Whole {
             // From now on each page is a frame of the guest, with or without memory before.
@@ -55,10 +55,10 @@ impl LinuxMachine {
             return Err(MapError);
         };
         let _moving = self.enter().ok_or(MapError)?;
-        if self.keep_written(range, mfn) {
+        if self.keep_written(range, mfn)? {
             return Ok(Mapped::Whole);
         }
-        range.discard().map_err(|_| MapError)?;
+        self.empty(range)?;
         if self.slots.is_present(mfn) {
             self.break_up_at_home(index);
             return self.move_all(range, slot).map(|()| Mapped::Whole).map_err(|_| MapError);

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use zerosweep::{Fault, Gfn, Order, Policy};
+use zerosweep::{Fault, FaultError, Gfn, Order, Policy, Shown};
 
 use super::{MIB, as_guest};
 use crate::{GuestMemory, MainLoop, Options, PAGE_BYTES, Region};
@@ -89,6 +89,33 @@ fn it_is_kept_beyond_the_target_where_nothing_is_left() {
     assert_eq!((snapshot.quantities.populated, snapshot.statistics.borrowed), (3073, 1));
     memory.audit().unwrap();
     memory.stop();
+}
+
+/// Until something that was written has a frame, nothing drops it, and a lift keeps it.
+#[test]
+#[ignore = "needs userfaultfd in kernel mode"]
+fn what_has_no_frame_is_not_dropped() {
+    let memory = guest(Policy::Zerosweep);
+    let machine = &memory.domain.machine;
+    let first = Gfn::new(2048);
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            machine.hold_shown.after(0);
+            machine.show_zeros(first, 512)
+        });
+        assert!(machine.hold_shown.is_reached(|| reader.is_finished()));
+        write(&memory, 2060..2061, 5);
+        machine.hold_shown.release();
+        assert_eq!(reader.join().unwrap(), Shown::Written);
+    });
+    assert!(machine.is_written(Gfn::new(2060)) && !machine.is_written(Gfn::new(2061)));
+    assert_eq!(machine.show_zeros(first, 512), Shown::Unsupported);
+    assert_eq!(memory.domain.session().fault(first), Err(FaultError::Map));
+    assert_eq!(word(&memory, 2060), 2060 * 5);
+    memory.lift("no frame could be found");
+    assert_eq!(word(&memory, 2060), 2060 * 5);
+    write(&memory, 2048..2100, 9);
+    (2048..2100).for_each(|page| assert_eq!(word(&memory, page), page * 9));
 }
 
 #[test]
