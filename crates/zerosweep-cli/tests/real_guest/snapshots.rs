@@ -49,11 +49,11 @@ fn a_guest_goes_back_to_its_snapshot_and_follows_its_target() {
     let again = Place::new();
     let drive = format!("file={},if=none,format=qcow2,id=snapshots", file.display());
     let qemu = ["-drive", drive.as_str(), "-loadvm", "one"];
-    let run = ["--target", "250M"];
+    let run = ["--target", "350M"];
     let spec = Spec { qemu: &qemu, run: &run, append: APPEND, ..Spec::default() };
     let guest = Guest::managed(&again, &spec);
-    settles(&again, &guest, 250);
-    reaches(&again, &guest, 260);
+    settles(&again, &guest, 350);
+    reaches(&again, &guest, 330);
     is_well(&guest);
 }
 
